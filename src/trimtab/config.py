@@ -1,0 +1,92 @@
+"""Every knob, documented once. The command line and the plan file are derived from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from trimtab.errors import ConfigError
+
+WeightFormat = Literal["f32", "bf16", "int8", "int4"]
+KVFormat = Literal["f32", "bf16", "int8"]
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("f32", "bf16", "int8", "int4")
+KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
+GROUP_SIZES = (32, 64, 128)
+
+
+def knob(default: Any, help: str) -> Any:
+    """A documented dataclass field; `help` becomes the option's help text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ExecutorConfig:
+    """How the model is held and run. Everything here that changes numbers enters its identity."""
+
+    weights: WeightFormat = knob(
+        "bf16", "weight format: f32 (reference), bf16, int8 (per channel) or int4 (grouped)"
+    )
+    group_size: int = knob(64, "int4 only: input columns that share a scale (32, 64 or 128)")
+    kv_cache: KVFormat = knob("bf16", "KV cache format: f32 (reference), bf16 or int8")
+    threads: int = knob(0, "compute threads; 0 = the cores this process may use")
+    kv_cache_gib: float = knob(
+        0.0,
+        "KV cache size in GiB; 0 = 16 sequences of max_context, at most a quarter of free memory",
+    )
+    num_blocks: int = knob(0, "KV cache size in blocks; 0 = derived from kv_cache_gib")
+    max_context: int = knob(
+        0, "longest prompt + completion in tokens; 0 = what the model was trained for"
+    )
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHT_FORMATS:
+            raise ConfigError(f"weights={self.weights!r}: must be one of {WEIGHT_FORMATS}")
+        if self.kv_cache not in KV_FORMATS:
+            raise ConfigError(f"kv_cache={self.kv_cache!r}: must be one of {KV_FORMATS}")
+        if self.group_size not in GROUP_SIZES:
+            raise ConfigError(f"group_size={self.group_size}: must be one of {GROUP_SIZES}")
+        for name in ("threads", "num_blocks", "max_context"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}={getattr(self, name)}: must not be negative")
+        if not 0 <= self.kv_cache_gib < 1 << 20:
+            raise ConfigError(f"kv_cache_gib={self.kv_cache_gib}: must not be negative")
+
+    @property
+    def weights_label(self) -> str:
+        """For people: `int4-g64`, `bf16`."""
+        return f"int4-g{self.group_size}" if self.weights == "int4" else self.weights
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """How requests are put into steps. Nothing here can change an answer."""
+
+    max_batch_tokens: int = knob(512, "token budget of one step (prefill chunks + decodes)")
+    max_num_requests: int = knob(64, "requests that may run in one step")
+    max_queued_requests: int = knob(512, "requests that may wait; one more is refused with 429")
+    prefix_cache: bool = knob(True, "keep computed blocks and share them between requests")
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_tokens", "max_num_requests", "max_queued_requests"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The front process."""
+
+    host: str = knob("127.0.0.1", "address to listen on")
+    port: int = knob(8000, "port to listen on")
+    served_model_name: str | None = knob(None, "model name in the API; default: the model's own")
+    api_key: str | None = knob(None, "require this bearer token on every route but /health, /ready")
+    max_body_bytes: int = knob(16 << 20, "largest request body")
+    drain_seconds: float = knob(30.0, "how long SIGTERM waits for running requests")
+
+
+def replace_from(cls: type[Any], values: dict[str, Any]) -> Any:
+    """An instance of a config dataclass from a flat mapping; unknown keys raise ConfigError."""
+    unknown = set(values) - set(cls.__dataclass_fields__)
+    if unknown:
+        raise ConfigError(f"unknown {cls.__name__} setting: {', '.join(sorted(unknown))}")
+    return cast(Any, cls(**values))
