@@ -37,3 +37,7 @@ class RequestError(UserError):
 
 class EngineDeadError(TrimtabError):
     """The engine process is gone; requests in flight could not be completed."""
+
+
+class QueueFullError(TrimtabError):
+    """The waiting queue is at its limit; try again later (HTTP 429)."""

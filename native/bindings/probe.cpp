@@ -1,0 +1,3 @@
+#include "bindings/module.h"
+
+void bind_probe(nanobind::module_&) {}

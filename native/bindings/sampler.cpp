@@ -1,0 +1,3 @@
+#include "bindings/module.h"
+
+void bind_sampler(nanobind::module_&) {}

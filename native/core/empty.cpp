@@ -1,0 +1,2 @@
+// Linked into trimtab_core.
+namespace trimtab {}

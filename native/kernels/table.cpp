@@ -1,0 +1,2 @@
+// Compiled once for each ISA path.
+namespace trimtab {}

@@ -1,0 +1,51 @@
+"""Checkpoint: a stored model, opened and validated, its tensors mapped and not yet read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.models.spec import ModelSpec
+
+StoredDtype = Literal["f32", "f16", "bf16"]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A read-only, C-contiguous view of a mapped file. bf16 is held as its uint16 bit patterns."""
+
+    data: npt.NDArray[Any]  # float32, float16 or uint16
+    dtype: StoredDtype
+
+    def to_float32(self) -> npt.NDArray[np.float32]:
+        """A float32 copy (of bf16: exact)."""
+        if self.dtype == "bf16":
+            wide = self.data.astype(np.uint32) << np.uint32(16)
+            return wide.view(np.float32)
+        return self.data.astype(np.float32)
+
+
+class Checkpoint(Protocol):
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def identity(self) -> str:
+        """Hex digest that changes when the config or any weight does."""
+        ...
+
+    def names(self) -> Iterable[str]:
+        """The canonical tensor names (see models/spec.py) that this model has."""
+        ...
+
+    def tensor(self, name: str) -> StoredTensor:
+        """By canonical name; rows of fused tensors already cut out."""
+        ...

@@ -1,0 +1,92 @@
+"""EngineClient: how the layers above talk to an engine, wherever it lives.
+
+Implementations: `engine.async_engine.AsyncEngine` (in this process), `server.engine_client`
+(a supervised child process). Everything here is plain data that msgspec can carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from trimtab.engine.sampling_params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One sequence to complete. `params.n` and `params.stop` are not the engine's business:
+    the caller makes one request a choice and cuts stop strings out of the text."""
+
+    request_id: str  # unique among the live ones
+    prompt_ids: list[int]
+    params: SamplingParams
+    priority: int = 0  # smaller runs first
+    cache_salt: str = ""  # prefix-cache namespace: only equal salts share blocks
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    logprob: float  # of the token that was emitted
+    top: list[tuple[int, float]] = field(default_factory=list)  # most likely first
+
+
+@dataclass(frozen=True)
+class TokenOutput:
+    """What one step added to one request. The last one of a request has a finish_reason."""
+
+    request_id: str
+    token_ids: list[int]  # new ones; a stop token (EOS included) is not among them
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, if asked for
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None  # the token that stopped it
+    error: str | None = None  # one line, with finish_reason "error"
+    num_cached_tokens: int = 0  # prompt tokens that came out of the prefix cache
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_free_blocks: int  # including cached ones that nobody holds
+    num_cached_blocks: int  # of the free ones, those that still hold a prefix
+    num_steps: int
+    num_preemptions: int
+    num_prompt_tokens: int  # since start
+    num_cached_prompt_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What a front process must know of the engine to validate requests."""
+
+    vocab_size: int
+    max_context: int
+    max_queued_requests: int
+    kv_capacity_tokens: int
+    executor: str  # for people: "cpu avx512 int4-g64, KV bf16, 2 threads"
+
+
+class EngineClient(Protocol):
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
+        """Submit and stream. Closing or cancelling the iterator aborts the request.
+
+        Raises RequestError for what can never be served, QueueFullError when the queue is full,
+        EngineDeadError if the engine is gone.
+        """
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """Idempotent; the stream then ends with finish_reason "abort"."""
+        ...
+
+    async def stats(self) -> EngineStats: ...
+
+    async def close(self) -> None: ...

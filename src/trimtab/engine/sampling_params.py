@@ -1,0 +1,107 @@
+"""SamplingParams: what a caller may ask of one completion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.errors import RequestError
+
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_BYTES = 1024
+MAX_LOGIT_BIAS = 1024
+MAX_CHOICES = 128
+
+
+def _check(ok: bool, param: str, value: Any, rule: str) -> None:
+    if not ok:
+        raise RequestError(f"{param}={value!r}: must be {rule}", param=param)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """Immutable; every range is checked here, once. Raises RequestError naming the field.
+
+    The order in which the parameters act on the logits is written down at
+    `trimtab.executors.base.SamplingBatch`. Stop strings act on text and are applied above the
+    engine; everything else acts on tokens, in the engine.
+    """
+
+    max_tokens: int | None = 16  # None = up to the context limit
+    min_tokens: int = 0
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None  # None = drawn at random for each request
+    stop: tuple[str, ...] = ()
+    include_stop_in_output: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # number of alternatives to report; None = no logprobs
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        else:
+            object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        _check(
+            self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, ">= 1"
+        )
+        _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, ">= 0")
+        _check(
+            self.max_tokens is None or self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            self.min_tokens,
+            "at most max_tokens",
+        )
+        # Written so that NaN fails every one of them.
+        _check(0 <= self.temperature <= 100, "temperature", self.temperature, "in [0, 100]")
+        _check(self.top_k >= -1, "top_k", self.top_k, ">= 0 (0 or -1 = off)")
+        _check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        _check(0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
+        _check(
+            0 < self.repetition_penalty <= 100,
+            "repetition_penalty",
+            self.repetition_penalty,
+            "in (0, 100]",
+        )
+        for name in ("presence_penalty", "frequency_penalty"):
+            _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "in [-2, 2]")
+        _check(
+            len(self.logit_bias) <= MAX_LOGIT_BIAS,
+            "logit_bias",
+            f"{len(self.logit_bias)} entries",
+            f"at most {MAX_LOGIT_BIAS} entries",
+        )
+        for value in self.logit_bias.values():
+            _check(-100 <= value <= 100, "logit_bias", value, "in [-100, 100]")
+        _check(
+            self.seed is None or -(1 << 63) <= self.seed < 1 << 64,
+            "seed",
+            self.seed,
+            "a 64-bit integer",
+        )
+        _check(len(self.stop) <= MAX_STOP_STRINGS, "stop", len(self.stop), f"<= {MAX_STOP_STRINGS}")
+        for text in self.stop:
+            _check(text != "", "stop", text, "a non-empty string")
+            _check(
+                len(text.encode(errors="replace")) <= MAX_STOP_BYTES,
+                "stop",
+                text[:32] + "...",
+                f"at most {MAX_STOP_BYTES} bytes",
+            )
+        _check(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS,
+            "logprobs",
+            self.logprobs,
+            f"in [0, {MAX_TOP_LOGPROBS}]",
+        )
+        _check(1 <= self.n <= MAX_CHOICES, "n", self.n, f"in [1, {MAX_CHOICES}]")
