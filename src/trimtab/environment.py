@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal, cast
+from typing import Literal
 
 from trimtab.errors import ConfigError
 
@@ -22,7 +22,7 @@ def forced_isa() -> Isa | None:
         return None
     if value not in ISAS:
         raise ConfigError(f"TRIMTAB_ISA={value!r}: must be one of {', '.join(ISAS)}")
-    return cast(Isa, value)
+    return value
 
 
 def debug_checks() -> bool:

@@ -24,10 +24,10 @@ class StoredTensor:
 
     def to_float32(self) -> npt.NDArray[np.float32]:
         """A float32 copy (of bf16: exact)."""
-        if self.dtype == "bf16":
-            wide = self.data.astype(np.uint32) << np.uint32(16)
-            return wide.view(np.float32)
-        return self.data.astype(np.float32)
+        if self.dtype != "bf16":
+            return self.data.astype(np.float32)
+        wide: npt.NDArray[np.uint32] = self.data.astype(np.uint32) << np.uint32(16)
+        return wide.view(np.float32)
 
 
 class Checkpoint(Protocol):

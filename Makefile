@@ -1,0 +1,69 @@
+# make serve    build everything and serve the built-in model on http://127.0.0.1:8000
+# make test     set up and run the tests
+# make check    lint, types, formatting, import rule
+#
+# PYTHON=python3.12  another interpreter        MODEL=... ARGS=...  what `make serve` serves, and how
+
+PYTHON ?= python3
+MODEL ?= builtin
+ARGS ?=
+TESTS ?= tests
+# A smaller download than the default one where it can be reached:
+#   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
+
+.PHONY: serve test check format native clean
+
+serve: $(VENV)/.installed
+	@exec $(BIN)/trimtab serve $(MODEL) $(ARGS)
+
+test: $(VENV)/.installed $(VENV)/.test
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.installed $(VENV)/.check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find native -name '*.cpp' -o -name '*.h')
+	$(BIN)/python tools/import_rule.py
+
+format: $(VENV)/.check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h')
+
+native: $(VENV)/.installed
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "trimtab needs Python 3.10 or later; try make PYTHON=python3.12")'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "could not create $(VENV): on Debian and Ubuntu, install python3-venv" >&2; exit 2; }
+	@touch $@
+
+# Build tools are pinned too, so the build runs without pip's isolation.
+$(VENV)/.build: $(VENV)/.created constraints.txt
+	@echo "installing the build tools"
+	@$(PIP) scikit-build-core nanobind cmake ninja
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.build pyproject.toml $(NATIVE)
+	@echo "building the native core and installing what serving needs"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	@echo "installing what the tests need"
+	@$(PIP) $(TORCH)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[test]'
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.installed
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable '.[check]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build src/trimtab/_native*.so
