@@ -1,5 +1,6 @@
-// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011):
-// a keyed bijection of 128-bit counters. No state, so nothing can drift, be shared or need rewinding.
+// Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel Random Numbers: As Easy as 1, 2, 3", SC
+// 2011): a keyed bijection of 128-bit counters. No state, so nothing can drift, be shared or need
+// rewinding.
 #pragma once
 
 #include <cstdint>

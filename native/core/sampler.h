@@ -1,5 +1,5 @@
-// From the logits of one row to its token. The semantics, and the order in which the parameters act,
-// are written at trimtab.executors.base.SamplingBatch; this file mirrors that class.
+// From the logits of one row to its token. The semantics, and the order in which the parameters
+// act, are written at trimtab.executors.base.SamplingBatch; this file mirrors that class.
 //
 // A row's result is a pure function of (logits, that row's parameters, seed, position): not of the
 // other rows, of the thread, or of what the scratch was used for before.
@@ -57,12 +57,12 @@ struct SamplerScratch {
     float logit;
     int32_t id;
   };
-  std::vector<float> logits;           // adjusted copy, when a row needs one
-  std::vector<float> weights;          // exp((logit - max) / temperature), by token id
-  std::vector<float> block_max;        // of the model's logits
-  std::vector<float> adjusted_max;     // of the adjusted copy
-  std::vector<float> selected_max;     // block maxima again, for selection
-  std::vector<int32_t> counts;         // all zero between rows
+  std::vector<float> logits;        // adjusted copy, when a row needs one
+  std::vector<float> weights;       // exp((logit - max) / temperature), by token id
+  std::vector<float> block_max;     // of the model's logits
+  std::vector<float> adjusted_max;  // of the adjusted copy
+  std::vector<float> selected_max;  // block maxima again, for selection
+  std::vector<int32_t> counts;      // all zero between rows
   std::vector<Candidate> candidates;
 };
 
