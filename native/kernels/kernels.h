@@ -1,6 +1,6 @@
 // The table of kernels that one ISA path offers. The same sources are compiled once per path
-// (kernels/table.cpp, with the path's compiler flags) on top of kernels/simd_<isa>.h; core/isa.cpp
-// picks a table at run time. Nothing here knows of Python, threads or models.
+// (with the path's compiler flags) on top of kernels/simd.h; core/isa.h picks a table at run time.
+// Nothing here knows of Python, threads or models.
 //
 // The law (DESIGN.md section 5): an output element's accumulation order is fixed by the matrix
 // shape alone. No kernel may let it depend on the number of rows, on the row or panel range of a
@@ -10,6 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/layer_kernels.h"
+
 namespace trimtab {
 
 enum class WeightFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
@@ -17,8 +19,9 @@ enum class KVFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2 };
 
 constexpr int64_t kPanel = 16;  // output columns of one micro-panel: one 512-bit vector of int32
 
-// A weight matrix [rows (N, outputs), cols (K, inputs)] in the order in which the kernels read it.
-// N is padded to panels (int4: pairs of panels), K to the format's unit; padding is zero weight.
+// A weight matrix [rows (N, outputs), cols (K, inputs)] in the order in which the kernels read it,
+// the same bytes on every ISA path. N is padded to panels (int4: pairs of panels), K to the
+// format's unit; padding is zero weight.
 //   f32   [N/16][K][16]                           f32
 //   bf16  [N/16][K/2][16][2]                      bf16
 //   int8  [N/16][K/4][16][4]                      s8, in [-127, 127]
@@ -30,50 +33,104 @@ struct PackedMatrix {
   int64_t rows, cols;   // logical N, K
   int64_t padded_rows;  // multiple of 16 (int4: 32)
   int64_t padded_cols;  // multiple of 1 / 2 / 4 / group_size
-  const uint8_t* data;  // 64-byte aligned
+  const uint8_t* data;  // 64-byte aligned, packed_bytes(matrix) long
   const float* scales;  // int8: [padded_rows]
   const int32_t* sums;  // int8: [padded_rows] sum over k of the stored weights
 };
 
-// Activation rows as the kernels of one weight format read them. Row stride is `stride` elements.
-//   f32: float.  bf16: bf16 bits.  int8: s8 with one scale a row.
-//   int4: s8 with one scale and one sum of the s8 values for each (row, group).
+constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// A PackedMatrix of that shape, its pointers still null.
+constexpr PackedMatrix packed_shape(WeightFormat format, int32_t group_size, int64_t rows,
+                                    int64_t cols) {
+  bool int4 = format == WeightFormat::int4;
+  int64_t unit = int4                           ? group_size
+                 : format == WeightFormat::int8 ? 4
+                 : format == WeightFormat::bf16 ? 2
+                                                : 1;
+  return {format,
+          int4 ? group_size : 0,
+          rows,
+          cols,
+          round_up(rows, int4 ? 2 * kPanel : kPanel),
+          round_up(cols, unit),
+          nullptr,
+          nullptr,
+          nullptr};
+}
+
+// Bytes of the packed data (int8 scales and sums are separate: padded_rows floats and int32).
+constexpr int64_t packed_bytes(const PackedMatrix& w) {
+  int64_t elements = w.padded_rows * w.padded_cols;
+  switch (w.format) {
+    case WeightFormat::f32:
+      return elements * 4;
+    case WeightFormat::bf16:
+      return elements * 2;
+    case WeightFormat::int8:
+      return elements;
+    case WeightFormat::int4:
+      return elements / 2 + elements / w.group_size * 2;
+  }
+  return 0;
+}
+
+// Activation rows as the kernels of one weight format on one ISA path read them: opaque to
+// everything but `prepare` and `gemm`.
+//   f32   float
+//   bf16  values rounded to bf16: pairs of bf16 (avx512), floats (other paths)
+//   int8  s8 ^ int8_flip, one scale a row
+//   int4  s8, one scale and one sum of the s8 values for each (row, group)
 struct Activations {
-  void* data;
-  float* scales;   // int8 [rows]; int4 [rows][padded_cols / group]
-  int32_t* sums;   // int4 [rows][padded_cols / group]
-  int64_t stride;  // = padded_cols of the matrices that read it
+  uint8_t* data;      // rows row_bytes apart, 64-byte aligned
+  int64_t row_bytes;  // GemmKernels::activation_bytes(format, padded_cols), or more
+  float* scales;      // int8 [rows]; int4 [rows][padded_cols / group]
+  int32_t* sums;      // int4 [rows][padded_cols / group]
 };
 
 enum class Epilogue : int32_t {
   store = 0,       // out[m][n]  = y
   add = 1,         // out[m][n] += y                          (residual)
-  gated_silu = 2,  // out[m][n'] = silu(gate) * up            panels alternate gate, up
-  gated_gelu = 3,  // the same with tanh-GELU;                out has rows/2 columns
+  gated_silu = 2,  // out[m][n'] = silu(gate) * up            panels alternate gate, up;
+  gated_gelu = 3,  // the same with tanh-GELU                 rows % 32 == 0, out has rows/2 columns
 };
 
 struct GemmOutput {
-  float* out;  // [m][stride]
+  float* out;  // [m][stride]; columns from rows (gated: rows/2) on are never touched
   int64_t stride;
-  const float* bias;  // [padded_rows] in packed row order, or null
+  const float* bias;  // [rows] in packed row order, or null
   Epilogue epilogue;
 };
 
-// GEMM, packing and quantization of activations: kernels/gemm*.h
+// GEMM, packing and quantization of activations: kernels/gemm*.h, kernels/quantize*.h
 struct GemmKernels {
-  // bytes that the packed data of a matrix needs (data only; int8 scales and sums are separate)
-  // pack panels [panel0, panel1) of `w` (row-major f32 rows [panel1*16 - panel0*16 ...][cols],
-  // `row(n)` order is the caller's) into dst; rows beyond `rows` are zero. int8/int4 are rounded to
-  // nearest (half to even), symmetric: int8 absmax/127 per row; int4 absmax/7 per (row, group), in
-  // [-8, 7].
-  void (*pack)(PackedMatrix& w, uint8_t* data, float* scales, int32_t* sums, const float* source,
-               int64_t panel0, int64_t panel1);
-  // out.data rows [0, rows) from x [rows][x_stride]; columns cols..padded_cols become zero
+  uint8_t int8_flip;  // see Activations
+  // Bytes of one activation row, a multiple of 64.
+  int64_t (*activation_bytes)(WeightFormat format, int64_t padded_cols);
+  // Packs panels [panel0, panel1) of a matrix of w's shape into data (and, for int8, scales and
+  // sums), which are those of the whole matrix. source: f32 [..][cols], its first row is row
+  // panel0 * 16, row-major and dense; rows from w.rows on are not read: they become zero. bf16 is
+  // rounded to nearest even, int8 and int4 to nearest (half to even), symmetric: int8 absmax/127
+  // per row, int4 absmax/7 per (row, group), the scale rounded to f16, in [-8, 7]. int4 needs even
+  // bounds.
+  void (*pack)(const PackedMatrix& w, uint8_t* data, float* scales, int32_t* sums,
+               const float* source, int64_t panel0, int64_t panel1);
+  // out rows [first_row, first_row + rows) from x [rows][x_stride]; columns cols..padded_cols
+  // become zero. int8: absmax/127 per row, int4: per (row, group); half to even. A row (group)
+  // whose absmax is under 2^-100 becomes zero; infinities and NaN come out of `gemm` as NaN.
   void (*prepare)(WeightFormat format, int32_t group_size, const float* x, int64_t x_stride,
                   int64_t rows, int64_t cols, const Activations& out, int64_t first_row);
-  // rows [m0, m1) x panels [panel0, panel1); int4 and gated epilogues need even panel bounds
+  // y[m][n] = sum over k of x[m][k] w[n][k] (+ bias[n]) for rows [m0, m1) x panels
+  // [panel0, panel1), through the epilogue into out. int4 and gated epilogues need even panel
+  // bounds. Allocates nothing.
   void (*gemm)(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, int64_t panel0,
                int64_t panel1, const GemmOutput& out);
+};
+
+struct KernelTable {
+  const char* name;
+  GemmKernels gemm;
+  LayerKernels layers;
 };
 
 }  // namespace trimtab

@@ -1,2 +1,0 @@
-// Linked into trimtab_core.
-namespace trimtab {}

@@ -1,0 +1,47 @@
+// A 16-lane vector vocabulary. Kernels are written once against it and compiled once for each ISA
+// path; the build defines exactly one TRIMTAB_KERNELS_<ISA> for each translation unit of kernels/.
+//
+// Everything here and in the kernels lives in the path's own namespace, TRIMTAB_ISA, so that the
+// linker can never take code compiled with one path's instructions for another's. For the same
+// reason kernel sources use no standard library templates: <cstdint>, <cstddef>, <cstring> only.
+//
+//   F32x16, I32x16        sixteen float / int32 lanes; Mask16: one truth value a lane
+//   load/store            unaligned; *_tail(p, count) touch only the first count lanes (0..16), the
+//                         others read as zero; *_bf16, *_f16, *_s8 convert from and to memory
+//   fma(a, b, c)          a * b + c, rounded once, on every path
+//   max/min(a, b)         b where either is NaN, as in the x86 instructions
+//   to_i32(x)             round half to even; out of range and NaN give an unspecified integer
+//   to_bf16 (store_bf16)  round to nearest even, denormals kept, NaN stays NaN, on every path
+//   reduce_*              a fixed tree: lanes i and i+8, then i+4, i+2, i+1, on every path
+//
+// Dot-product primitives of the weight formats (kernels.h, PackedMatrix): see each path's header.
+//   bf16  kBf16Steps, Bf16Weights, load_bf16_weights, Bf16Pair, dot_bf16
+//   int8  kInt8Flip, Int8Weights, load_int8_weights, dot_int8
+//   int4  Bytes64 of nibbles 0..15: load_bytes, low_nibbles, high_nibbles; U4Sums, dot_u4
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/isa_namespace.h"
+
+#if !defined(TRIMTAB_ISA)
+#error "only sources in kernels/ may include this"
+#endif
+
+#define TRIMTAB_INLINE static inline __attribute__((always_inline))
+
+namespace trimtab::TRIMTAB_ISA {
+constexpr int kLanes = 16;
+}
+
+#if defined(TRIMTAB_KERNELS_AVX512)
+#include "kernels/simd_avx512.h"
+#elif defined(TRIMTAB_KERNELS_AVX2)
+#include "kernels/simd_avx2.h"
+#else
+#include "kernels/simd_portable.h"
+#endif
+
+#include "kernels/simd_math.h"

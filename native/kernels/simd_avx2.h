@@ -1,0 +1,263 @@
+// The vocabulary of simd.h on AVX2, FMA and F16C: two 8-lane registers.
+#pragma once
+
+#include <immintrin.h>
+
+namespace trimtab::TRIMTAB_ISA {
+
+struct F32x16 {
+  __m256 a, b;
+};
+struct I32x16 {
+  __m256i a, b;
+};
+struct Mask16 {
+  __m256 a, b;
+};
+
+TRIMTAB_INLINE __m256i tail_mask(int count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+// ---- float
+TRIMTAB_INLINE F32x16 zero_f32() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+TRIMTAB_INLINE F32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+TRIMTAB_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+TRIMTAB_INLINE void store(float* p, F32x16 x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+TRIMTAB_INLINE F32x16 load_tail(const float* p, int count) {
+  return {_mm256_maskload_ps(p, tail_mask(count)), _mm256_maskload_ps(p + 8, tail_mask(count - 8))};
+}
+TRIMTAB_INLINE void store_tail(float* p, F32x16 x, int count) {
+  _mm256_maskstore_ps(p, tail_mask(count), x.a);
+  _mm256_maskstore_ps(p + 8, tail_mask(count - 8), x.b);
+}
+TRIMTAB_INLINE F32x16 add(F32x16 x, F32x16 y) {
+  return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+}
+TRIMTAB_INLINE F32x16 sub(F32x16 x, F32x16 y) {
+  return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
+}
+TRIMTAB_INLINE F32x16 mul(F32x16 x, F32x16 y) {
+  return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+}
+TRIMTAB_INLINE F32x16 div(F32x16 x, F32x16 y) {
+  return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
+}
+TRIMTAB_INLINE F32x16 fma(F32x16 x, F32x16 y, F32x16 z) {
+  return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+TRIMTAB_INLINE F32x16 max(F32x16 x, F32x16 y) {
+  return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)};
+}
+TRIMTAB_INLINE F32x16 min(F32x16 x, F32x16 y) {
+  return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
+}
+TRIMTAB_INLINE Mask16 less(F32x16 x, F32x16 y) {
+  return {_mm256_cmp_ps(x.a, y.a, _CMP_LT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_LT_OQ)};
+}
+TRIMTAB_INLINE F32x16 select(Mask16 m, F32x16 yes, F32x16 no) {
+  return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)};
+}
+
+// ---- int32
+TRIMTAB_INLINE __m256i load_256(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+TRIMTAB_INLINE void store_256(void* p, __m256i x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), x);
+}
+TRIMTAB_INLINE I32x16 zero_i32() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+TRIMTAB_INLINE I32x16 set1(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+TRIMTAB_INLINE I32x16 load(const int32_t* p) { return {load_256(p), load_256(p + 8)}; }
+TRIMTAB_INLINE void store(int32_t* p, I32x16 x) {
+  store_256(p, x.a);
+  store_256(p + 8, x.b);
+}
+TRIMTAB_INLINE I32x16 add(I32x16 x, I32x16 y) {
+  return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+}
+TRIMTAB_INLINE I32x16 sub(I32x16 x, I32x16 y) {
+  return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)};
+}
+TRIMTAB_INLINE I32x16 max(I32x16 x, I32x16 y) {
+  return {_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)};
+}
+TRIMTAB_INLINE I32x16 bit_and(I32x16 x, I32x16 y) {
+  return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)};
+}
+TRIMTAB_INLINE I32x16 bit_or(I32x16 x, I32x16 y) {
+  return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)};
+}
+TRIMTAB_INLINE I32x16 bit_xor(I32x16 x, I32x16 y) {
+  return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)};
+}
+template <int N>
+TRIMTAB_INLINE I32x16 shift_left(I32x16 x) {
+  return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)};
+}
+template <int N>
+TRIMTAB_INLINE I32x16 shift_right(I32x16 x) {  // zeros come in
+  return {_mm256_srli_epi32(x.a, N), _mm256_srli_epi32(x.b, N)};
+}
+template <int N>
+TRIMTAB_INLINE I32x16 shift_right_sign(I32x16 x) {
+  return {_mm256_srai_epi32(x.a, N), _mm256_srai_epi32(x.b, N)};
+}
+TRIMTAB_INLINE Mask16 less(I32x16 x, I32x16 y) {
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(y.a, x.a)),
+          _mm256_castsi256_ps(_mm256_cmpgt_epi32(y.b, x.b))};
+}
+TRIMTAB_INLINE I32x16 select(Mask16 m, I32x16 yes, I32x16 no) {
+  return {_mm256_blendv_epi8(no.a, yes.a, _mm256_castps_si256(m.a)),
+          _mm256_blendv_epi8(no.b, yes.b, _mm256_castps_si256(m.b))};
+}
+
+// ---- conversions
+TRIMTAB_INLINE I32x16 as_i32(F32x16 x) {
+  return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)};
+}
+TRIMTAB_INLINE F32x16 as_f32(I32x16 x) {
+  return {_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)};
+}
+TRIMTAB_INLINE I32x16 to_i32(F32x16 x) {
+  return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)};
+}
+TRIMTAB_INLINE F32x16 to_f32(I32x16 x) {
+  return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
+}
+
+TRIMTAB_INLINE __m128i load_128(const void* p) {
+  return _mm_loadu_si128(static_cast<const __m128i*>(p));
+}
+TRIMTAB_INLINE void store_128(void* p, __m128i x) { _mm_storeu_si128(static_cast<__m128i*>(p), x); }
+TRIMTAB_INLINE I32x16 load_u16(const uint16_t* p) {
+  return {_mm256_cvtepu16_epi32(load_128(p)), _mm256_cvtepu16_epi32(load_128(p + 8))};
+}
+TRIMTAB_INLINE void store_u16(uint16_t* p, I32x16 x) {  // the low halves
+  const __m256i mask = _mm256_set1_epi32(0xffff);
+  __m256i packed = _mm256_packus_epi32(_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask));
+  store_256(p, _mm256_permute4x64_epi64(packed, 0b11011000));
+}
+TRIMTAB_INLINE F32x16 load_f16(const uint16_t* p) {
+  return {_mm256_cvtph_ps(load_128(p)), _mm256_cvtph_ps(load_128(p + 8))};
+}
+TRIMTAB_INLINE void store_f16(uint16_t* p, F32x16 x) {
+  store_128(p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  store_128(p + 8, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+TRIMTAB_INLINE I32x16 load_s8(const int8_t* p) {
+  __m128i x = load_128(p);
+  return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
+}
+TRIMTAB_INLINE void store_s8(int8_t* p, I32x16 x) {  // saturates
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0b11011000);
+  store_128(p, _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+// ---- reductions
+TRIMTAB_INLINE float reduce_add(F32x16 x) {
+  __m256 y = _mm256_add_ps(x.a, x.b);
+  __m128 z = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+  z = _mm_add_ps(z, _mm_movehl_ps(z, z));
+  return _mm_cvtss_f32(_mm_add_ss(z, _mm_shuffle_ps(z, z, 1)));
+}
+TRIMTAB_INLINE float reduce_max(F32x16 x) {
+  __m256 y = _mm256_max_ps(x.a, x.b);
+  __m128 z = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+  z = _mm_max_ps(z, _mm_movehl_ps(z, z));
+  return _mm_cvtss_f32(_mm_max_ss(z, _mm_shuffle_ps(z, z, 1)));
+}
+
+// ---- dot products
+// 64 bytes: one k-unit of a panel. Activations come as the 4 bytes that face a unit.
+struct Bytes64 {
+  __m256i a, b;
+};
+TRIMTAB_INLINE Bytes64 load_bytes(const uint8_t* p) { return {load_256(p), load_256(p + 32)}; }
+TRIMTAB_INLINE void store_bytes(uint8_t* p, Bytes64 x) {
+  store_256(p, x.a);
+  store_256(p + 32, x.b);
+}
+TRIMTAB_INLINE Bytes64 low_nibbles(Bytes64 x) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
+}
+TRIMTAB_INLINE Bytes64 high_nibbles(Bytes64 x) {
+  return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)});
+}
+
+// bf16: two steps a pair of k (even, then odd); activations are floats that were rounded to bf16.
+constexpr int kBf16Steps = 2;
+using Bf16Weights = F32x16;
+struct Bf16Pair {
+  __m256 v;
+};
+TRIMTAB_INLINE Bf16Weights load_bf16_weights(const uint8_t* p, int step) {
+  __m256i x = load_256(p), y = load_256(p + 32);
+  if (step == 0) {
+    x = _mm256_slli_epi32(x, 16);
+    y = _mm256_slli_epi32(y, 16);
+  } else {
+    const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    x = _mm256_and_si256(x, mask);
+    y = _mm256_and_si256(y, mask);
+  }
+  return {_mm256_castsi256_ps(x), _mm256_castsi256_ps(y)};
+}
+TRIMTAB_INLINE Bf16Pair broadcast_bf16(const uint8_t* p) {
+  return {_mm256_broadcast_ss(reinterpret_cast<const float*>(p))};
+}
+TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair a) {
+  return {_mm256_fmadd_ps(w.a, a.v, sum.a), _mm256_fmadd_ps(w.b, a.v, sum.b)};
+}
+
+// int8: |w| as the unsigned operand and a with w's sign: exact because both are in [-127, 127].
+constexpr uint8_t kInt8Flip = 0;
+struct Int8Weights {
+  __m256i a, b, abs_a, abs_b;
+};
+struct Quad {
+  __m256i v;
+};
+TRIMTAB_INLINE Quad broadcast_quad(const uint8_t* p) {
+  int32_t quad;
+  std::memcpy(&quad, p, 4);
+  return {_mm256_set1_epi32(quad)};
+}
+TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p) {
+  __m256i a = load_256(p), b = load_256(p + 32);
+  return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
+}
+TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad q) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i a = _mm256_maddubs_epi16(w.abs_a, _mm256_sign_epi8(q.v, w.a));
+  __m256i b = _mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(q.v, w.b));
+  return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a, ones)),
+          _mm256_add_epi32(sum.b, _mm256_madd_epi16(b, ones))};
+}
+
+// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads before add_u4:
+// 8 * 2 * 15 * 127 = 30480 fits int16.
+constexpr int kU4Quads = 8;
+struct U4Sums {
+  __m256i a, b;
+};
+TRIMTAB_INLINE U4Sums zero_u4() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad q) {
+  return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, q.v)),
+          _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, q.v))};
+}
+TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(total.a, _mm256_madd_epi16(sum.a, ones)),
+          _mm256_add_epi32(total.b, _mm256_madd_epi16(sum.b, ones))};
+}
+
+TRIMTAB_INLINE void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
+
+}  // namespace trimtab::TRIMTAB_ISA
