@@ -58,7 +58,6 @@ struct SamplerScratch {
     int32_t id;
   };
   std::vector<float> logits;        // adjusted copy, when a row needs one
-  std::vector<float> weights;       // exp((logit - max) / temperature), by token id
   std::vector<float> block_max;     // of the model's logits
   std::vector<float> adjusted_max;  // of the adjusted copy
   std::vector<float> selected_max;  // block maxima again, for selection
