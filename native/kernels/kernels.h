@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "kernels/layer_kernels.h"
+#include "kernels/probe_kernels.h"
 
 namespace trimtab {
 
@@ -131,6 +132,7 @@ struct KernelTable {
   const char* name;
   GemmKernels gemm;
   LayerKernels layers;
+  ProbeKernels probe;
 };
 
 }  // namespace trimtab

@@ -13,7 +13,7 @@ constexpr const char* kName = "portable";
 #endif
 
 const KernelTable& kernel_table() {
-  static const KernelTable table = {kName, gemm_kernels(), layer_kernels()};
+  static const KernelTable table = {kName, gemm_kernels(), layer_kernels(), probe_kernels()};
   return table;
 }
 

@@ -1,0 +1,133 @@
+#include "kernels/probe_kernels.h"
+
+#include "kernels/simd.h"
+
+namespace trimtab::TRIMTAB_ISA {
+namespace {
+
+// Enough chains to hide the latency of a dot product, few enough to stay in registers.
+#if defined(TRIMTAB_KERNELS_AVX512)
+constexpr int kChains = 12;
+#else
+constexpr int kChains = 6;
+#endif
+constexpr int64_t kUnits = 64;  // operands of 64 bytes that one round walks through
+
+int32_t read(const uint8_t* data, int64_t bytes) {
+  I32x16 a = zero_i32(), b = a, c = a, d = a;
+  for (int64_t i = 0; i < bytes; i += 256) {
+    const int32_t* p = reinterpret_cast<const int32_t*>(data + i);
+    prefetch(data + i + 2048);
+    a = bit_xor(a, load(p));
+    b = bit_xor(b, load(p + 16));
+    c = bit_xor(c, load(p + 32));
+    d = bit_xor(d, load(p + 48));
+  }
+  return static_cast<int32_t>(reduce_add(to_f32(bit_xor(bit_xor(a, b), bit_xor(c, d)))));
+}
+
+int64_t macs_of_unit(ProbeArithmetic kind) {
+  switch (kind) {
+    case ProbeArithmetic::f32:
+      return 16;
+    case ProbeArithmetic::bf16:
+      return 32;
+    default:
+      return 64;
+  }
+}
+
+int64_t macs(ProbeArithmetic kind, int64_t rounds) {
+  return rounds * kUnits * kChains * macs_of_unit(kind);
+}
+
+float compute_f32(const uint8_t* data, int64_t rounds) {
+  F32x16 sums[kChains];
+  for (F32x16& sum : sums) sum = zero_f32();
+  const float* values = reinterpret_cast<const float*>(data);
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int64_t unit = 0; unit < kUnits; ++unit) {
+      F32x16 w = load(values + 16 * unit);
+      for (int i = 0; i < kChains; ++i) sums[i] = fma(w, set1(values[unit + i]), sums[i]);
+    }
+  }
+  F32x16 total = zero_f32();
+  for (const F32x16& sum : sums) total = add(total, sum);
+  return reduce_add(total);
+}
+
+float compute_bf16(const uint8_t* data, int64_t rounds) {
+  F32x16 sums[kChains];
+  for (F32x16& sum : sums) sum = zero_f32();
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int64_t unit = 0; unit < kUnits; ++unit) {
+      for (int step = 0; step < kBf16Steps; ++step) {
+        Bf16Weights w = load_bf16_weights(data + 64 * unit, step);
+        for (int i = 0; i < kChains; ++i) {
+          sums[i] = dot_bf16(sums[i], w, broadcast_bf16(data + 4 * (unit + i)));
+        }
+      }
+    }
+  }
+  F32x16 total = zero_f32();
+  for (const F32x16& sum : sums) total = add(total, sum);
+  return reduce_add(total);
+}
+
+float compute_int8(const uint8_t* data, int64_t rounds) {
+  I32x16 sums[kChains];
+  for (I32x16& sum : sums) sum = zero_i32();
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int64_t unit = 0; unit < kUnits; ++unit) {
+      Int8Weights w = load_int8_weights(data + 64 * unit);
+      for (int i = 0; i < kChains; ++i) {
+        sums[i] = dot_int8(sums[i], w, broadcast_quad(data + 4 * (unit + i)));
+      }
+    }
+  }
+  I32x16 total = zero_i32();
+  for (const I32x16& sum : sums) total = add(total, sum);
+  return reduce_add(to_f32(total));
+}
+
+// Groups of 32 inputs: kU4Quads quads or 8, whichever is fewer, then into int32.
+float compute_int4(const uint8_t* data, int64_t rounds) {
+  constexpr int kQuads = kU4Quads < 8 ? kU4Quads : 8;
+  I32x16 totals[kChains];
+  for (I32x16& total : totals) total = zero_i32();
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int64_t unit = 0; unit < kUnits; unit += kQuads) {
+      U4Sums sums[kChains];
+      for (U4Sums& sum : sums) sum = zero_u4();
+      for (int quad = 0; quad < kQuads; ++quad) {
+        Bytes64 w = low_nibbles(load_bytes(data + 64 * (unit + quad)));
+        for (int i = 0; i < kChains; ++i) {
+          sums[i] = dot_u4(sums[i], w, broadcast_quad(data + 4 * (unit + quad + i)));
+        }
+      }
+      for (int i = 0; i < kChains; ++i) totals[i] = add_u4(totals[i], sums[i]);
+    }
+  }
+  I32x16 total = zero_i32();
+  for (const I32x16& sum : totals) total = add(total, sum);
+  return reduce_add(to_f32(total));
+}
+
+float compute(ProbeArithmetic kind, const uint8_t* data, int64_t rounds) {
+  switch (kind) {
+    case ProbeArithmetic::f32:
+      return compute_f32(data, rounds);
+    case ProbeArithmetic::bf16:
+      return compute_bf16(data, rounds);
+    case ProbeArithmetic::int8:
+      return compute_int8(data, rounds);
+    default:
+      return compute_int4(data, rounds);
+  }
+}
+
+}  // namespace
+
+ProbeKernels probe_kernels() { return {read, macs, compute}; }
+
+}  // namespace trimtab::TRIMTAB_ISA
