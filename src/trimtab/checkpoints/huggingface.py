@@ -1,0 +1,216 @@
+"""Checkpoints in Hugging Face layout: config.json beside one or more safetensors files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.checkpoints.base import Checkpoint, StoredTensor
+from trimtab.checkpoints.json_file import read_json_object
+from trimtab.checkpoints.safetensors_file import SafetensorsFile
+from trimtab.checkpoints.shards import open_shards, open_single
+from trimtab.errors import CheckpointError
+from trimtab.models.config_reader import ConfigReader, show
+from trimtab.models.family import Family
+from trimtab.models.registry import FAMILIES, model_spec
+from trimtab.models.spec import ModelSpec, TensorSource
+
+# Buffers that older versions of transformers stored; they follow from the config.
+HARMLESS_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+
+SAMPLE_PIECES = 8
+SAMPLE_BYTES = 256
+
+
+@dataclass(frozen=True)
+class NameStyle:
+    """What files put in front of the decoder's names and of lm_head."""
+
+    decoder: str
+    head: str
+
+
+STYLES = (
+    NameStyle("model.", ""),  # a causal language model
+    NameStyle("", ""),  # saved without its head
+    NameStyle("model.language_model.", ""),  # the text part of a multimodal model
+    NameStyle("language_model.model.", "language_model."),  # the same, by transformers 4
+)
+
+
+def open_checkpoint(path: str | Path, max_context: int = 0) -> Checkpoint:
+    """Open and validate a checkpoint; nothing of its weights is read yet.
+
+    `path` is a directory in Hugging Face layout, or a .safetensors file that has its config.json
+    beside it. `max_context` is the longest context that will be served (0 = the model's own):
+    see `trimtab.models.registry.model_spec`.
+
+    Raises CheckpointError, one line naming what is missing, damaged or not supported, and
+    ConfigError when the model cannot serve `max_context`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        directory = path
+    elif path.suffix == ".gguf":
+        raise CheckpointError(f"{path}: GGUF files are not supported yet")
+    elif path.is_file() and path.suffix == ".safetensors":
+        directory = path.parent
+    elif path.exists():
+        raise CheckpointError(f"{path}: neither a model directory nor a .safetensors file")
+    else:
+        raise CheckpointError(f"{path}: no such file or directory")
+    if not (directory / "config.json").exists():
+        raise CheckpointError(f"{directory}: no config.json: not a model in Hugging Face layout")
+    config = read_json_object(directory / "config.json")
+    spec = _with_generation_config(model_spec(config, max_context), directory)
+    files = open_shards(directory) if path.is_dir() else open_single(path)
+    return HuggingFaceCheckpoint(path, config, spec, files)
+
+
+def _with_generation_config(spec: ModelSpec, directory: Path) -> ModelSpec:
+    """generation_config.json often names end tokens (of a turn) that config.json does not."""
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return spec
+    reader = ConfigReader(read_json_object(path), str(path))
+    ids = spec.eos_token_ids + reader.token_ids("eos_token_id", spec.vocab_size)
+    return replace(spec, eos_token_ids=tuple(dict.fromkeys(ids)))
+
+
+class HuggingFaceCheckpoint:
+    """See `trimtab.checkpoints.base.Checkpoint`."""
+
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        spec: ModelSpec,
+        files: Mapping[str, SafetensorsFile],
+    ) -> None:
+        """Checks that the files hold exactly the tensors that `spec` needs, in its shapes."""
+        self.path = path
+        self.spec = spec
+        self._config = config
+        self._files = files
+        family = FAMILIES[spec.architecture]
+        style = self._find_style()
+        self._sources = {
+            name: replace(source, name=_stored_name(source.name, style))
+            for name, source in family.tensors(spec).items()
+        }
+        for name, source in self._sources.items():
+            self._check_tensor(name, source)
+        self._check_tied_head(_stored_name("lm_head.weight", style))
+        self._check_no_strangers(family)
+
+    def names(self) -> Iterable[str]:
+        return self._sources.keys()
+
+    def tensor(self, name: str) -> StoredTensor:
+        source = self._sources[name]
+        stored = self._files[source.name].tensor(source.name)
+        if source.fused_rows is None:
+            return stored
+        rows = slice(source.first_row, source.first_row + source.shape[0])
+        return StoredTensor(stored.data[rows], stored.dtype)
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 over the config, the frequencies of its ropes (which `max_context` may have
+        chosen), each file's header and size, and 8 pieces of 256 bytes spread over every tensor.
+
+        Reads a few kilobytes a tensor, so that it costs no second pass over the weights. Any
+        training step, quantization or pruning changes it; an edit of single weights between the
+        pieces does not.
+        """
+        digest = hashlib.sha256(b"trimtab checkpoint 1\n")
+        digest.update(json.dumps(self._config, sort_keys=True).encode())
+        digest.update(repr(self.spec.ropes).encode())
+        unique = {id(file): file for file in self._files.values()}
+        for file in sorted(unique.values(), key=lambda file: file.path.name):
+            digest.update(f"\n{file.size} {len(file.header)}\n".encode())
+            digest.update(file.header)
+        for name in sorted(self._files):
+            data = self._files[name].raw(name)
+            last = max(len(data) - SAMPLE_BYTES, 0)
+            for piece in range(SAMPLE_PIECES if last else 1):
+                start = last * piece // (SAMPLE_PIECES - 1)
+                digest.update(data[start : start + SAMPLE_BYTES].tobytes())
+        return digest.hexdigest()
+
+    def _find_style(self) -> NameStyle:
+        styles = [s for s in STYLES if f"{s.decoder}embed_tokens.weight" in self._files]
+        if len(styles) == 1:
+            return styles[0]
+        if styles:
+            raise CheckpointError(f"{self.path}: more than one tensor embed_tokens.weight")
+        raise CheckpointError(f"{self.path}: tensor model.embed_tokens.weight is missing")
+
+    def _check_tensor(self, name: str, source: TensorSource) -> None:
+        file = self._files.get(source.name)
+        if file is None:
+            hint = ""
+            if name == "lm_head":
+                hint = " (if the embeddings are tied, config.json must say tie_word_embeddings)"
+            raise CheckpointError(f"{self.path}: tensor {source.name} is missing{hint}")
+        rows = source.shape[0] if source.fused_rows is None else source.fused_rows
+        expected = (rows, *source.shape[1:])
+        entry = file.entries[source.name]
+        if entry.shape != expected:
+            raise CheckpointError(
+                f"{file.path}: tensor {source.name} has shape {list(entry.shape)}, "
+                f"config.json asks for {list(expected)}"
+            )
+        if not file.is_readable(source.name):
+            raise CheckpointError(
+                f"{file.path}: tensor {source.name} is stored as {entry.dtype}: "
+                "only F32, F16 and BF16 are supported"
+            )
+
+    def _check_tied_head(self, head: str) -> None:
+        """Some tied models store their head once more; then it must be the same bytes."""
+        if not self.spec.tied_embeddings or head not in self._files:
+            return
+        embed = self._sources["embed"].name
+        ours, theirs = self._files[embed], self._files[head]
+        same = replace(ours.entries[embed], start=0, end=0) == replace(
+            theirs.entries[head], start=0, end=0
+        )
+        if not same or not np.array_equal(ours.raw(embed), theirs.raw(head)):
+            raise CheckpointError(
+                f"{self.path}: {head} differs from {embed}, but config.json says "
+                "tie_word_embeddings; set it to false to use both"
+            )
+
+    def _check_no_strangers(self, family: Family) -> None:
+        """A weight that the spec has no place for (a bias, a layer) would change the answer."""
+        known = {source.name for source in self._sources.values()}
+        if self.spec.tied_embeddings:
+            known.update(f"{style.head}lm_head.weight" for style in STYLES)
+        strangers = sorted(
+            name
+            for name in self._files
+            if name not in known
+            and not name.endswith(HARMLESS_SUFFIXES)
+            and not name.startswith(family.foreign_prefixes)
+        )
+        if strangers:
+            more = f" and {len(strangers) - 1} more" if len(strangers) > 1 else ""
+            raise CheckpointError(
+                f"{self.path}: tensor {show(strangers[0])}{more}: "
+                f"{self.spec.architecture} with this config.json has no place for it"
+            )
+
+
+def _stored_name(name: str, style: NameStyle) -> str:
+    """From the family's own name (`model.x`, `lm_head.x`) to the one in these files."""
+    if name.startswith("model."):
+        return style.decoder + name.removeprefix("model.")
+    return style.head + name
