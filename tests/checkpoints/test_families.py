@@ -66,7 +66,8 @@ def _phi3_layer(
     gate, up = state[f"{theirs}mlp.gate_up_proj.weight"].chunk(2)
     o, down = state[f"{theirs}self_attn.o_proj.weight"], state[f"{theirs}mlp.down_proj.weight"]
     values = [*parts, o, gate, up, down]
-    return {ours + name: value for name, value in zip("q k v o gate up down".split(), values)}
+    names = ("q", "k", "v", "o", "gate", "up", "down")
+    return {ours + name: value for name, value in zip(names, values, strict=True)}
 
 
 def as_stored(tensor: torch.Tensor) -> np.ndarray:
