@@ -25,6 +25,7 @@ class EngineRequest:
     params: SamplingParams
     priority: int = 0  # smaller runs first
     cache_salt: str = ""  # prefix-cache namespace: only equal salts share blocks
+    score_prompt: bool = False  # complete nothing: give the logprob of each prompt token
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class TokenOutput:
     stop_token_id: int | None = None  # the token that stopped it
     error: str | None = None  # one line, with finish_reason "error"
     num_cached_tokens: int = 0  # prompt tokens that came out of the prefix cache
+    prompt_logprobs: list[float] | None = (
+        None  # of tokens 1, 2, ..., when scoring; once, at the end
+    )
 
 
 @dataclass(frozen=True)

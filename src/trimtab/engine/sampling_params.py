@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import hashlib
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trimtab.errors import RequestError
@@ -105,3 +106,16 @@ class SamplingParams:
             f"in [0, {MAX_TOP_LOGPROBS}]",
         )
         _check(1 <= self.n <= MAX_CHOICES, "n", self.n, f"in [1, {MAX_CHOICES}]")
+
+
+def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of choice `index` of `params.n`, as a request of its own (n = 1).
+
+    Choice 0 has the seed itself, choice i a seed derived from (seed, i); without a seed, each
+    choice draws its own.
+    """
+    seed = params.seed
+    if seed is not None and index > 0:
+        key = (seed % (1 << 64)).to_bytes(8, "little") + index.to_bytes(8, "little")
+        seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+    return replace(params, n=1, seed=seed)

@@ -1,0 +1,75 @@
+"""What is refused at the door: whatever the engine could never complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from trimtab.engine.client import EngineInfo, EngineRequest
+from trimtab.errors import RequestError
+
+
+def validate_request(request: EngineRequest, info: EngineInfo) -> None:
+    """RequestError, naming the field and the numbers, for a request that can never be served.
+
+    Depends on nothing that changes: a request that passes once can be served at any time.
+    """
+    params = request.params
+    if params.n != 1:
+        raise RequestError("n: the engine completes one choice a request", param="n")
+    if not request.prompt_ids:
+        raise RequestError("the prompt is empty: at least one token is needed", param="prompt")
+    _check_ids(request.prompt_ids, "prompt", info.vocab_size)
+    _check_ids(params.logit_bias, "logit_bias", info.vocab_size)
+    _check_ids(params.stop_token_ids, "stop_token_ids", info.vocab_size)
+    _check_length(request, info)
+
+
+def max_total_tokens(request: EngineRequest, info: EngineInfo) -> int:
+    """The length in tokens, prompt included, at which the request is cut."""
+    # The last token of a completion is never fed back, so it needs no place in the KV cache.
+    limit = min(info.max_context, info.kv_capacity_tokens + 1)
+    if request.params.max_tokens is not None:
+        limit = min(limit, len(request.prompt_ids) + request.params.max_tokens)
+    return limit
+
+
+def _check_ids(ids: Iterable[int], param: str, vocab_size: int) -> None:
+    values = list(ids)
+    if not values:
+        return
+    if not all(isinstance(value, int) for value in values):
+        raise RequestError(f"{param}: token ids must be integers", param=param)
+    low, high = min(values), max(values)
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise RequestError(
+            f"{param}: token id {bad} is outside the vocabulary [0, {vocab_size})", param=param
+        )
+
+
+def _check_length(request: EngineRequest, info: EngineInfo) -> None:
+    num_prompt = len(request.prompt_ids)
+    if request.score_prompt:
+        if num_prompt > min(info.max_context, info.kv_capacity_tokens):
+            raise _too_long(num_prompt, 0, info)
+        return
+    # max_tokens=None and min_tokens still need that much room.
+    num_new = request.params.max_tokens or max(1, request.params.min_tokens)
+    if num_prompt + num_new > min(info.max_context, info.kv_capacity_tokens + 1):
+        raise _too_long(num_prompt, num_new, info)
+
+
+def _too_long(num_prompt: int, num_new: int, info: EngineInfo) -> RequestError:
+    asked = f"{num_prompt + num_new} tokens ({num_prompt} in the prompt, {num_new} to complete)"
+    if num_prompt + num_new > info.max_context:
+        message = (
+            f"the model's maximum context length is {info.max_context} tokens, but {asked} were"
+            " requested: shorten the prompt or lower max_tokens"
+        )
+    else:
+        message = (
+            f"the KV cache holds {info.kv_capacity_tokens} tokens, but {asked} were requested:"
+            " shorten the prompt, lower max_tokens or serve with a larger KV cache"
+        )
+    param = "max_tokens" if num_prompt < info.max_context and num_new > 1 else "prompt"
+    return RequestError(message, param=param, code="context_length_exceeded")

@@ -1,0 +1,235 @@
+"""The engine: requests in, tokens out, one step at a time. Knows nothing of text."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from array import array
+from collections.abc import Iterator
+
+from trimtab.config import SchedulerConfig
+from trimtab.engine.admission import max_total_tokens, validate_request
+from trimtab.engine.batch import build_batch, logit_positions
+from trimtab.engine.client import (
+    EngineInfo,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    TokenLogprobs,
+    TokenOutput,
+)
+from trimtab.engine.kv_cache import KVCacheManager, cache_root
+from trimtab.engine.request import Request, RequestState
+from trimtab.engine.scheduler import Chunk, Scheduler, StepPlan
+from trimtab.environment import debug_checks
+from trimtab.errors import QueueFullError, RequestError
+from trimtab.executors.base import Executor, StepResult
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """The synchronous core. Not thread-safe; owns the executor from here on.
+
+    Every request that `add_request` took gets exactly one output with a finish_reason: from
+    `step()`, or from `abort()`.
+    """
+
+    def __init__(
+        self, executor: Executor, config: SchedulerConfig | None = None, debug: bool | None = None
+    ) -> None:
+        self.executor = executor
+        self.config = config or SchedulerConfig()
+        self.debug = debug_checks() if debug is None else debug
+        capacity = executor.capacity
+        self.kv_cache = KVCacheManager(
+            capacity.num_blocks, capacity.block_size, self.config.prefix_cache
+        )
+        self.scheduler = Scheduler(self.config, self.kv_cache)
+        self.info = EngineInfo(
+            vocab_size=executor.spec.vocab_size,
+            max_context=executor.spec.max_context,
+            max_queued_requests=self.config.max_queued_requests,
+            kv_capacity_tokens=capacity.num_tokens,
+            executor=str(getattr(executor, "description", type(executor).__name__)),
+        )
+        self._requests: dict[str, Request] = {}
+        self._arrivals = 0
+        self._num_steps = 0
+        self._num_generated_tokens = 0
+
+    @property
+    def max_live_requests(self) -> int:
+        """Requests that may run or wait at once; one more raises QueueFullError."""
+        return self.config.max_num_requests + self.config.max_queued_requests
+
+    @property
+    def num_live_requests(self) -> int:
+        return len(self._requests)
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queue it. RequestError for what can never be served, QueueFullError beyond the limit."""
+        validate_request(request, self.info)
+        if request.request_id in self._requests:
+            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+        if len(self._requests) >= self.max_live_requests:
+            raise QueueFullError(
+                f"{len(self._requests)} requests are running or waiting; try again later"
+            )
+        params = request.params
+        eos_ids = () if params.ignore_eos else self.executor.spec.eos_token_ids
+        live = Request(
+            request_id=request.request_id,
+            params=params,
+            token_ids=array("i", request.prompt_ids),
+            num_prompt_tokens=len(request.prompt_ids),
+            max_total_tokens=max_total_tokens(request, self.info),
+            stop_ids=frozenset(params.stop_token_ids) | frozenset(eos_ids),
+            seed=secrets.randbits(64) if params.seed is None else params.seed % (1 << 64),
+            order=(request.priority, self._arrivals),
+            cache_root=cache_root(self.executor.identity, request.cache_salt),
+            score_prompt=request.score_prompt,
+        )
+        self._arrivals += 1
+        self._requests[live.request_id] = live
+        self.scheduler.add(live)
+
+    def step(self) -> list[TokenOutput]:
+        """Plan, execute, commit. Empty if nothing is live, or nothing was chosen."""
+        plan = self.scheduler.schedule()
+        if not plan.chunks:
+            return []
+        try:
+            result = self.executor.execute(build_batch(plan.chunks))
+        except Exception as error:  # whatever it was, only this step's requests pay for it
+            outputs = self._fail(plan, error)
+        else:
+            outputs = self._commit(plan, result)
+        self._num_steps += 1
+        if self.debug:
+            self.check()
+        return outputs
+
+    def abort(self, request_id: str) -> TokenOutput | None:
+        """Forget a request, at any moment; its last output, or None if it is not live.
+
+        May be called while the executor runs a step that the request is part of.
+        """
+        request = self._requests.get(request_id)
+        return None if request is None else self._finish(request, "abort")
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_running=self.scheduler.num_running,
+            num_waiting=self.scheduler.num_waiting,
+            num_blocks=self.kv_cache.pool.num_blocks,
+            num_free_blocks=self.kv_cache.pool.num_free,
+            num_cached_blocks=self.kv_cache.pool.num_cached,
+            num_steps=self._num_steps,
+            num_preemptions=self.scheduler.num_preemptions,
+            num_prompt_tokens=self.scheduler.num_prompt_tokens,
+            num_cached_prompt_tokens=self.scheduler.num_cached_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+        )
+
+    def check(self) -> None:
+        """RuntimeError unless every invariant holds. Between steps only."""
+        self.scheduler.check()
+        num_live = self.scheduler.num_running + self.scheduler.num_waiting
+        if num_live != len(self._requests):
+            raise RuntimeError(f"{len(self._requests)} live requests, but {num_live} are queued")
+
+    def close(self) -> None:
+        """Abort everything and close the executor."""
+        for request_id in list(self._requests):
+            self.abort(request_id)
+        self.executor.close()
+
+    def _commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        outputs: list[TokenOutput] = []
+        row = 0
+        for chunk in plan.chunks:
+            rows = range(row, row + len(logit_positions(chunk)))
+            row = rows.stop
+            if chunk.request.state is not RequestState.RUNNING:
+                continue  # aborted while the step ran
+            if any(result.tokens[r] < 0 for r in rows):
+                error = "the model's logits were not finite"
+                outputs.append(self._finish(chunk.request, "error", error=error))
+                continue
+            self.scheduler.commit(chunk)
+            if chunk.request.score_prompt:
+                outputs.extend(self._score(chunk, result, rows))
+            elif chunk.emits:
+                outputs.append(self._emit(chunk.request, result, rows[0]))
+        return outputs
+
+    def _emit(self, request: Request, result: StepResult, row: int) -> TokenOutput:
+        token_id = int(result.tokens[row])
+        reason = request.accept(token_id)
+        if reason == "stop":
+            return self._finish(request, "stop", stop_token_id=token_id)
+        self._num_generated_tokens += 1
+        logprobs = None
+        if request.params.logprobs is not None:
+            logprobs = [_token_logprobs(result, row, request.params.logprobs)]
+        if reason is not None:
+            return self._finish(request, reason, [token_id], logprobs)
+        return _output(request, [token_id], logprobs)
+
+    def _score(self, chunk: Chunk, result: StepResult, rows: range) -> Iterator[TokenOutput]:
+        request = chunk.request
+        if rows and result.target_logprobs is not None:
+            scores = result.target_logprobs[rows.start : rows.stop]
+            request.prompt_logprobs.extend(scores.tolist())
+        if chunk.emits:
+            yield self._finish(request, "length")
+
+    def _fail(self, plan: StepPlan, error: Exception) -> list[TokenOutput]:
+        logger.error("step %d failed", self._num_steps, exc_info=error)
+        message = f"the executor failed in a step of this request ({type(error).__name__})"
+        return [
+            self._finish(chunk.request, "error", error=message)
+            for chunk in plan.chunks
+            if chunk.request.state is RequestState.RUNNING
+        ]
+
+    def _finish(
+        self,
+        request: Request,
+        reason: FinishReason,
+        token_ids: list[int] | None = None,
+        logprobs: list[TokenLogprobs] | None = None,
+        stop_token_id: int | None = None,
+        error: str | None = None,
+    ) -> TokenOutput:
+        self.scheduler.finish(request, reason)
+        del self._requests[request.request_id]
+        return _output(request, token_ids or [], logprobs, reason, stop_token_id, error)
+
+
+def _output(
+    request: Request,
+    token_ids: list[int],
+    logprobs: list[TokenLogprobs] | None,
+    reason: FinishReason | None = None,
+    stop_token_id: int | None = None,
+    error: str | None = None,
+) -> TokenOutput:
+    return TokenOutput(
+        request_id=request.request_id,
+        token_ids=token_ids,
+        logprobs=logprobs,
+        finish_reason=reason,
+        stop_token_id=stop_token_id,
+        error=error,
+        num_cached_tokens=request.num_cached_tokens or 0,
+        prompt_logprobs=request.prompt_logprobs if request.score_prompt and reason else None,
+    )
+
+
+def _token_logprobs(result: StepResult, row: int, num_top: int) -> TokenLogprobs:
+    ids = result.top_ids[row, :num_top].tolist()
+    values = result.top_logprobs[row, :num_top].tolist()
+    top = [(i, value) for i, value in zip(ids, values, strict=True) if i >= 0]
+    return TokenLogprobs(float(result.logprobs[row]), top)

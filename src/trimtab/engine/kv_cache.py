@@ -1,0 +1,165 @@
+"""Which request holds which blocks, and which blocks a new request can share.
+
+    prompt   | full block | full block | full block | partial |
+    hash      h0 = H(root, tokens)  h1 = H(h0, tokens)  ...     only full blocks have one
+    lookup    hit .......... hit ...... miss -> computed again from here on
+
+`root` is made of the executor's identity and the request's cache salt: blocks are never shared
+across either. Blocks are published by `commit`, when the step that computed them has succeeded, so
+nobody can ever read what was not written, and a failed step leaves no trace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterable
+
+from trimtab.engine.block_pool import BlockPool
+from trimtab.engine.request import Request, RequestState
+
+
+def cache_root(identity: str, salt: str) -> bytes:
+    """The parent hash of first blocks."""
+    parts = (
+        hashlib.sha256(part.encode("utf-8", "surrogatepass")).digest() for part in (identity, salt)
+    )
+    return hashlib.sha256(b"".join(parts)).digest()
+
+
+class KVCacheManager:
+    """Not thread-safe. Every method either does all of its work or changes nothing."""
+
+    def __init__(self, num_blocks: int, block_size: int, prefix_cache: bool = True) -> None:
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache
+        self.pool = BlockPool(num_blocks)
+        self._pending: dict[bytes, Request] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        return self.pool.num_free
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def admit(self, request: Request, reserve: int) -> bool:
+        """Give a request that holds nothing blocks for all of its tokens, cached ones first.
+
+        False, with nothing changed, unless `reserve` free blocks remain afterwards. On success
+        `num_computed_tokens` counts the tokens found in the cache; at least one is left to compute.
+        """
+        hits = self._cached_prefix(request)
+        num_new = self.blocks_for(request.num_tokens) - len(hits)
+        hits_free = sum(self.pool.references(block_id) == 0 for block_id in hits)
+        if num_new + reserve > self.pool.num_free - hits_free:
+            return False
+        # Hits are held before anything is taken: taking may evict cached blocks.
+        for block_id in hits:
+            self.pool.hold(block_id)
+        request.block_ids = array("i", hits)
+        request.block_ids.extend(self.pool.take() for _ in range(num_new))
+        request.num_computed_tokens = len(hits) * self.block_size
+        request.num_published_blocks = len(hits)
+        self._announce(request)
+        return True
+
+    def grow(self, request: Request) -> bool:
+        """Room for the newest token. False, with nothing changed, when no block is free."""
+        if self.blocks_for(request.num_tokens) <= len(request.block_ids):
+            return True
+        if not self.pool.num_free:
+            return False
+        request.block_ids.append(self.pool.take())
+        return True
+
+    def commit(self, request: Request) -> None:
+        """Publish the blocks that are now completely computed.
+
+        Only called with `num_computed_tokens` that a finished step has written, all of them
+        accepted tokens of the request.
+        """
+        if not self.prefix_cache:
+            return
+        num_full = request.num_computed_tokens // self.block_size
+        self._extend_hashes(request, num_full)
+        for index in range(request.num_published_blocks, num_full):
+            block_hash = request.block_hashes[index]
+            self.pool.publish(request.block_ids[index], block_hash)
+            self._withdraw(request, block_hash)
+        request.num_published_blocks = max(request.num_published_blocks, num_full)
+
+    def release(self, request: Request, poisoned: bool = False) -> None:
+        """Give back every block, the tail first, so that a chain is evicted from its end.
+
+        `poisoned`: what the blocks hold is not to be trusted; none of them stays findable.
+        """
+        for block_hash in request.block_hashes[request.num_published_blocks :]:
+            self._withdraw(request, block_hash)
+        for block_id in reversed(request.block_ids):
+            if poisoned:
+                self.pool.unpublish(block_id)
+            self.pool.release(block_id)
+        request.block_ids = array("i")
+        request.num_computed_tokens = 0
+        request.num_published_blocks = 0
+
+    def is_being_computed(self, request: Request) -> bool:
+        """Whether a running request is about to publish the next block that this one lacks."""
+        if not self.prefix_cache or request.score_prompt or not self._pending:
+            return False
+        index = len(self._cached_prefix(request))
+        if index >= (request.num_tokens - 1) // self.block_size:
+            return False
+        return request.block_hashes[index] in self._pending
+
+    def check(self, running: Iterable[Request]) -> None:
+        """RuntimeError unless every invariant holds; `running` are all requests with blocks."""
+        requests = list(running)
+        self.pool.check([request.block_ids for request in requests])
+        for request in requests:
+            name = request.request_id
+            if request.state is not RequestState.RUNNING:
+                raise RuntimeError(f"{name}: {request.state} but holds blocks")
+            num_blocks = len(request.block_ids)
+            if not self.blocks_for(request.num_computed_tokens) <= num_blocks:
+                raise RuntimeError(f"{name}: more tokens computed than its blocks hold")
+            if num_blocks > self.blocks_for(request.num_tokens):
+                raise RuntimeError(f"{name}: holds more blocks than its tokens need")
+            first_writable = request.num_computed_tokens // self.block_size
+            for block_id in request.block_ids[first_writable:]:
+                if self.pool.references(block_id) != 1 or self.pool.is_published(block_id):
+                    raise RuntimeError(f"{name}: would write into shared block {block_id}")
+        strangers = [r.request_id for r in self._pending.values() if r not in requests]
+        if strangers:
+            raise RuntimeError(f"blocks announced by requests that do not run: {strangers}")
+
+    def _cached_prefix(self, request: Request) -> list[int]:
+        """The blocks that hold a prefix of it; never all: the last token's logits are needed."""
+        if not self.prefix_cache or request.score_prompt:
+            return []
+        limit = (request.num_tokens - 1) // self.block_size
+        self._extend_hashes(request, limit)
+        hits: list[int] = []
+        for block_hash in request.block_hashes[:limit]:
+            block_id = self.pool.find(block_hash)
+            if block_id is None:
+                break
+            hits.append(block_id)
+        return hits
+
+    def _extend_hashes(self, request: Request, num_full: int) -> None:
+        hashes, size = request.block_hashes, self.block_size
+        for index in range(len(hashes), num_full):
+            parent = hashes[-1] if hashes else request.cache_root
+            tokens = request.token_ids[index * size : (index + 1) * size]
+            hashes.append(hashlib.sha256(parent + tokens.tobytes()).digest())
+
+    def _announce(self, request: Request) -> None:
+        if self.prefix_cache:
+            for block_hash in request.block_hashes[request.num_published_blocks :]:
+                self._pending.setdefault(block_hash, request)
+
+    def _withdraw(self, request: Request, block_hash: bytes) -> None:
+        if self._pending.get(block_hash) is request:
+            del self._pending[block_hash]

@@ -1,0 +1,74 @@
+"""One live request, as the scheduler, the KV cache and the batch builder see it."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from enum import Enum
+
+from trimtab.engine.client import FinishReason
+from trimtab.engine.sampling_params import SamplingParams
+
+
+class RequestState(Enum):
+    WAITING = "waiting"  # holds no blocks
+    RUNNING = "running"
+    FINISHED = "finished"  # holds no blocks and is known to nobody
+
+
+@dataclass(eq=False)
+class Request:
+    """A sequence of tokens that grows, and how much of it lies in the KV cache.
+
+        token_ids   | p p p p p p p p p p | c c c |      prompt, completion
+        computed    | x x x x x x x x x x   x x   .      K and V of these are in the blocks
+        block_ids   | b0      | b1      | b2      |      append-only while running
+
+    A running request holds blocks for all of `token_ids` or, just after it emitted a token, for
+    all but the last of them.
+    """
+
+    request_id: str
+    params: SamplingParams
+    token_ids: array[int]
+    num_prompt_tokens: int
+    max_total_tokens: int  # prompt + completion never get longer
+    stop_ids: frozenset[int]  # tokens that end it (EOS included, unless it ignores EOS)
+    seed: int  # in [0, 2**64)
+    order: tuple[int, int]  # (priority, arrival): the smaller runs first
+    cache_root: bytes  # what its block hashes start from
+    score_prompt: bool = False
+
+    state: RequestState = RequestState.WAITING
+    num_computed_tokens: int = 0
+    block_ids: array[int] = field(default_factory=lambda: array("i"))
+    num_published_blocks: int = 0  # leading blocks already offered to the prefix cache
+    block_hashes: list[bytes] = field(default_factory=list)  # of leading full blocks, on demand
+    num_cached_tokens: int | None = None  # prompt tokens found in the cache; None: never admitted
+    prompt_logprobs: list[float] = field(default_factory=list)  # only when scoring
+    num_preemptions: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens whose K and V are not computed yet."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def banned_ids(self) -> frozenset[int]:
+        """Tokens that must not be chosen next: whatever would end it before min_tokens."""
+        return self.stop_ids if self.num_generated < self.params.min_tokens else frozenset()
+
+    def accept(self, token_id: int) -> FinishReason | None:
+        """Take the next token. A stop token is not appended."""
+        if token_id in self.stop_ids and self.num_generated >= self.params.min_tokens:
+            return "stop"
+        self.token_ids.append(token_id)
+        return "length" if len(self.token_ids) >= self.max_total_tokens else None
