@@ -230,10 +230,9 @@ def sample_row(model_logits: Float32Array, sampling: SamplingBatch, row: int) ->
     if temperature == 0:
         return int(np.argmax(logits))
     kept = _filter(logits / temperature, sampling, row)
-    seed, position = sampling.seeds[row : row + 1], sampling.positions[row : row + 1]
-    key: _Words = _mix(seed) + position.astype(np.uint64)
-    counters: _Words = _mix(key) + np.arange(len(kept), dtype=np.uint64)
-    noise = _uniform(_mix(counters))
+    key = _words([int(sampling.seeds[row]), int(sampling.positions[row])])
+    bits = _mix(_mix(_mix(key[:1]) ^ key[1:]) ^ _words(range(len(kept))))
+    noise = _uniform(bits)
     return int(np.argmax(kept - np.log(-np.log(noise))))
 
 
@@ -250,6 +249,10 @@ def _filter(
     logits[order[before > float(sampling.top_p[row]) * sorted_weights.sum()]] = -np.inf
     logits[weights < float(sampling.min_p[row])] = -np.inf
     return logits
+
+
+def _words(values: Sequence[int]) -> _Words:
+    return np.array(values, np.uint64)
 
 
 def _mix(words: _Words) -> _Words:

@@ -1,0 +1,215 @@
+"""What the engine tests share: a reference that has no schedule, and random schedules."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from hypothesis import strategies as st
+
+from trimtab.config import SchedulerConfig
+from trimtab.engine.batch import build_sampling
+from trimtab.engine.client import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
+from trimtab.engine.engine import Engine
+from trimtab.engine.request import Request
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.executors.base import StepBatch, StepResult
+from trimtab.executors.toy import ToyExecutor, sample_row
+
+VOCAB = 32
+EOS = 3
+
+
+def toy(num_blocks: int = 64, block_size: int = 4, **options: Any) -> ToyExecutor:
+    options = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "max_context": 64} | options
+    return ToyExecutor(num_blocks=num_blocks, block_size=block_size, **options)
+
+
+@dataclass
+class Answer:
+    """Everything that came out of one request."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    num_finishes: int = 0
+    num_cached_tokens: int = 0
+    error: str | None = None
+    prompt_logprobs: list[float] | None = None
+
+    def add(self, output: TokenOutput) -> None:
+        assert self.num_finishes == 0, "output after the last one"
+        self.token_ids += output.token_ids
+        self.logprobs += output.logprobs or []
+        self.num_cached_tokens = output.num_cached_tokens
+        if output.finish_reason is not None:
+            self.num_finishes += 1
+            self.finish_reason = output.finish_reason
+            self.stop_token_id = output.stop_token_id
+            self.error = output.error
+            self.prompt_logprobs = output.prompt_logprobs
+
+
+def run(engine: Engine, *requests: EngineRequest, max_steps: int = 10_000) -> dict[str, Answer]:
+    """All answers; fails if the engine does not come to an end."""
+    answers = {request.request_id: Answer() for request in requests}
+    for request in requests:
+        engine.add_request(request)
+    for _ in range(max_steps):
+        if not engine.num_live_requests:
+            return answers
+        for output in engine.step():
+            answers[output.request_id].add(output)
+    raise AssertionError(f"still busy after {max_steps} steps")
+
+
+def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
+    """The answer by the definition: no blocks, no batch, no schedule, only logits and sampling."""
+    params, answer = request.params, Answer(num_finishes=1)
+    stops = set(params.stop_token_ids)
+    stops |= set() if params.ignore_eos else set(executor.spec.eos_token_ids)
+    tokens = list(request.prompt_ids)
+    most = len(tokens) + params.max_tokens if params.max_tokens else executor.spec.max_context
+    while True:
+        bare = Request(
+            request_id="",
+            params=params,
+            token_ids=array("i", tokens),
+            num_prompt_tokens=len(request.prompt_ids),
+            max_total_tokens=most,
+            stop_ids=frozenset(stops),
+            seed=params.seed or 0,
+            order=(0, 0),
+            cache_root=b"",
+        )
+        sampling = build_sampling([bare], array("i", [len(tokens)]))
+        token = sample_row(executor.logits(tokens), sampling, 0)
+        if token in stops:
+            answer.finish_reason, answer.stop_token_id = "stop", token
+            return answer
+        tokens.append(token)
+        answer.token_ids.append(token)
+        if len(tokens) == most:
+            answer.finish_reason = "length"
+            return answer
+
+
+def random_params(random: Random, max_tokens: int) -> SamplingParams:
+    most = random.randint(1, max_tokens)
+    return SamplingParams(
+        max_tokens=most,
+        min_tokens=random.choice([0, 0, random.randint(0, most)]),
+        temperature=random.choice([0.0, 0.0, 0.5, 1.0, 2.0]),
+        top_k=random.choice([0, 0, 1, 5]),
+        top_p=random.choice([1.0, 1.0, 0.7]),
+        min_p=random.choice([0.0, 0.0, 0.1]),
+        repetition_penalty=random.choice([1.0, 1.0, 1.3]),
+        presence_penalty=random.choice([0.0, 0.0, 0.5]),
+        frequency_penalty=random.choice([0.0, 0.0, -0.4]),
+        logit_bias={random.randrange(VOCAB): 3.0} if random.random() < 0.2 else {},
+        seed=random.randint(0, 5),
+        stop_token_ids=random.choice([(), (), (random.randrange(VOCAB),)]),
+        ignore_eos=random.random() < 0.6,
+        logprobs=random.choice([None, None, 0, 2]),
+    )
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A request, the step before which it comes, and the one before or in which it is aborted."""
+
+    step: int
+    request: EngineRequest
+    abort_step: int | None
+    abort_while_executing: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    block_size: int
+    num_blocks: int
+    config: SchedulerConfig
+    arrivals: list[Arrival]
+
+
+@st.composite
+def schedules(
+    draw: st.DrawFn,
+    block_sizes: tuple[int, ...] = (1, 2, 3, 4),
+    pool_sizes: tuple[int, int] = (2, 8),
+    max_requests: int = 8,
+) -> Schedule:
+    """Tiny pools, tiny budgets, prompts that share prefixes, aborts at any step.
+
+    The frame is drawn by hypothesis, so that it shrinks; what fills it comes from one drawn seed.
+    """
+    block_size, num_blocks = draw(st.sampled_from(block_sizes)), draw(st.integers(*pool_sizes))
+    num_requests = draw(st.integers(1, max_requests))
+    config = SchedulerConfig(
+        max_batch_tokens=draw(st.integers(1, 12)),
+        max_num_requests=draw(st.integers(1, 5)),
+        prefix_cache=draw(st.sampled_from([True, True, True, False])),
+    )
+    last_arrival, abort_share = draw(st.integers(0, 12)), draw(st.sampled_from([0.0, 0.3]))
+    random = Random(draw(st.integers(0, 1 << 32)))
+    capacity = block_size * num_blocks
+    stem = [random.randrange(VOCAB) for _ in range(capacity)]
+    arrivals = []
+    for index in range(num_requests):
+        prompt = stem[: random.randrange(capacity)]
+        own = random.randint(0 if prompt else 1, min(4, capacity - len(prompt)))
+        prompt += [random.randrange(VOCAB) for _ in range(own)]
+        request = EngineRequest(
+            request_id=f"r{index}",
+            prompt_ids=prompt,
+            params=random_params(random, max_tokens=capacity + 1 - len(prompt)),
+            priority=random.choice([-1, 0, 0, 0, 1]),
+            cache_salt=random.choice(["", "", "", "other"]),
+        )
+        abort_step = random.randint(0, 40) if random.random() < abort_share else None
+        arrivals.append(
+            Arrival(random.randint(0, last_arrival), request, abort_step, random.random() < 0.5)
+        )
+    return Schedule(block_size, num_blocks, config, arrivals)
+
+
+def play(engine: Engine, schedule: Schedule, max_steps: int) -> Iterator[tuple[int, str, Answer]]:
+    """Run a schedule, `engine.check()` after every step; yields (step, id, answer) as they end."""
+    answers: dict[str, Answer] = {}
+    pending = list(schedule.arrivals)
+    outputs: list[TokenOutput | None] = []
+    step = 0
+
+    def abort(while_executing: bool) -> None:
+        for arrival in schedule.arrivals:
+            if (arrival.abort_step, arrival.abort_while_executing) == (step, while_executing):
+                outputs.append(engine.abort(arrival.request.request_id))
+
+    def execute(batch: StepBatch) -> StepResult:
+        result = plain_execute(batch)
+        abort(while_executing=True)
+        return result
+
+    plain_execute = engine.executor.execute
+    engine.executor.execute = execute  # type: ignore[method-assign]
+    for step in range(max_steps):
+        outputs.clear()
+        for arrival in [a for a in pending if a.step <= step]:
+            pending.remove(arrival)
+            engine.add_request(arrival.request)
+            answers[arrival.request.request_id] = Answer()
+        abort(while_executing=False)
+        outputs += engine.step()
+        engine.check()
+        for output in filter(None, outputs):
+            answer = answers[output.request_id]
+            answer.add(output)
+            if answer.num_finishes:
+                yield step, output.request_id, answer
+        if not pending and not engine.num_live_requests:
+            return
+    raise AssertionError(f"no end after {max_steps} steps: {engine.stats()}")
