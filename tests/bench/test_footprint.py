@@ -5,26 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from public_shapes import QWEN3_06B
 
 from trimtab.bench.footprint import ceilings, footprint, matrix_bytes
 from trimtab.config import ExecutorConfig
-from trimtab.models.spec import LayerSpec, ModelSpec, RopeSpec
-
-QWEN3_06B = ModelSpec(
-    architecture="Qwen3ForCausalLM",
-    vocab_size=151936,
-    hidden_size=1024,
-    intermediate_size=3072,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=128,
-    layers=(LayerSpec(),) * 28,
-    ropes=(RopeSpec((1.0,) * 64),),
-    norm_eps=1e-6,
-    max_context=40960,
-    qk_norm=True,
-    tied_embeddings=True,
-)
+from trimtab.models.spec import LayerSpec
 
 
 def test_parameters_of_a_public_model() -> None:
