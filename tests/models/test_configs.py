@@ -252,8 +252,16 @@ def test_gemma_3_multimodal_leaves_much_unsaid() -> None:
 
 @pytest.mark.parametrize(
     "missing",
-    ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
-    + ["num_attention_heads", "rms_norm_eps", "max_position_embeddings", "architectures"],
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "architectures",
+    ],
 )
 @pytest.mark.parametrize("config", PUBLISHED[:-1], ids=lambda c: c["model_type"])
 def test_a_missing_key_is_named(config: dict[str, Any], missing: str) -> None:

@@ -99,9 +99,7 @@ def test_dynamic_takes_the_base_of_the_context_that_is_served() -> None:
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
     for max_context, seq_len in ((0, 4096), (100, 4096), (4096, 4096), (9000, 9000)):
         spec = spec_of(max_context, rope_parameters=scaling)
-        np.testing.assert_allclose(
-            spec.ropes[0].inv_freq, oracle(scaling, seq_len)[0], rtol=1e-6
-        )
+        np.testing.assert_allclose(spec.ropes[0].inv_freq, oracle(scaling, seq_len)[0], rtol=1e-6)
         assert spec.max_context == (max_context or 4096)
 
 

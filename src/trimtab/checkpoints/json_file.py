@@ -42,7 +42,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     with os.fdopen(descriptor, "rb") as file:
         if size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path}: {size} bytes is too large (at most {MAX_JSON_BYTES})")
-        data = file.read(MAX_JSON_BYTES)
+        data = file.read(size)
     return parse_json_object(data, str(path))
 
 

@@ -30,6 +30,7 @@ MAX_RANK = 8
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8,
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32,
@@ -100,7 +101,8 @@ def _read_header(descriptor: int, size: int, where: str) -> bytes:
         )
     if length > size - 8:
         raise CheckpointError(
-            f"{where}: truncated: a header of {length} bytes in a file of {size} bytes"
+            f"{where}: truncated, or not a safetensors file: "
+            f"a header of {length} bytes in a file of {size} bytes"
         )
     header = os.pread(descriptor, length, 8)
     if len(header) != length:
@@ -158,13 +160,14 @@ def _check_coverage(
     entries: dict[str, TensorEntry], first_byte: int, size: int, where: str
 ) -> None:
     """The byte ranges, in order, cover [first_byte, size) exactly."""
-    position = first_byte
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+    for name, entry in entries.items():
         if entry.end > size:
             raise CheckpointError(
                 f"{where}: truncated: tensor {show(name)} ends at byte {entry.end} "
                 f"of a file of {size} bytes"
             )
+    position = first_byte
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != position:
             kind = "a hole before" if entry.start > position else "an overlap at"
             raise CheckpointError(f"{where}: {kind} tensor {show(name)}")
