@@ -133,6 +133,7 @@ class Schedule:
     block_size: int
     num_blocks: int
     config: SchedulerConfig
+    reckless: bool  # admission expects completions to end at once, so that many are preempted
     arrivals: list[Arrival]
 
 
@@ -155,6 +156,7 @@ def schedules(
         prefix_cache=draw(st.sampled_from([True, True, True, False])),
     )
     last_arrival, abort_share = draw(st.integers(0, 12)), draw(st.sampled_from([0.0, 0.3]))
+    reckless = draw(st.booleans())
     random = Random(draw(st.integers(0, 1 << 32)))
     capacity = block_size * num_blocks
     stem = [random.randrange(VOCAB) for _ in range(capacity)]
@@ -174,7 +176,7 @@ def schedules(
         arrivals.append(
             Arrival(random.randint(0, last_arrival), request, abort_step, random.random() < 0.5)
         )
-    return Schedule(block_size, num_blocks, config, arrivals)
+    return Schedule(block_size, num_blocks, config, reckless, arrivals)
 
 
 def play(engine: Engine, schedule: Schedule, max_steps: int) -> Iterator[tuple[int, str, Answer]]:
@@ -203,8 +205,13 @@ def play(engine: Engine, schedule: Schedule, max_steps: int) -> Iterator[tuple[i
             engine.add_request(arrival.request)
             answers[arrival.request.request_id] = Answer()
         abort(while_executing=False)
+        if schedule.reckless:
+            engine.scheduler.estimate.tokens = 0
+        preemptions, waiting = engine.scheduler.num_preemptions, set(engine.scheduler._waiting)
         outputs += engine.step()
         engine.check()
+        if engine.scheduler.num_preemptions > preemptions:
+            assert not waiting & set(engine.scheduler._running), "admitted after preempting"
         for output in filter(None, outputs):
             answer = answers[output.request_id]
             answer.add(output)

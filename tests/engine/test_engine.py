@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,57 @@ def test_abort_and_resubmission_during_the_step(chunk: int) -> None:
     assert tokens["r"] == toy_reference(executor, again).token_ids
     assert tokens["s"] == toy_reference(executor, ask("s", [2, 3], max_tokens=4)).token_ids
     assert engine.stats().num_free_blocks == engine.stats().num_blocks
+
+
+def test_sampling_rows_carry_what_their_request_asked_for() -> None:
+    class Recorder(ToyExecutor):
+        batches: list[StepBatch] = []  # noqa: RUF012
+
+        def execute(self, batch: StepBatch) -> StepResult:
+            self.batches.append(batch)
+            return super().execute(batch)
+
+    executor = Recorder(vocab_size=VOCAB, eos_token_ids=(EOS,))
+    requests = [
+        ask("plain", [5, 6], max_tokens=3),
+        ask(
+            "all",
+            [7, 8, 9],
+            max_tokens=3,
+            repetition_penalty=1.5,
+            min_tokens=2,
+            top_k=-1,
+            seed=-2,
+            ignore_eos=False,
+            stop_token_ids=(4,),
+            logit_bias={1: 2.0, 2: -1.0},
+        ),
+        ask("some", [9], max_tokens=3, presence_penalty=0.5, logprobs=3, top_p=0.5, min_p=0.25),
+    ]
+    answers = run(engine_on(executor), *requests)
+    first, second, third = (batch.sampling for batch in executor.batches)
+
+    def parts(sampling: Any, name: str) -> list[list[int]]:
+        starts = getattr(sampling, f"{name}_starts").tolist()
+        ids = getattr(sampling, f"{name}_ids").tolist()
+        return [ids[a:b] for a, b in pairwise(starts)]
+
+    outputs = [answers[name].token_ids for name in ("plain", "all", "some")]
+    for generated, sampling in enumerate((first, second, third)):
+        assert parts(sampling, "prompt") == [[], [7, 8, 9], []]
+        assert parts(sampling, "output") == [[], outputs[1][:generated], outputs[2][:generated]]
+        assert parts(sampling, "banned") == [[], [EOS, 4] if generated < 2 else [], []]
+        assert parts(sampling, "bias") == [[], [1, 2], []]
+        assert sampling.bias_values.tolist() == [2.0, -1.0]
+        assert sampling.positions.tolist() == [2 + generated, 3 + generated, 1 + generated]
+        assert sampling.num_logprobs.tolist() == [-1, -1, 3]
+        assert sampling.top_k.tolist() == [0, 0, 0]
+        assert sampling.top_p.tolist() == [1, 1, 0.5]
+        assert sampling.min_p.tolist() == [0, 0, 0.25]
+        assert sampling.repetition_penalty.tolist() == [1, 1.5, 1]
+        assert sampling.presence_penalty.tolist() == [0, 0, 0.5]
+        assert sampling.seeds.tolist()[1] == (1 << 64) - 2
+        assert sampling.mask_rows.tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])

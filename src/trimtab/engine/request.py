@@ -67,8 +67,8 @@ class Request:
         return self.stop_ids if self.num_generated < self.params.min_tokens else frozenset()
 
     def accept(self, token_id: int) -> FinishReason | None:
-        """Take the next token. A stop token is not appended."""
-        if token_id in self.stop_ids and self.num_generated >= self.params.min_tokens:
+        """Take the next token, chosen among those not banned. A stop token is not appended."""
+        if token_id in self.stop_ids:
             return "stop"
         self.token_ids.append(token_id)
         return "length" if len(self.token_ids) >= self.max_total_tokens else None
