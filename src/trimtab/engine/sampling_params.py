@@ -108,14 +108,20 @@ class SamplingParams:
         _check(1 <= self.n <= MAX_CHOICES, "n", self.n, f"in [1, {MAX_CHOICES}]")
 
 
-def choice_params(params: SamplingParams, index: int) -> SamplingParams:
+def choice_params(
+    params: SamplingParams, index: int, eos_token_ids: tuple[int, ...] = ()
+) -> SamplingParams:
     """The parameters of choice `index` of `params.n`, as a request of its own (n = 1).
 
     Choice 0 has the seed itself, choice i a seed derived from (seed, i); without a seed, each
-    choice draws its own.
+    choice draws its own. `eos_token_ids`, end tokens that the engine may not know of (those of the
+    tokenizer), end it too, unless it ignores them.
     """
     seed = params.seed
     if seed is not None and index > 0:
         key = (seed % (1 << 64)).to_bytes(8, "little") + index.to_bytes(8, "little")
         seed = int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
-    return replace(params, n=1, seed=seed)
+    stop_token_ids = params.stop_token_ids
+    if not params.ignore_eos:
+        stop_token_ids = tuple(dict.fromkeys(stop_token_ids + eos_token_ids))
+    return replace(params, n=1, seed=seed, stop_token_ids=stop_token_ids)
