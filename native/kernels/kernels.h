@@ -16,7 +16,6 @@
 namespace trimtab {
 
 enum class WeightFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
-enum class KVFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2 };
 
 constexpr int64_t kPanel = 16;  // output columns of one micro-panel: one 512-bit vector of int32
 

@@ -1,0 +1,157 @@
+#include "core/attention.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+namespace trimtab {
+namespace {
+
+// Fewer items than this many for each thread: cut the contexts as well.
+constexpr int64_t kItemsPerThread = 4;
+// Most memory for partials kept apart; beyond it one thread walks a tile's context alone.
+constexpr int64_t kMaxPartialFloats = int64_t{1} << 26;
+
+}  // namespace
+
+AttentionPlan::AttentionPlan(const LayerKernels& kernels, const ModelShape& shape, int num_threads)
+    : kernels_(kernels), shape_(shape), num_threads_(num_threads), locals_(num_threads) {
+  const int64_t partial = round_up(PartialAttention::floats(kTileRows, shape.head_dim), 16);
+  const int64_t query = kTileRows * shape.head_dim;
+  for (Local& local : locals_) {
+    local.memory.resize(static_cast<size_t>(query + 2 * partial + 16));
+    const auto address = reinterpret_cast<uintptr_t>(local.memory.data());
+    local.query = reinterpret_cast<float*>((address + 63) / 64 * 64);
+    local.total = local.query + query;
+    local.partial = local.total + partial;
+    local.positions.resize(kTileRows);
+    local.offsets.resize(kTileRows);
+  }
+}
+
+void AttentionPlan::build(const StepInput& step) {
+  tiles_.clear();
+  items_.clear();
+  const int64_t group = shape_.group();
+  int64_t split_items = 0, most_rows = 0;
+  for (int64_t seq = 0; seq < step.num_seqs; ++seq) {
+    const int64_t rows = step.seq_starts[seq + 1] - step.seq_starts[seq];
+    const int64_t start = step.positions[step.seq_starts[seq]];
+    for (int64_t first = 0; first < rows * group; first += kTileRows) {
+      const int64_t last = std::min(rows * group, first + kTileRows);
+      const int64_t last_position = start + (last - 1) / group;
+      tiles_.push_back({seq, first, last, start + first / group, last_position, split_items,
+                        last_position / kPartitionTokens + 1});
+      split_items += tiles_.back().num_partitions * shape_.num_kv_heads;
+      most_rows = std::max(most_rows, last - first);
+    }
+  }
+  const int64_t whole_items = static_cast<int64_t>(tiles_.size()) * shape_.num_kv_heads;
+  partial_floats_ = round_up(PartialAttention::floats(most_rows, shape_.head_dim), 16);
+  split_ = num_threads_ > 1 && split_items > whole_items &&
+           whole_items < kItemsPerThread * num_threads_ &&
+           split_items <= kMaxPartialFloats / partial_floats_;
+  partials_ = split_ ? partial_memory_.get<float>(split_items * partial_floats_) : nullptr;
+  for (int32_t tile = 0; tile < static_cast<int32_t>(tiles_.size()); ++tile)
+    for (int32_t head = 0; head < shape_.num_kv_heads; ++head)
+      for (int32_t i = 0; i < (split_ ? tiles_[tile].num_partitions : 1); ++i)
+        items_.push_back({tile, head, i});
+}
+
+bool AttentionPlan::key_range(const Tile& tile, int64_t window, int64_t partition, int64_t& first,
+                              int64_t& last) const {
+  const int64_t oldest = window > 0 ? std::max<int64_t>(0, tile.first_position - window + 1) : 0;
+  first = std::max(partition * kPartitionTokens, oldest);
+  last = std::min((partition + 1) * kPartitionTokens, tile.last_position + 1);
+  return first < last;
+}
+
+AttentionTile AttentionPlan::load_tile(const StepInput& step, const KVCache& cache, int64_t layer,
+                                       const Tile& tile, int64_t kv_head, const float* qkv,
+                                       int64_t qkv_stride, Local& local) const {
+  const int64_t group = shape_.group(), dim = shape_.head_dim;
+  const float scale = static_cast<float>(shape_.attention_scale);
+  const int64_t seq_start = step.seq_starts[tile.seq];
+  for (int64_t folded = tile.first; folded < tile.last; ++folded) {
+    const int64_t row = seq_start + folded / group;
+    const float* source = qkv + row * qkv_stride + (kv_head * group + folded % group) * dim;
+    float* query = local.query + (folded - tile.first) * dim;
+    for (int64_t d = 0; d < dim; ++d) query[d] = source[d] * scale;
+    local.positions[folded - tile.first] = step.positions[row];
+  }
+  AttentionTile view;
+  view.tile = cache.tile();
+  view.query = local.query;
+  view.positions = local.positions.data();
+  view.rows = tile.last - tile.first;
+  view.window = shape_.layers[layer].window;
+  view.softcap = static_cast<float>(shape_.attention_softcap);
+  view.pool = cache.tiles(layer, kv_head);
+  view.block_stride = cache.block_stride();
+  view.block_ids = step.block_ids + step.block_starts[tile.seq];
+  return view;
+}
+
+void AttentionPlan::reset(int64_t rows, const PartialAttention& partial) const {
+  std::fill_n(partial.max, rows, -std::numeric_limits<float>::infinity());
+  std::fill_n(partial.sum, rows, 0.0f);
+  std::fill_n(partial.out, rows * shape_.head_dim, 0.0f);
+}
+
+void AttentionPlan::write_out(const Tile& tile, int64_t seq_start, int64_t kv_head,
+                              const PartialAttention& total, float* out, int64_t out_stride,
+                              Local& local) const {
+  const int64_t group = shape_.group();
+  for (int64_t folded = tile.first; folded < tile.last; ++folded)
+    local.offsets[folded - tile.first] = (seq_start + folded / group) * out_stride +
+                                         (kv_head * group + folded % group) * shape_.head_dim;
+  kernels_.finish(tile.last - tile.first, shape_.head_dim, total, out, local.offsets.data());
+}
+
+void AttentionPlan::run(Team& team, const StepInput& step, const KVCache& cache, int64_t layer,
+                        const float* qkv, int64_t qkv_stride, float* out, int64_t out_stride) {
+  Local& local = locals_[team.thread()];
+  const int64_t window = shape_.layers[layer].window;
+  int64_t first, last;
+  team.for_dynamic(static_cast<int64_t>(items_.size()), [&](int64_t i) {
+    const Item& item = items_[i];
+    const Tile& tile = tiles_[item.tile];
+    const int64_t rows = tile.last - tile.first;
+    if (split_) {
+      if (!key_range(tile, window, item.partition, first, last)) return;
+      const AttentionTile view =
+          load_tile(step, cache, layer, tile, item.kv_head, qkv, qkv_stride, local);
+      kernels_.attend(view, first, last,
+                      PartialAttention::at(partials_ + i * partial_floats_, rows));
+      return;
+    }
+    const AttentionTile view =
+        load_tile(step, cache, layer, tile, item.kv_head, qkv, qkv_stride, local);
+    const PartialAttention total = PartialAttention::at(local.total, rows);
+    const PartialAttention partial = PartialAttention::at(local.partial, rows);
+    reset(rows, total);
+    for (int64_t p = 0; p < tile.num_partitions; ++p) {
+      if (!key_range(tile, window, p, first, last)) continue;
+      kernels_.attend(view, first, last, partial);
+      kernels_.merge(rows, shape_.head_dim, partial, total);
+    }
+    write_out(tile, step.seq_starts[tile.seq], item.kv_head, total, out, out_stride, local);
+  });
+  if (!split_) return;
+  team.barrier();
+  const int64_t heads = shape_.num_kv_heads;
+  team.for_dynamic(static_cast<int64_t>(tiles_.size()) * heads, [&](int64_t i) {
+    const Tile& tile = tiles_[i / heads];
+    const int64_t rows = tile.last - tile.first, kv_head = i % heads;
+    const PartialAttention total = PartialAttention::at(local.total, rows);
+    reset(rows, total);
+    const int64_t item = tile.first_partial + kv_head * tile.num_partitions;
+    for (int64_t p = 0; p < tile.num_partitions; ++p)
+      if (key_range(tile, window, p, first, last))
+        kernels_.merge(rows, shape_.head_dim,
+                       PartialAttention::at(partials_ + (item + p) * partial_floats_, rows), total);
+    write_out(tile, step.seq_starts[tile.seq], kv_head, total, out, out_stride, local);
+  });
+}
+
+}  // namespace trimtab

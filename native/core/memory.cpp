@@ -1,0 +1,50 @@
+#include "core/memory.h"
+
+#include <sys/mman.h>
+
+#include <stdexcept>
+#include <utility>
+
+namespace trimtab {
+namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;
+
+}  // namespace
+
+Region::Region(size_t bytes, const std::string& what) {
+  if (bytes == 0) return;
+  const size_t unit = bytes >= kHugePage ? kHugePage : kPage;
+  const size_t size = (bytes + unit - 1) / unit * unit;
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (data == MAP_FAILED)
+    throw std::runtime_error("the system gives no " + std::to_string(bytes >> 20) + " MiB for " +
+                             what);
+  if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);  // a hint: refusal is no error
+  data_ = static_cast<uint8_t*>(data);
+  size_ = size;
+}
+
+Region::~Region() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+Region::Region(Region&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Region& Region::operator=(Region&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+uint8_t* Scratch::reserve(size_t bytes) {
+  if (bytes > region_.size()) {
+    region_ = Region();  // release the old one before asking for more
+    region_ = Region(bytes + bytes / 4, "scratch");
+  }
+  return region_.data();
+}
+
+}  // namespace trimtab

@@ -1,0 +1,73 @@
+// Writing tokens into the tiles of the KV cache. Layouts: kernels/layer_kernels.h.
+#include "kernels/layer_functions.h"
+
+namespace trimtab::TRIMTAB_ISA {
+namespace {
+
+constexpr float kSmallest = 1e-30f;  // a head below this is stored as zeros
+
+void write_f32(int64_t dim, uint8_t* keys, uint8_t* values, int64_t slot, const float* key,
+               const float* value) {
+  float* k = reinterpret_cast<float*>(keys) + slot;
+  float* v = reinterpret_cast<float*>(values) + slot * dim;
+  for (int64_t d = 0; d < dim; ++d) k[d * kBlockTokens] = key[d];
+  std::memcpy(v, value, static_cast<size_t>(dim) * 4);
+}
+
+void write_bf16(int64_t dim, uint8_t* keys, uint8_t* values, int64_t slot, const float* key,
+                const float* value) {
+  uint16_t* k = reinterpret_cast<uint16_t*>(keys) + slot * 2;
+  uint16_t* v = reinterpret_cast<uint16_t*>(values) + slot / 2 * 2 * dim + slot % 2;
+  uint16_t lanes[kLanes];
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    store_bf16(lanes, load(key + d));
+    for (int i = 0; i < kLanes; i += 2)
+      std::memcpy(k + (d + i) / 2 * 2 * kBlockTokens, lanes + i, 4);
+    store_bf16(lanes, load(value + d));
+    for (int i = 0; i < kLanes; ++i) v[(d + i) * 2] = lanes[i];
+  }
+}
+
+float largest_magnitude(int64_t dim, const float* x) {
+  F32x16 largest = zero_f32();
+  for (int64_t d = 0; d < dim; d += kLanes) largest = max(largest, abs(load(x + d)));
+  return reduce_max(largest);
+}
+
+void write_int8(int64_t dim, uint8_t* keys, uint8_t* values, float* scales, int64_t slot,
+                const float* key, const float* value) {
+  uint8_t* k = keys + slot * 4;
+  uint8_t* v = values + slot / 4 * 4 * dim + slot % 4;
+  const float key_largest = largest_magnitude(dim, key);
+  const float value_largest = largest_magnitude(dim, value);
+  const F32x16 key_factor = set1(key_largest < kSmallest ? 0.0f : 127.0f / key_largest);
+  const F32x16 value_factor = set1(value_largest < kSmallest ? 0.0f : 127.0f / value_largest);
+  scales[slot] = key_largest / 127.0f;
+  scales[kBlockTokens + slot] = value_largest / 127.0f;
+  int8_t lanes[kLanes];
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    store_s8(lanes, to_i32(mul(load(key + d), key_factor)));
+    for (int i = 0; i < kLanes; i += 4)
+      std::memcpy(k + (d + i) / 4 * 4 * kBlockTokens, lanes + i, 4);
+    store_s8(lanes, to_i32(mul(load(value + d), value_factor)));
+    for (int i = 0; i < kLanes; ++i) v[(d + i) * 4] = static_cast<uint8_t>(lanes[i]);
+  }
+}
+
+}  // namespace
+
+void write_kv(KVTile tile, uint8_t* data, int64_t slot, const float* key, const float* value) {
+  if (slot == 0) std::memset(data, 0, static_cast<size_t>(tile.bytes()));
+  const int64_t dim = tile.head_dim;
+  uint8_t* values = tile.values(data);
+  switch (tile.format) {
+    case KVFormat::f32:
+      return write_f32(dim, data, values, slot, key, value);
+    case KVFormat::bf16:
+      return write_bf16(dim, data, values, slot, key, value);
+    case KVFormat::int8:
+      return write_int8(dim, data, values, tile.key_scales(data), slot, key, value);
+  }
+}
+
+}  // namespace trimtab::TRIMTAB_ISA

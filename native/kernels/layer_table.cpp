@@ -1,0 +1,19 @@
+#include "kernels/layer_functions.h"
+
+namespace trimtab::TRIMTAB_ISA {
+
+LayerKernels layer_kernels() {
+  return {
+      .embed = embed,
+      .rms_norm = rms_norm,
+      .add = add_rows,
+      .rope = rope,
+      .write_kv = write_kv,
+      .attend = attend,
+      .merge = merge,
+      .finish = finish,
+      .softcap = softcap,
+  };
+}
+
+}  // namespace trimtab::TRIMTAB_ISA
