@@ -1,3 +1,348 @@
-#include "bindings/module.h"
+// The decoder: building a model tensor by tensor, stepping it, moving its KV blocks.
+#include "core/decoder.h"
 
-void bind_decoder(nanobind::module_&) {}
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <utility>
+
+#include "bindings/arrays.h"
+#include "bindings/decoder.h"
+#include "bindings/sampling_arrays.h"
+#include "core/isa.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace trimtab;
+
+namespace {
+
+using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+
+WeightFormat weight_format(const std::string& name) {
+  if (name == "f32") return WeightFormat::f32;
+  if (name == "bf16") return WeightFormat::bf16;
+  if (name == "int8") return WeightFormat::int8;
+  if (name == "int4") return WeightFormat::int4;
+  throw std::invalid_argument("unknown weight format '" + name + "'");
+}
+
+// float32, float16, or uint16 for the bit patterns of bf16.
+StoredMatrix stored_matrix(const AnyArray& array) {
+  if (array.ndim() != 2) throw std::invalid_argument("a weight matrix must have two dimensions");
+  const StoredType type = array.dtype() == nb::dtype<float>()      ? StoredType::f32
+                          : array.dtype() == nb::dtype<uint16_t>() ? StoredType::bf16
+                                                                   : StoredType::f16;
+  const auto is_half = [&] {
+    return array.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) &&
+           array.dtype().bits == 16;
+  };
+  if (type == StoredType::f16 && !is_half())
+    throw std::invalid_argument("a weight matrix must be float32, float16 or bf16 as uint16");
+  return {array.data(), type, static_cast<int64_t>(array.shape(0)),
+          static_cast<int64_t>(array.shape(1))};
+}
+
+void check_shape(const std::string& name, const StoredMatrix& matrix, int64_t rows, int64_t cols) {
+  if (matrix.rows != rows || matrix.cols != cols)
+    throw std::invalid_argument(name + " has shape [" + std::to_string(matrix.rows) + ", " +
+                                std::to_string(matrix.cols) + "], not [" + std::to_string(rows) +
+                                ", " + std::to_string(cols) + "]");
+}
+
+// Takes tensors one by one, packs each at once, and gives them away as a decoder.
+class ModelBuilder {
+ public:
+  ModelBuilder(const ModelShape& shape, const std::string& isa, int threads)
+      : kernels_(kernel_table(select_isa(isa))), pool_(std::make_shared<ThreadPool>(threads)) {
+    shape.check();
+    model_.shape = shape;
+    model_.layers.resize(shape.layers.size());
+  }
+
+  // layer -1: a tensor of the whole model.
+  void set_norm(int layer, const std::string& name, const ConstArray<float, 1>& values) {
+    const bool head = name == "q_norm" || name == "k_norm";
+    const int64_t size = head ? model_.shape.head_dim : model_.shape.hidden_size;
+    if (static_cast<int64_t>(values.shape(0)) != size)
+      throw std::invalid_argument(name + " has " + std::to_string(values.shape(0)) +
+                                  " values, not " + std::to_string(size));
+    std::vector<float>& norm = norm_slot(layer, name);
+    norm.resize(static_cast<size_t>(size));
+    for (int64_t i = 0; i < size; ++i)
+      norm[i] = static_cast<float>(model_.shape.norm_weight_offset) + values.data()[i];
+  }
+
+  void set_matrix(int layer, const std::string& name, const std::vector<AnyArray>& parts,
+                  const std::vector<ConstArray<float, 1>>& biases) {
+    std::vector<StoredMatrix> matrices;
+    for (const AnyArray& part : parts) matrices.push_back(stored_matrix(part));
+    std::vector<const float*> bias_data;
+    for (size_t i = 0; i < biases.size(); ++i) {
+      if (i >= parts.size() || biases[i].shape(0) != parts[i].shape(0))
+        throw std::invalid_argument(name + ": a bias does not fit its matrix");
+      bias_data.push_back(biases[i].data());
+    }
+    const bool gated = name == "gate_up";
+    check_parts(name, matrices);
+    Matrix& slot = matrix_slot(layer, name);
+    const WeightFormat format =
+        name == "lm_head" ? model_.shape.head_format() : model_.shape.weights;
+    nb::gil_scoped_release released;
+    slot = pack_matrix(*pool_, kernels_.gemm, format, model_.shape.group_size, matrices, bias_data,
+                       gated ? RowOrder::interleaved_panels : RowOrder::concatenated);
+  }
+
+  void set_embedding(const AnyArray& table) {
+    const StoredMatrix source = stored_matrix(table);
+    check_shape("embed", source, model_.shape.vocab_size, model_.shape.hidden_size);
+    nb::gil_scoped_release released;
+    model_.embedding = load_embedding(*pool_, model_.shape.embedding_format(), source);
+  }
+
+  int64_t weight_bytes() const { return model_.weight_bytes(); }
+
+  std::unique_ptr<Decoder> build(int64_t num_blocks) {
+    return std::make_unique<Decoder>(kernels_, pool_, std::move(model_), num_blocks);
+  }
+
+ private:
+  LayerWeights& layer_at(int layer) {
+    if (layer < 0 || layer >= static_cast<int>(model_.layers.size()))
+      throw std::invalid_argument("layer " + std::to_string(layer) + " does not exist");
+    return model_.layers[layer];
+  }
+
+  std::vector<float>& norm_slot(int layer, const std::string& name) {
+    if (name == "final_norm") return model_.final_norm;
+    LayerWeights& weights = layer_at(layer);
+    if (name == "attn_norm") return weights.attn_norm;
+    if (name == "mlp_norm") return weights.mlp_norm;
+    if (name == "post_attn_norm") return weights.post_attn_norm;
+    if (name == "post_mlp_norm") return weights.post_mlp_norm;
+    if (name == "q_norm") return weights.q_norm;
+    if (name == "k_norm") return weights.k_norm;
+    throw std::invalid_argument("unknown norm '" + name + "'");
+  }
+
+  Matrix& matrix_slot(int layer, const std::string& name) {
+    if (name == "lm_head") return model_.lm_head;
+    LayerWeights& weights = layer_at(layer);
+    if (name == "qkv") return weights.qkv;
+    if (name == "o") return weights.o;
+    if (name == "gate_up") return weights.gate_up;
+    return weights.down;
+  }
+
+  void check_parts(const std::string& name, const std::vector<StoredMatrix>& parts) const {
+    const ModelShape& shape = model_.shape;
+    const auto check = [&](std::initializer_list<int64_t> rows, int64_t cols) {
+      if (parts.size() != rows.size())
+        throw std::invalid_argument(name + ": needs " + std::to_string(rows.size()) + " parts");
+      for (size_t i = 0; i < parts.size(); ++i)
+        check_shape(name, parts[i], rows.begin()[i], cols);
+    };
+    if (name == "qkv")
+      check({shape.query_size(), shape.kv_size(), shape.kv_size()}, shape.hidden_size);
+    else if (name == "o")
+      check({shape.hidden_size}, shape.query_size());
+    else if (name == "gate_up")
+      check({shape.intermediate_size, shape.intermediate_size}, shape.hidden_size);
+    else if (name == "down")
+      check({shape.hidden_size}, shape.intermediate_size);
+    else if (name == "lm_head")
+      check({shape.vocab_size}, shape.hidden_size);
+    else
+      throw std::invalid_argument("unknown matrix '" + name + "'");
+  }
+
+  const KernelTable& kernels_;
+  std::shared_ptr<ThreadPool> pool_;
+  Model model_;
+};
+
+// A StepBatch, held for the length of a step.
+class StepArrays {
+ public:
+  StepArrays(nb::handle batch, int64_t vocab)
+      : token_ids_(array_attribute<int32_t, 1>(batch, "token_ids")),
+        positions_(array_attribute<int32_t, 1>(batch, "positions")),
+        seq_starts_(array_attribute<int32_t, 1>(batch, "seq_starts")),
+        block_starts_(array_attribute<int32_t, 1>(batch, "block_starts")),
+        block_ids_(array_attribute<int32_t, 1>(batch, "block_ids")),
+        logit_rows_(array_attribute<int32_t, 1>(batch, "logit_rows")),
+        sampling_(batch.attr("sampling"), static_cast<int64_t>(logit_rows_.shape(0)), vocab) {
+    step_.token_ids = token_ids_.data();
+    step_.positions = positions_.data();
+    step_.num_rows = length(token_ids_);
+    step_.seq_starts = seq_starts_.data();
+    step_.block_starts = block_starts_.data();
+    step_.num_seqs = length(seq_starts_) - 1;
+    step_.block_ids = block_ids_.data();
+    step_.num_block_ids = length(block_ids_);
+    step_.logit_rows = logit_rows_.data();
+    step_.num_logits = length(logit_rows_);
+    step_.sampling = sampling_.view();
+    if (length(positions_) != step_.num_rows)
+      throw std::invalid_argument("positions: one for each of token_ids");
+    if (length(block_starts_) != length(seq_starts_))
+      throw std::invalid_argument("block_starts: as long as seq_starts");
+    if (batch.attr("targets").is_none()) return;
+    targets_ = array_attribute<int32_t, 1>(batch, "targets");
+    if (length(targets_) != step_.num_logits)
+      throw std::invalid_argument("targets: one for each of logit_rows");
+    step_.targets = targets_.data();
+  }
+
+  const StepInput& input() const { return step_; }
+  int64_t top_width() const { return sampling_.top_width(); }
+
+ private:
+  static int64_t length(const ConstArray<int32_t, 1>& array) {
+    return static_cast<int64_t>(array.shape(0));
+  }
+
+  ConstArray<int32_t, 1> token_ids_, positions_, seq_starts_, block_starts_, block_ids_;
+  ConstArray<int32_t, 1> logit_rows_, targets_;
+  SamplingArrays sampling_;
+  StepInput step_;
+};
+
+nb::tuple run_step(Decoder& decoder, nb::handle batch) {
+  const int64_t vocab = decoder.model().shape.vocab_size;
+  const StepArrays arrays(batch, vocab);
+  const StepInput& step = arrays.input();
+  const bool with_logits = nb::cast<bool>(batch.attr("return_logits"));
+  const bool with_targets = step.targets != nullptr;
+  const int64_t rows = step.num_logits, width = arrays.top_width();
+  OwnedArray<int32_t> tokens(rows), top_ids(rows * width);
+  OwnedArray<float> logprobs(rows), top_logprobs(rows * width);
+  OwnedArray<float> target_logprobs(with_targets ? rows : 0);
+  OwnedArray<float> logits(with_logits ? rows * vocab : 0);
+  StepOutput out;
+  out.tokens = tokens.data();
+  out.logprobs = logprobs.data();
+  out.top_ids = top_ids.data();
+  out.top_logprobs = top_logprobs.data();
+  out.top_width = width;
+  out.target_logprobs = with_targets ? target_logprobs.data() : nullptr;
+  out.logits = with_logits ? logits.data() : nullptr;
+  {
+    nb::gil_scoped_release released;
+    decoder.step(step, out);
+  }
+  const auto n = static_cast<size_t>(rows), w = static_cast<size_t>(width);
+  return nb::make_tuple(tokens.release({n}), logprobs.release({n}), top_ids.release({n, w}),
+                        top_logprobs.release({n, w}),
+                        with_targets ? target_logprobs.release({n}) : nb::none(),
+                        with_logits ? logits.release({n, static_cast<size_t>(vocab)}) : nb::none());
+}
+
+void copy_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& sources,
+                 const ConstArray<int32_t, 1>& destinations) {
+  if (sources.shape(0) != destinations.shape(0))
+    throw std::invalid_argument("sources and destinations differ in length");
+  nb::gil_scoped_release released;
+  decoder.cache().copy_blocks(sources.data(), destinations.data(),
+                              static_cast<int64_t>(sources.shape(0)));
+}
+
+nb::object export_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& block_ids) {
+  const int64_t count = static_cast<int64_t>(block_ids.shape(0));
+  const int64_t bytes = decoder.cache().bytes_per_block();
+  OwnedArray<uint8_t> data(count * bytes);
+  {
+    nb::gil_scoped_release released;
+    decoder.cache().export_blocks(block_ids.data(), count, data.data());
+  }
+  return data.release({static_cast<size_t>(count), static_cast<size_t>(bytes)});
+}
+
+void import_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& block_ids,
+                   const ConstArray<uint8_t, 2>& data) {
+  if (data.shape(0) != block_ids.shape(0) ||
+      static_cast<int64_t>(data.shape(1)) != decoder.cache().bytes_per_block())
+    throw std::invalid_argument("data: must be [blocks, bytes_per_block]");
+  nb::gil_scoped_release released;
+  decoder.cache().import_blocks(block_ids.data(), static_cast<int64_t>(block_ids.shape(0)),
+                                data.data());
+}
+
+void bind_shape(nb::module_& m) {
+  nb::class_<LayerShape>(m, "LayerShape")
+      .def("__init__",
+           [](LayerShape* self, int64_t window, int64_t rope) { new (self) LayerShape{window, rope}; },
+           "window"_a, "rope"_a);
+  nb::class_<RopeShape>(m, "RopeShape")
+      .def("__init__",
+           [](RopeShape* self, std::vector<double> inv_freq, double amplitude) {
+             new (self) RopeShape{std::move(inv_freq), amplitude};
+           },
+           "inv_freq"_a, "amplitude"_a);
+  nb::class_<ModelShape>(m, "ModelShape")
+      .def(nb::init<>())
+      .def_rw("vocab_size", &ModelShape::vocab_size)
+      .def_rw("hidden_size", &ModelShape::hidden_size)
+      .def_rw("intermediate_size", &ModelShape::intermediate_size)
+      .def_rw("num_heads", &ModelShape::num_heads)
+      .def_rw("num_kv_heads", &ModelShape::num_kv_heads)
+      .def_rw("head_dim", &ModelShape::head_dim)
+      .def_rw("layers", &ModelShape::layers)
+      .def_rw("ropes", &ModelShape::ropes)
+      .def_rw("norm_eps", &ModelShape::norm_eps)
+      .def_rw("norm_weight_offset", &ModelShape::norm_weight_offset)
+      .def_rw("gelu", &ModelShape::gelu)
+      .def_rw("qk_norm", &ModelShape::qk_norm)
+      .def_rw("post_norms", &ModelShape::post_norms)
+      .def_rw("embedding_scale", &ModelShape::embedding_scale)
+      .def_rw("attention_scale", &ModelShape::attention_scale)
+      .def_rw("attention_softcap", &ModelShape::attention_softcap)
+      .def_rw("logits_softcap", &ModelShape::logits_softcap)
+      .def_rw("group_size", &ModelShape::group_size)
+      .def("set_formats",
+           [](ModelShape& self, const std::string& weights, const std::string& kv_cache) {
+             self.weights = weight_format(weights);
+             self.kv_format = kv_format(kv_cache);
+           },
+           "weights"_a, "kv_cache"_a);
+}
+
+}  // namespace
+
+KVFormat kv_format(const std::string& name) {
+  if (name == "f32") return KVFormat::f32;
+  if (name == "bf16") return KVFormat::bf16;
+  if (name == "int8") return KVFormat::int8;
+  throw std::invalid_argument("unknown KV format '" + name + "'");
+}
+
+void bind_decoder(nb::module_& m) {
+  bind_shape(m);
+  nb::class_<ModelBuilder>(m, "ModelBuilder")
+      .def(nb::init<const ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a,
+           "threads"_a)
+      .def("set_norm", &ModelBuilder::set_norm, "layer"_a, "name"_a, "values"_a.noconvert())
+      .def("set_matrix", &ModelBuilder::set_matrix, "layer"_a, "name"_a, "parts"_a, "biases"_a,
+           "Packs one matrix: qkv (q, k, v), o, gate_up (gate, up), down or lm_head; biases is "
+           "empty or has one float32 vector for each part.")
+      .def("set_embedding", &ModelBuilder::set_embedding, "table"_a)
+      .def_prop_ro("weight_bytes", &ModelBuilder::weight_bytes)
+      .def("build", &ModelBuilder::build, "num_blocks"_a,
+           "The decoder; the builder is empty afterwards.");
+  nb::class_<Decoder>(m, "Decoder")
+      .def("step", &run_step, "batch"_a,
+           "Runs a StepBatch. Returns (tokens, logprobs, top_ids, top_logprobs, target_logprobs "
+           "or None, logits or None), as in StepResult.")
+      .def("copy_blocks", &copy_blocks, "sources"_a.noconvert(), "destinations"_a.noconvert())
+      .def("export_blocks", &export_blocks, "block_ids"_a.noconvert())
+      .def("import_blocks", &import_blocks, "block_ids"_a.noconvert(), "data"_a.noconvert());
+  m.def(
+      "kv_bytes_per_block",
+      [](const std::string& format, int64_t head_dim, int64_t num_kv_heads, int64_t num_layers) {
+        return KVCache::bytes_per_block(kv_format(format), head_dim, num_kv_heads, num_layers);
+      },
+      "kv_cache"_a, "head_dim"_a, "num_kv_heads"_a, "num_layers"_a);
+  m.attr("KV_BLOCK_TOKENS") = static_cast<int>(kBlockTokens);
+  bind_attention(m);
+}

@@ -41,6 +41,15 @@ uint16_t round_bf16(float value) {
 
 }  // namespace
 
+float ModelShape::rounded_embedding_scale() const {
+  const float scale = static_cast<float>(embedding_scale);
+  if (embedding_format() == EmbeddingFormat::f32) return scale;
+  const uint32_t bits = static_cast<uint32_t>(round_bf16(scale)) << 16;
+  float rounded;
+  std::memcpy(&rounded, &bits, 4);
+  return rounded;
+}
+
 void ModelShape::check() const {
   require_positive("vocab_size", vocab_size);
   require_positive("hidden_size", hidden_size);

@@ -58,6 +58,9 @@ struct ModelShape {
     return weights == WeightFormat::f32 ? EmbeddingFormat::f32 : EmbeddingFormat::bf16;
   }
 
+  // Gemma's scale is rounded like the model: in bf16, so is the scale.
+  float rounded_embedding_scale() const;
+
   // Throws std::invalid_argument: one line that names what cannot work.
   void check() const;
 };
@@ -71,7 +74,7 @@ struct StoredMatrix {
   int64_t rows, cols;
 };
 
-// dst [count] = element `first` and on of the stored array
+// dst [cols] = the row as float32, exactly
 void widen(const StoredMatrix& source, int64_t row, float* dst);
 
 struct Matrix {

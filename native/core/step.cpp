@@ -66,7 +66,6 @@ void StepValidator::check(const StepInput& step) {
   if (step.sampling.rows != step.num_logits)
     refuse("sampling has " + std::to_string(step.sampling.rows) + " rows, logit_rows has " +
            std::to_string(step.num_logits));
-  validate_sampling(step.sampling, step.sampling_lengths, vocab_size_);
 
   // Last, as it leaves marks: nobody else may write a block that a sequence writes in this step.
   int64_t clash = -1;

@@ -20,8 +20,7 @@ struct StepInput {
   int64_t num_block_ids = 0;
   const int32_t* logit_rows = nullptr;  // [num_logits]
   int64_t num_logits = 0;
-  SamplingView sampling;
-  SamplingLengths sampling_lengths;
+  SamplingView sampling;  // of the logit rows, already validated
   const int32_t* targets = nullptr;  // [num_logits] or null
 };
 
@@ -35,7 +34,7 @@ struct StepOutput {
   float* logits = nullptr;            // [num_logits][vocab] or null
 };
 
-// Checks everything that the decoder believes, so that no batch can make it read or write outside
+// Checks everything but the sampling parameters, so that no batch can make it read or write outside
 // its memory or write one block from two places. Throws std::invalid_argument: one line naming the
 // array. Keeps a little memory between calls.
 class StepValidator {
