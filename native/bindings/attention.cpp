@@ -32,8 +32,8 @@ ModelShape one_layer(const ConstArray<float, 3>& query, const ConstArray<float, 
 nb::object paged_attention(const ConstArray<float, 3>& query, const ConstArray<float, 3>& keys,
                            const ConstArray<float, 3>& values,
                            const ConstArray<int32_t, 1>& block_ids, int64_t num_blocks,
-                           int64_t window, double softcap, double scale,
-                           const std::string& format, const std::string& isa, int threads) {
+                           int64_t window, double softcap, double scale, const std::string& format,
+                           const std::string& isa, int threads) {
   const ModelShape shape = one_layer(query, keys, window, softcap, scale, kv_format(format));
   const LayerKernels& kernels = kernel_table(select_isa(isa)).layers;
   const auto rows = static_cast<int64_t>(query.shape(0));

@@ -140,8 +140,7 @@ class ModelBuilder {
     const auto check = [&](std::initializer_list<int64_t> rows, int64_t cols) {
       if (parts.size() != rows.size())
         throw std::invalid_argument(name + ": needs " + std::to_string(rows.size()) + " parts");
-      for (size_t i = 0; i < parts.size(); ++i)
-        check_shape(name, parts[i], rows.begin()[i], cols);
+      for (size_t i = 0; i < parts.size(); ++i) check_shape(name, parts[i], rows.begin()[i], cols);
     };
     if (name == "qkv")
       check({shape.query_size(), shape.kv_size(), shape.kv_size()}, shape.hidden_size);
@@ -271,15 +270,19 @@ void import_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& block_ids,
 
 void bind_shape(nb::module_& m) {
   nb::class_<LayerShape>(m, "LayerShape")
-      .def("__init__",
-           [](LayerShape* self, int64_t window, int64_t rope) { new (self) LayerShape{window, rope}; },
-           "window"_a, "rope"_a);
+      .def(
+          "__init__",
+          [](LayerShape* self, int64_t window, int64_t rope) {
+            new (self) LayerShape{window, rope};
+          },
+          "window"_a, "rope"_a);
   nb::class_<RopeShape>(m, "RopeShape")
-      .def("__init__",
-           [](RopeShape* self, std::vector<double> inv_freq, double amplitude) {
-             new (self) RopeShape{std::move(inv_freq), amplitude};
-           },
-           "inv_freq"_a, "amplitude"_a);
+      .def(
+          "__init__",
+          [](RopeShape* self, std::vector<double> inv_freq, double amplitude) {
+            new (self) RopeShape{std::move(inv_freq), amplitude};
+          },
+          "inv_freq"_a, "amplitude"_a);
   nb::class_<ModelShape>(m, "ModelShape")
       .def(nb::init<>())
       .def_rw("vocab_size", &ModelShape::vocab_size)
@@ -300,12 +303,13 @@ void bind_shape(nb::module_& m) {
       .def_rw("attention_softcap", &ModelShape::attention_softcap)
       .def_rw("logits_softcap", &ModelShape::logits_softcap)
       .def_rw("group_size", &ModelShape::group_size)
-      .def("set_formats",
-           [](ModelShape& self, const std::string& weights, const std::string& kv_cache) {
-             self.weights = weight_format(weights);
-             self.kv_format = kv_format(kv_cache);
-           },
-           "weights"_a, "kv_cache"_a);
+      .def(
+          "set_formats",
+          [](ModelShape& self, const std::string& weights, const std::string& kv_cache) {
+            self.weights = weight_format(weights);
+            self.kv_format = kv_format(kv_cache);
+          },
+          "weights"_a, "kv_cache"_a);
 }
 
 }  // namespace
@@ -320,8 +324,7 @@ KVFormat kv_format(const std::string& name) {
 void bind_decoder(nb::module_& m) {
   bind_shape(m);
   nb::class_<ModelBuilder>(m, "ModelBuilder")
-      .def(nb::init<const ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a,
-           "threads"_a)
+      .def(nb::init<const ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a, "threads"_a)
       .def("set_norm", &ModelBuilder::set_norm, "layer"_a, "name"_a, "values"_a.noconvert())
       .def("set_matrix", &ModelBuilder::set_matrix, "layer"_a, "name"_a, "parts"_a, "biases"_a,
            "Packs one matrix: qkv (q, k, v), o, gate_up (gate, up), down or lm_head; biases is "

@@ -27,16 +27,16 @@ class AttentionPlan {
   // What the threads do for one layer. `qkv` [rows][qkv_stride] holds the rotated queries, `out`
   // [rows][out_stride] gets the attended heads. K and V of the step must be in the cache. Contains
   // a barrier if partitions are items; ends without one.
-  void run(Team& team, const StepInput& step, const KVCache& cache, int64_t layer,
-           const float* qkv, int64_t qkv_stride, float* out, int64_t out_stride);
+  void run(Team& team, const StepInput& step, const KVCache& cache, int64_t layer, const float* qkv,
+           int64_t qkv_stride, float* out, int64_t out_stride);
 
  private:
   struct Tile {
     int64_t seq;
-    int64_t first, last;            // folded rows of the sequence: row * group + head
-    int64_t first_position;         // of the first row
-    int64_t last_position;          // of the last row
-    int64_t first_partial;          // split only: index of its first item, kv head 0
+    int64_t first, last;     // folded rows of the sequence: row * group + head
+    int64_t first_position;  // of the first row
+    int64_t last_position;   // of the last row
+    int64_t first_partial;   // split only: index of its first item, kv head 0
     int64_t num_partitions;
   };
   struct Item {
@@ -62,8 +62,7 @@ class AttentionPlan {
                  int64_t& last) const;
   void reset(int64_t rows, const PartialAttention& partial) const;
   void write_out(const Tile& tile, int64_t seq_start, int64_t kv_head,
-                 const PartialAttention& total, float* out, int64_t out_stride,
-                 Local& local) const;
+                 const PartialAttention& total, float* out, int64_t out_stride, Local& local) const;
 
   const LayerKernels& kernels_;
   const ModelShape& shape_;

@@ -46,8 +46,8 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
                                    &model_.lm_head};
   for (const Matrix* reader : readers) {
     const PackedMatrix& packed = reader->packed;
-    activation_row_bytes_ = std::max(activation_row_bytes_,
-                                     gemm_.activation_bytes(packed.format, packed.padded_cols));
+    activation_row_bytes_ =
+        std::max(activation_row_bytes_, gemm_.activation_bytes(packed.format, packed.padded_cols));
     const int64_t groups =
         packed.format == WeightFormat::int4 ? packed.padded_cols / packed.group_size : 1;
     activation_row_scales_ = std::max(activation_row_scales_, groups);
@@ -57,7 +57,8 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
 void Decoder::reserve(const StepInput& step) {
   const ModelShape& shape = model_.shape;
   rows_ = step.num_rows;
-  logits_chunk_ = std::min(step.num_logits, std::max<int64_t>(1, kLogitsChunkFloats / vocab_stride_));
+  logits_chunk_ =
+      std::min(step.num_logits, std::max<int64_t>(1, kLogitsChunkFloats / vocab_stride_));
   residual_.reserve(rows_ * hidden_stride_);
   hidden_.reserve(rows_ * hidden_stride_);
   qkv_.reserve(rows_ * qkv_stride_);
@@ -81,8 +82,8 @@ Activations Decoder::activations(const Matrix& reader) const {
 void Decoder::prepare(const float* x, int64_t stride, int64_t rows, int64_t first_row,
                       const Matrix& reader) const {
   const PackedMatrix& packed = reader.packed;
-  gemm_.prepare(packed.format, packed.group_size, x, stride, rows, packed.cols,
-                activations(reader), first_row);
+  gemm_.prepare(packed.format, packed.group_size, x, stride, rows, packed.cols, activations(reader),
+                first_row);
 }
 
 void Decoder::embed_rows(Team& team, const StepInput& step) {
@@ -230,14 +231,13 @@ void Decoder::run_layer(Team& team, const StepInput& step, int64_t layer) {
   if (model_.shape.post_norms) add_normed(team, weights.post_mlp_norm);
 }
 
-void Decoder::normalize_logit_rows(Team& team, const StepInput& step, int64_t first,
-                                   int64_t last) {
+void Decoder::normalize_logit_rows(Team& team, const StepInput& step, int64_t first, int64_t last) {
   const ModelShape& shape = model_.shape;
   team.for_static(last - first, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       float* hidden = hidden_.data + i * hidden_stride_;
-      layers_.rms_norm(residual_.data + step.logit_rows[first + i] * hidden_stride_,
-                       hidden_stride_, 1, shape.hidden_size, model_.final_norm.data(),
+      layers_.rms_norm(residual_.data + step.logit_rows[first + i] * hidden_stride_, hidden_stride_,
+                       1, shape.hidden_size, model_.final_norm.data(),
                        static_cast<float>(shape.norm_eps), hidden, hidden_stride_);
       prepare(hidden, hidden_stride_, 1, i, model_.lm_head);
     }

@@ -28,8 +28,8 @@ KVCache::KVCache(KVFormat format, int64_t head_dim, int64_t num_kv_heads, int64_
 void KVCache::check_ids(const int32_t* block_ids, int64_t count) const {
   for (int64_t i = 0; i < count; ++i)
     if (block_ids[i] < 0 || block_ids[i] >= num_blocks_)
-      throw std::invalid_argument("block id " + std::to_string(block_ids[i]) +
-                                  " is outside [0, " + std::to_string(num_blocks_) + ")");
+      throw std::invalid_argument("block id " + std::to_string(block_ids[i]) + " is outside [0, " +
+                                  std::to_string(num_blocks_) + ")");
 }
 
 void KVCache::copy_blocks(const int32_t* sources, const int32_t* destinations, int64_t count) {

@@ -88,7 +88,7 @@ struct Matrix {
 };
 
 struct LayerWeights {
-  Matrix qkv;      // rows: q heads, k heads, v heads
+  Matrix qkv;  // rows: q heads, k heads, v heads
   Matrix o;
   Matrix gate_up;  // panels of 16 rows alternate gate, up; each padded to a panel
   Matrix down;

@@ -16,8 +16,8 @@ void check_starts(const char* name, const int32_t* starts, int64_t count, int64_
   if (starts[0] != 0) refuse(std::string(name) + "[0] must be 0");
   for (int64_t i = 0; i < count; ++i)
     if (int64_t{starts[i + 1]} - starts[i] < least)
-      refuse(std::string(name) + "[" + std::to_string(i + 1) + "]=" +
-             std::to_string(starts[i + 1]) + ": every sequence needs at least one entry");
+      refuse(std::string(name) + "[" + std::to_string(i + 1) +
+             "]=" + std::to_string(starts[i + 1]) + ": every sequence needs at least one entry");
   if (starts[count] != total)
     refuse(std::string(name) + " ends at " + std::to_string(starts[count]) + ", not at " +
            std::to_string(total));

@@ -20,18 +20,18 @@ struct StepInput {
   int64_t num_block_ids = 0;
   const int32_t* logit_rows = nullptr;  // [num_logits]
   int64_t num_logits = 0;
-  SamplingView sampling;  // of the logit rows, already validated
+  SamplingView sampling;             // of the logit rows, already validated
   const int32_t* targets = nullptr;  // [num_logits] or null
 };
 
 struct StepOutput {
-  int32_t* tokens = nullptr;          // [num_logits]
-  float* logprobs = nullptr;          // [num_logits]
-  int32_t* top_ids = nullptr;         // [num_logits][top_width]
-  float* top_logprobs = nullptr;      // [num_logits][top_width]
-  int64_t top_width = 0;              // at least the largest num_logprobs
-  float* target_logprobs = nullptr;   // [num_logits], with targets
-  float* logits = nullptr;            // [num_logits][vocab] or null
+  int32_t* tokens = nullptr;         // [num_logits]
+  float* logprobs = nullptr;         // [num_logits]
+  int32_t* top_ids = nullptr;        // [num_logits][top_width]
+  float* top_logprobs = nullptr;     // [num_logits][top_width]
+  int64_t top_width = 0;             // at least the largest num_logprobs
+  float* target_logprobs = nullptr;  // [num_logits], with targets
+  float* logits = nullptr;           // [num_logits][vocab] or null
 };
 
 // Checks everything but the sampling parameters, so that no batch can make it read or write outside

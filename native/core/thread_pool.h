@@ -33,7 +33,8 @@ class Team {
   void barrier();
 
   // Calls body(begin, end) for this thread's contiguous share of [0, count), in whole granules:
-  // the same share in every call with the same count, so that a thread reads the same weights again.
+  // the same share in every call with the same count, so that a thread reads the same weights
+  // again.
   template <typename Body>
   void for_static(int64_t count, int64_t granule, Body&& body) const {
     const int64_t granules = (count + granule - 1) / granule;

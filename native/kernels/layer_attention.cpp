@@ -83,8 +83,7 @@ TRIMTAB_INLINE void score_block(State& state, const KeyTile& keys, int64_t row, 
     for (int c = 0; c < C; ++c) sums[r][c] = zero_f32();
   for (int64_t d = 0; d < dim; d += Keys::kCount) {
     Keys units[C];
-    for (int c = 0; c < C; ++c)
-      units[c] = Keys::at(keys.blocks[block + c] + d / Keys::kCount * 64);
+    for (int c = 0; c < C; ++c) units[c] = Keys::at(keys.blocks[block + c] + d / Keys::kCount * 64);
     for (int i = 0; i < Keys::kCount; ++i)
       for (int r = 0; r < R; ++r) {
         const F32x16 q = set1(query[r * dim + d + i]);
@@ -93,8 +92,7 @@ TRIMTAB_INLINE void score_block(State& state, const KeyTile& keys, int64_t row, 
   }
   for (int c = 0; c < C; ++c) {
     F32x16 scale = set1(1.0f);
-    if (format == KVFormat::int8)
-      scale = load(state.tile.tile.key_scales(keys.blocks[block + c]));
+    if (format == KVFormat::int8) scale = load(state.tile.tile.key_scales(keys.blocks[block + c]));
     for (int r = 0; r < R; ++r) {
       const F32x16 score = format == KVFormat::int8 ? mul(sums[r][c], scale) : sums[r][c];
       store(state.scores + (row + r) * kTileKeys + (block + c) * kBlockTokens, score);

@@ -56,7 +56,9 @@ struct PartialAttention {
   float* sum;
   float* out;
 
-  TRIMTAB_SHARED static int64_t floats(int64_t rows, int64_t head_dim) { return rows * (head_dim + 2); }
+  TRIMTAB_SHARED static int64_t floats(int64_t rows, int64_t head_dim) {
+    return rows * (head_dim + 2);
+  }
   TRIMTAB_SHARED static PartialAttention at(float* memory, int64_t rows) {
     return {memory, memory + rows, memory + 2 * rows};
   }

@@ -1,5 +1,12 @@
 """The native core (native/bindings). One section for each bindings file."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from trimtab.executors.base import Float32Array, Int32Array, StepBatch, UInt8Array
+
 # bindings/kernels.cpp
 def available_isas() -> list[str]: ...
 def missing_features(isa: str) -> list[str]: ...
@@ -8,3 +15,76 @@ def select_isa(forced: str = "") -> str: ...
 # bindings/probe.cpp
 def probe_bandwidth(isa: str, threads: int, bytes: int, repeats: int) -> list[float]: ...
 def probe_arithmetic(isa: str, threads: int, weights: str, repeats: int) -> list[float]: ...
+
+# bindings/decoder.cpp
+KV_BLOCK_TOKENS: int
+
+class LayerShape:
+    def __init__(self, window: int, rope: int) -> None: ...
+
+class RopeShape:
+    def __init__(self, inv_freq: Sequence[float], amplitude: float) -> None: ...
+
+class ModelShape:
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    layers: list[LayerShape]
+    ropes: list[RopeShape]
+    norm_eps: float
+    norm_weight_offset: float
+    gelu: bool
+    qk_norm: bool
+    post_norms: bool
+    embedding_scale: float
+    attention_scale: float
+    attention_softcap: float
+    logits_softcap: float
+    group_size: int
+    def __init__(self) -> None: ...
+    def set_formats(self, weights: str, kv_cache: str) -> None: ...
+
+class ModelBuilder:
+    def __init__(self, shape: ModelShape, isa: str, threads: int) -> None: ...
+    def set_norm(self, layer: int, name: str, values: Float32Array) -> None: ...
+    def set_matrix(
+        self,
+        layer: int,
+        name: str,
+        parts: Sequence[npt.NDArray[Any]],
+        biases: Sequence[Float32Array],
+    ) -> None: ...
+    def set_embedding(self, table: npt.NDArray[Any]) -> None: ...
+    @property
+    def weight_bytes(self) -> int: ...
+    def build(self, num_blocks: int) -> Decoder: ...
+
+class Decoder:
+    def step(
+        self, batch: StepBatch
+    ) -> tuple[
+        Int32Array, Float32Array, Int32Array, Float32Array, Float32Array | None, Float32Array | None
+    ]: ...
+    def copy_blocks(self, sources: Int32Array, destinations: Int32Array) -> None: ...
+    def export_blocks(self, block_ids: Int32Array) -> UInt8Array: ...
+    def import_blocks(self, block_ids: Int32Array, data: UInt8Array) -> None: ...
+
+def kv_bytes_per_block(kv_cache: str, head_dim: int, num_kv_heads: int, num_layers: int) -> int: ...
+
+# bindings/attention.cpp
+def paged_attention(
+    query: Float32Array,
+    keys: Float32Array,
+    values: Float32Array,
+    block_ids: Int32Array,
+    num_blocks: int,
+    window: int = 0,
+    softcap: float = 0.0,
+    scale: float = 1.0,
+    kv_cache: str = "f32",
+    isa: str = "",
+    threads: int = 1,
+) -> Float32Array: ...

@@ -1,0 +1,263 @@
+"""The CPU executor: a model repacked into the native decoder, which runs a whole step in one call.
+
+Formats. The four matrices of a layer are held in `config.weights`. The head that makes the logits
+is held in the same format, except that int4 models have an int8 head. The embedding table is only
+looked up and stays bf16 (f32 with f32 weights). Norms and biases are float32, the residual stream
+and attention are computed in float32, K and V are rounded to `config.kv_cache` before anything
+attends to them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+import numpy as np
+
+from trimtab.checkpoints.base import Checkpoint, StoredTensor
+from trimtab.config import ExecutorConfig
+from trimtab.environment import forced_isa
+from trimtab.errors import ConfigError
+from trimtab.executors.base import (
+    Float32Array,
+    Int32Array,
+    KVCapacity,
+    StepBatch,
+    StepResult,
+    UInt8Array,
+)
+from trimtab.executors.resources import available_cpus, available_memory
+from trimtab.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from trimtab import _native
+
+# Part of the identity: raise it whenever the same weights begin to give other bits.
+NUMERICS_REVISION = 1
+DEFAULT_SEQUENCES = 16  # of max_context tokens each, if a quarter of free memory allows
+MAX_THREADS = 1024
+
+# (matrix, its parts, bias names) in the order in which the native decoder fuses them.
+LAYER_MATRICES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("qkv", ("q", "k", "v")),
+    ("o", ("o",)),
+    ("gate_up", ("gate", "up")),
+    ("down", ("down",)),
+)
+
+
+class CpuExecutor:
+    """Implements `trimtab.executors.base.Executor`.
+
+    Loading reads each tensor once and keeps nothing of the checkpoint. Raises ConfigError for
+    settings that cannot work here: a kernel path that this CPU lacks, more threads than 1024, a
+    shape that the kernels do not take, a KV cache that does not fit into memory.
+
+    `execute`, `copy_blocks` and `import_blocks` raise ValueError, one line, for arrays that break
+    their contract; nothing has been written then.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: ExecutorConfig | None = None) -> None:
+        from trimtab import _native
+
+        config = config or ExecutorConfig()
+        self._spec = _limit_context(checkpoint.spec, config.max_context)
+        self.config = config
+        self.isa = _select_isa()
+        self.threads = _choose_threads(config.threads)
+        try:
+            builder = _native.ModelBuilder(
+                _native_shape(self._spec, config), self.isa, self.threads
+            )
+        except ValueError as error:
+            raise ConfigError(f"{checkpoint.path}: {error}") from None
+        try:
+            load_weights(builder, checkpoint)
+            self.weight_bytes = builder.weight_bytes
+            self._capacity = _choose_capacity(self._spec, config)
+            self._decoder: _native.Decoder | None = builder.build(self._capacity.num_blocks)
+        except RuntimeError as error:  # the system refused memory
+            raise ConfigError(f"{checkpoint.path}: {error}") from None
+        self._identity = _identity(checkpoint, config, self.isa)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def capacity(self) -> KVCapacity:
+        return self._capacity
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    @property
+    def description(self) -> str:
+        """For people: `cpu avx512 int4-g64, KV bf16, 2 threads`."""
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
+        label = self.config.weights_label
+        return f"cpu {self.isa} {label}, KV {self.config.kv_cache}, {threads}"
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        return StepResult(*self._open_decoder().step(batch))
+
+    def copy_blocks(self, sources: Int32Array, destinations: Int32Array) -> None:
+        self._open_decoder().copy_blocks(sources, destinations)
+
+    def export_blocks(self, block_ids: Int32Array) -> UInt8Array:
+        return self._open_decoder().export_blocks(block_ids)
+
+    def import_blocks(self, block_ids: Int32Array, data: UInt8Array) -> None:
+        self._open_decoder().import_blocks(block_ids, data)
+
+    def close(self) -> None:
+        """Idempotent. Gives back the weights, the cache and the threads."""
+        self._decoder = None
+
+    def _open_decoder(self) -> _native.Decoder:
+        if self._decoder is None:
+            raise RuntimeError("the executor is closed")
+        return self._decoder
+
+
+def _limit_context(spec: ModelSpec, max_context: int) -> ModelSpec:
+    if max_context > spec.max_context:
+        raise ConfigError(
+            f"max_context={max_context}: the model serves at most {spec.max_context} tokens"
+        )
+    return replace(spec, max_context=max_context) if max_context else spec
+
+
+def _select_isa() -> str:
+    from trimtab import _native
+
+    forced = forced_isa()
+    try:
+        return _native.select_isa(forced or "")
+    except ValueError as error:
+        raise ConfigError(f"TRIMTAB_ISA={forced}: {error}") from None
+
+
+def _choose_threads(threads: int) -> int:
+    if threads > MAX_THREADS:
+        raise ConfigError(f"threads={threads}: must be at most {MAX_THREADS}")
+    return threads or min(available_cpus(), MAX_THREADS)
+
+
+def _native_shape(spec: ModelSpec, config: ExecutorConfig) -> _native.ModelShape:
+    from trimtab import _native
+
+    shape = _native.ModelShape()
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "norm_eps",
+        "norm_weight_offset",
+        "qk_norm",
+        "post_norms",
+        "embedding_scale",
+        "attention_scale",
+        "attention_softcap",
+        "logits_softcap",
+    ):
+        setattr(shape, name, getattr(spec, name))
+    shape.layers = [_native.LayerShape(layer.sliding_window, layer.rope) for layer in spec.layers]
+    shape.ropes = [_native.RopeShape(list(rope.inv_freq), rope.amplitude) for rope in spec.ropes]
+    shape.gelu = spec.activation == "gelu_tanh"
+    shape.group_size = config.group_size
+    shape.set_formats(config.weights, config.kv_cache)
+    return shape
+
+
+def load_weights(builder: _native.ModelBuilder, checkpoint: Checkpoint) -> None:
+    """Hands every tensor of the checkpoint to the builder, which packs it at once."""
+    names = set(checkpoint.names())
+
+    def norm(layer: int, name: str, prefix: str) -> None:
+        if prefix + name in names:
+            builder.set_norm(layer, name, _vector(checkpoint.tensor(prefix + name)))
+
+    def matrix(layer: int, name: str, parts: tuple[str, ...], prefix: str) -> None:
+        tensors = [checkpoint.tensor(prefix + part).data for part in parts]
+        biased = [prefix + part + "_bias" in names for part in parts]
+        biases: list[Float32Array] = []
+        if any(biased):
+            biases = [
+                _vector(checkpoint.tensor(prefix + part + "_bias"))
+                if has_bias
+                else np.zeros(tensor.shape[0], np.float32)
+                for part, has_bias, tensor in zip(parts, biased, tensors, strict=True)
+            ]
+        builder.set_matrix(layer, name, tensors, biases)
+
+    builder.set_embedding(checkpoint.tensor("embed").data)
+    norm(-1, "final_norm", "")
+    matrix(-1, "lm_head", ("lm_head",) if "lm_head" in names else ("embed",), "")
+    for layer in range(checkpoint.spec.num_layers):
+        prefix = f"layers.{layer}."
+        for name in ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm"):
+            norm(layer, name, prefix)
+        for name in ("q_norm", "k_norm"):
+            norm(layer, name, prefix)
+        for name, parts in LAYER_MATRICES:
+            matrix(layer, name, parts, prefix)
+
+
+def _vector(tensor: StoredTensor) -> Float32Array:
+    return np.ascontiguousarray(tensor.to_float32())
+
+
+def _choose_capacity(spec: ModelSpec, config: ExecutorConfig) -> KVCapacity:
+    """Called when the weights are loaded, so that free memory is what the cache may take."""
+    from trimtab import _native
+
+    block_size = _native.KV_BLOCK_TOKENS
+    bytes_per_block = _native.kv_bytes_per_block(
+        config.kv_cache, spec.head_dim, spec.num_kv_heads, spec.num_layers
+    )
+    free = available_memory()
+    if config.num_blocks:
+        num_blocks, asked = config.num_blocks, f"num_blocks={config.num_blocks}"
+    elif config.kv_cache_gib:
+        asked = f"kv_cache_gib={config.kv_cache_gib:g}"
+        num_blocks = int(config.kv_cache_gib * (1 << 30)) // bytes_per_block
+        if num_blocks < 1:
+            _refuse_cache(asked, f"one block of {block_size} tokens takes {bytes_per_block} bytes")
+    else:
+        asked = "the KV cache"
+        wanted = DEFAULT_SEQUENCES * -(-spec.max_context // block_size)
+        num_blocks = wanted if free is None else min(wanted, free // 4 // bytes_per_block)
+        if num_blocks < 1:
+            _refuse_cache(asked, f"a quarter of free memory holds no block ({free} bytes are free)")
+    needed = num_blocks * bytes_per_block
+    if free is not None and needed > free:
+        _refuse_cache(asked, f"needs {_gib(needed)}, but only {_gib(free)} of memory are free")
+    return KVCapacity(block_size, num_blocks, bytes_per_block)
+
+
+def _refuse_cache(asked: str, why: str) -> NoReturn:
+    raise ConfigError(
+        f"{asked}: {why}; set a smaller kv_cache_gib or max_context, or kv_cache=int8"
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB"
+
+
+def _identity(checkpoint: Checkpoint, config: ExecutorConfig, isa: str) -> str:
+    parts = (
+        "trimtab cpu executor",
+        str(NUMERICS_REVISION),
+        checkpoint.identity,
+        isa,
+        config.weights_label,
+        config.kv_cache,
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
