@@ -15,10 +15,8 @@ ROOT = Path("/")
 def available_cpus(root: Path = ROOT) -> int:
     """Cores to compute on: those of the affinity mask, but no more than the CPU quota of any
     cgroup that this process is in (rounded up: half a core still needs a thread)."""
-    if hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
-    else:
-        cpus = os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
     quotas = [_quota_v2(path) for path in _cgroup_directories(root, "cpu.max", "")]
     quotas += [_quota_v1(path) for path in _cgroup_directories(root, "cpu.cfs_quota_us", "cpu")]
     return max(1, min([cpus, *(math.ceil(quota) for quota in quotas if quota is not None)]))
