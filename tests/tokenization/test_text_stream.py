@@ -14,7 +14,7 @@ from trimtab.tokenization import TextStream, Tokenizer
 from trimtab.tokenization.stop_strings import StopMatcher
 
 fixtures_are_shared = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 texts = st.one_of(
     st.text(max_size=40),
@@ -127,7 +127,7 @@ def reference_cut(text: str, stops: list[str], include: bool) -> tuple[str, str 
 few_letters = st.text("ab", min_size=1, max_size=6)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     text=st.text("ab", max_size=30),
     stops=st.lists(few_letters, min_size=1, max_size=3),

@@ -27,7 +27,10 @@ FOREIGN_FILES = ("tokenizer.model", "spiece.model", "tekken.json", "tiktoken.mod
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read `tokenizer.json` and, where present, `tokenizer_config.json`, `special_tokens_map.json`,
-    `generation_config.json`, `config.json` and the chat template in any of its three forms.
+    `generation_config.json`, `config.json` and the chat template in any of its forms.
+
+    What is put around a text (BOS) is the post-processor of `tokenizer.json`, as in transformers:
+    `add_bos_token` and `add_eos_token` in `tokenizer_config.json` are for vocabularies without one.
 
     Raises CheckpointError, one line naming the file, for anything missing, damaged or unknown.
     """
@@ -38,7 +41,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     backend = _read_backend(directory)
     _add_missing_tokens(backend, config, directory)
     special_tokens = _special_tokens(config, _read_json(directory / "special_tokens_map.json"))
-    _set_post_processor(backend, config, special_tokens)
     return Tokenizer(
         backend,
         special_tokens,
@@ -133,25 +135,6 @@ def _add_missing_tokens(backend: Any, config: dict[str, Any], directory: Path) -
             )
 
 
-def _set_post_processor(
-    backend: Any, config: dict[str, Any], special_tokens: dict[str, str]
-) -> None:
-    """`add_bos_token` and `add_eos_token`, where given, overrule `tokenizer.json`, as they do in
-    transformers."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    from tokenizers.processors import TemplateProcessing
-
-    template, used = ["$A:0"], []
-    for name, flag, place in (("bos_token", "add_bos_token", 0), ("eos_token", "add_eos_token", 2)):
-        text = special_tokens.get(name)
-        token_id = None if text is None else backend.token_to_id(text)
-        if config.get(flag) and text is not None and token_id is not None:
-            template.insert(place, f"{text}:0")
-            used.append((text, token_id))
-    backend.post_processor = TemplateProcessing(single=template, special_tokens=used)
-
-
 def _eos_token_ids(
     directory: Path, backend: Any, special_tokens: dict[str, str]
 ) -> tuple[int, ...]:
@@ -179,7 +162,9 @@ def _chat_template(
     {"name", "template"} of which "default" is used, and "tool_use" for requests with tools."""
     path = directory / "chat_template.jinja"
     if path.exists():
-        return ChatTemplate(_read_text(path, MAX_CONFIG_BYTES), special_tokens)
+        tools_path = directory / "additional_chat_templates" / "tool_use.jinja"
+        for_tools = _read_text(tools_path, MAX_CONFIG_BYTES) if tools_path.exists() else None
+        return ChatTemplate(_read_text(path, MAX_CONFIG_BYTES), special_tokens, for_tools)
     value = config.get("chat_template")
     if value is None:
         value = _read_json(directory / "chat_template.json").get("chat_template")

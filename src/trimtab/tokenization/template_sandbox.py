@@ -22,11 +22,11 @@ from jinja2 import nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_STEPS = 2_000_000
+MAX_STEPS = 1_000_000
 MAX_SECONDS = 10.0
-MAX_SIZE = 32 << 20  # characters of a text; a value that is not text counts 8
+MAX_SIZE = 32 << 20  # characters of a text; a value that is not text counts 64
 MAX_INTEGER_BITS = 4096
-VALUE_SIZE = 8
+VALUE_SIZE = 64
 CONTAINERS = (list, tuple, dict, set, frozenset)
 # Filters without use in a chat template, whose output can be far longer than their input.
 REMOVED_FILTERS = ("batch", "center", "pprint", "random", "slice", "urlize", "wordwrap", "xmlattr")
