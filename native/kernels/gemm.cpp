@@ -1,5 +1,140 @@
+// The loops around the tiles. From outside in:
+//
+//   groups of 4 panels       their weights stay in cache over all rows
+//     blocks of 64 rows      their sums fit the first-level cache
+//       blocks of K          weights and activations fit the second-level cache (many rows only)
+//         tiles              gemm_tiles.h, gemm_int4.h
+//     epilogue
 #include "kernels/gemm.h"
 
+#include "kernels/gemm_epilogue.h"
+#include "kernels/gemm_int4.h"
+#include "kernels/gemm_tiles.h"
+#include "kernels/quantize.h"
+
 namespace trimtab::TRIMTAB_ISA {
-GemmKernels gemm_kernels() { return {}; }
+
+namespace {
+
+constexpr int64_t kRowBlock = 64;
+constexpr int64_t kUnitBlock = 1024;  // 64 KiB of weights a panel
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// What one call of gemm works on.
+struct Call {
+  const PackedMatrix& w;
+  const Activations& a;
+  const GemmOutput& out;
+};
+
+void start_sums(const Call&, const Sums& sums, float* values) {
+  for (int64_t r = 0; r < sums.rows; ++r) {
+    for (int p = 0; p < sums.panels; ++p) store(values + r * kSumStride + p * kLanes, zero_f32());
+  }
+}
+
+// Flipped activations are 128 too large.
+void start_sums(const Call& call, const Sums& sums, int32_t* values) {
+  for (int p = 0; p < sums.panels; ++p) {
+    int32_t start[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      start[i] = -static_cast<int32_t>(kInt8Flip) * call.w.sums[(sums.panel + p) * kPanel + i];
+    }
+    for (int64_t r = 0; r < sums.rows; ++r) {
+      store(values + r * kSumStride + p * kLanes, load(start));
+    }
+  }
+}
+
+template <class Format>
+void gemm_units(const Call& call, int64_t units, Sums sums) {
+  alignas(64) uint8_t storage[kRowBlock * kSumStride * 4];  // Lane, then float: vectors alias it
+  auto* values = reinterpret_cast<typename Format::Lane*>(storage);
+  start_sums(call, sums, values);
+  // one tile of rows reads its weights once anyway: then one block is best
+  int64_t block = sums.rows <= Format::kMaxRows ? units : kUnitBlock;
+  int64_t panel_bytes = units * 64;
+  for (int64_t first = 0; first < units; first += block) {
+    Tile<Format> tile = {call.w.data + sums.panel * panel_bytes + first * 64,
+                         panel_bytes,
+                         call.a.data + sums.m * call.a.row_bytes + first * 4 * Format::kSteps,
+                         call.a.row_bytes,
+                         smaller(block, units - first),
+                         values};
+    multiply_block<Format>(tile, sums.rows, sums.panels);
+  }
+  sums.values = reinterpret_cast<float*>(storage);
+  if constexpr (Format::kInteger) scale_int8(values, call.a.scales, call.w.scales, sums);
+  write_output(sums, call.w, call.out);
+}
+
+void gemm_int4(const Call& call, Sums sums) {
+  alignas(64) float values[kRowBlock * kSumStride];
+  alignas(64) uint8_t unpacked[kUnpackedBytes];
+  sums.values = values;
+  start_sums(call, sums, values);
+  const int64_t group_size = call.w.group_size, groups = call.w.padded_cols / group_size;
+  const int64_t pair_bytes = groups * int4_block_bytes(group_size);
+  const uint8_t* weights = call.w.data + sums.panel / 2 * pair_bytes;
+  Int4Tile tile = {weights,
+                   pair_bytes,
+                   call.a.data + sums.m * call.a.row_bytes,
+                   call.a.row_bytes,
+                   call.a.scales + sums.m * groups,
+                   call.a.sums + sums.m * groups,
+                   groups,
+                   groups,
+                   group_size,
+                   values};
+  if (sums.rows <= kPackedMaxRows) {
+    multiply_packed(tile, static_cast<int>(sums.rows), sums.panels);
+  } else {
+    const int64_t block_groups = kInt4BlockColumns / group_size;
+    tile.weights = unpacked;
+    tile.stride = block_groups * int4_block_bytes(group_size);
+    for (int64_t first = 0; first < groups; first += block_groups) {
+      tile.groups = smaller(block_groups, groups - first);
+      for (int p = 0; p < sums.panels; p += 2) {
+        unpack_int4(weights + p / 2 * pair_bytes + first * int4_block_bytes(group_size),
+                    tile.groups, group_size, unpacked + p * tile.stride, tile.stride);
+      }
+      multiply_unpacked(tile, sums.rows, sums.panels);
+      tile.activations += tile.groups * group_size;
+      tile.scales += tile.groups;
+      tile.sums += tile.groups;
+    }
+  }
+  write_output(sums, call.w, call.out);
+}
+
+void gemm(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, int64_t panel0,
+          int64_t panel1, const GemmOutput& out) {
+  Call call = {w, a, out};
+  for (int64_t panel = panel0; panel < panel1; panel += kGroupPanels) {
+    int panels = static_cast<int>(smaller(kGroupPanels, panel1 - panel));
+    for (int64_t m = m0; m < m1; m += kRowBlock) {
+      Sums sums = {nullptr, smaller(kRowBlock, m1 - m), m, panel, panels};
+      switch (w.format) {
+        case WeightFormat::f32:
+          gemm_units<F32Format>(call, w.padded_cols, sums);
+          break;
+        case WeightFormat::bf16:
+          gemm_units<Bf16Format>(call, w.padded_cols / 2, sums);
+          break;
+        case WeightFormat::int8:
+          gemm_units<Int8Format>(call, w.padded_cols / 4, sums);
+          break;
+        case WeightFormat::int4:
+          gemm_int4(call, sums);
+          break;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+GemmKernels gemm_kernels() { return {kInt8Flip, activation_bytes, pack, prepare, gemm}; }
+
 }  // namespace trimtab::TRIMTAB_ISA

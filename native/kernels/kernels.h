@@ -19,6 +19,9 @@ enum class WeightFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
 
 constexpr int64_t kPanel = 16;  // output columns of one micro-panel: one 512-bit vector of int32
 
+// Most input columns of a matrix: what int8 sums hold in 32 bits.
+constexpr int64_t kMaxCols = 131072;
+
 // A weight matrix [rows (N, outputs), cols (K, inputs)] in the order in which the kernels read it,
 // the same bytes on every ISA path. N is padded to panels (int4: pairs of panels), K to the
 // format's unit; padding is zero weight.
@@ -127,11 +130,23 @@ struct GemmKernels {
                int64_t panel1, const GemmOutput& out);
 };
 
+// The vector functions of kernels/simd_math.h, for tests.
+enum class VectorFunction : int32_t {
+  exp = 0,
+  tanh = 1,
+  sigmoid = 2,
+  silu = 3,
+  gelu_tanh = 4,
+  round_bf16 = 5,  // to bf16 and back
+  round_f16 = 6,   // to f16 and back
+};
+
 struct KernelTable {
   const char* name;
   GemmKernels gemm;
   LayerKernels layers;
   ProbeKernels probe;
+  void (*evaluate)(VectorFunction function, const float* x, float* y, int64_t count);
 };
 
 }  // namespace trimtab

@@ -45,7 +45,7 @@ TRIMTAB_INLINE F32x16 select(Mask16 m, F32x16 yes, F32x16 no) { return {m.v ? ye
 
 #if defined(__FP_FAST_FMAF)
 TRIMTAB_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
-  F32x16 r;
+  F32x16 r = {};
   for (int i = 0; i < kLanes; ++i) r.v[i] = __builtin_fmaf(a.v[i], b.v[i], c.v[i]);
   return r;
 }
@@ -119,14 +119,14 @@ TRIMTAB_INLINE I32x16 select(Mask16 m, I32x16 yes, I32x16 no) { return {m.v ? ye
 TRIMTAB_INLINE I32x16 as_i32(F32x16 x) { return {(IntVector)x.v}; }
 TRIMTAB_INLINE F32x16 as_f32(I32x16 x) { return {(FloatVector)x.v}; }
 TRIMTAB_INLINE I32x16 to_i32(F32x16 x) {
-  I32x16 r;
+  I32x16 r = {};
   for (int i = 0; i < kLanes; ++i) r.v[i] = static_cast<int32_t>(__builtin_lrintf(x.v[i]));
   return r;
 }
 TRIMTAB_INLINE F32x16 to_f32(I32x16 x) { return {__builtin_convertvector(x.v, FloatVector)}; }
 
 TRIMTAB_INLINE I32x16 load_u16(const uint16_t* p) {
-  I32x16 r;
+  I32x16 r = {};
   for (int i = 0; i < kLanes; ++i) r.v[i] = p[i];
   return r;
 }
@@ -136,39 +136,29 @@ TRIMTAB_INLINE void store_u16(uint16_t* p, I32x16 x) {  // the low halves
 
 TRIMTAB_INLINE float f16_to_f32(uint16_t half) {
   uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, bits = half & 0x7fff;
-  float value;
   if (bits >= 0x7c00) {  // infinity, NaN
     bits = 0x7f800000u | (bits & 0x3ff) << 13;
-    std::memcpy(&value, &bits, 4);
   } else if (bits >= 0x400) {
     bits = (bits << 13) + (112u << 23);
-    std::memcpy(&value, &bits, 4);
   } else {
-    value = static_cast<float>(bits) * 0x1p-24f;
+    bits = __builtin_bit_cast(uint32_t, static_cast<float>(bits) * 0x1p-24f);
   }
-  std::memcpy(&bits, &value, 4);
-  bits |= sign;
-  std::memcpy(&value, &bits, 4);
-  return value;
+  return __builtin_bit_cast(float, bits | sign);
 }
 TRIMTAB_INLINE uint16_t f32_to_f16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
+  uint32_t bits = __builtin_bit_cast(uint32_t, x);
   uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00);   // NaN
   if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // rounds to infinity
   if (magnitude < 0x38800000) {  // denormal half: the addition rounds to a multiple of 2^-24
-    float value;
-    std::memcpy(&value, &magnitude, 4);
-    value += 0.5f;
-    std::memcpy(&magnitude, &value, 4);
-    return static_cast<uint16_t>(sign | (magnitude - 0x3f000000));
+    float sum = __builtin_bit_cast(float, magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (__builtin_bit_cast(uint32_t, sum) - 0x3f000000));
   }
   magnitude += 0xfff + (magnitude >> 13 & 1);
   return static_cast<uint16_t>(sign | ((magnitude - (112u << 23)) >> 13));
 }
 TRIMTAB_INLINE F32x16 load_f16(const uint16_t* p) {
-  F32x16 r;
+  F32x16 r = {};
   for (int i = 0; i < kLanes; ++i) r.v[i] = f16_to_f32(p[i]);
   return r;
 }
@@ -176,7 +166,7 @@ TRIMTAB_INLINE void store_f16(uint16_t* p, F32x16 x) {
   for (int i = 0; i < kLanes; ++i) p[i] = f32_to_f16(x.v[i]);
 }
 TRIMTAB_INLINE I32x16 load_s8(const int8_t* p) {
-  I32x16 r;
+  I32x16 r = {};
   for (int i = 0; i < kLanes; ++i) r.v[i] = p[i];
   return r;
 }
