@@ -332,3 +332,13 @@ def test_unreadable_generation_config(tmp_path: Path) -> None:
     directory = handmade.write_model(tmp_path)
     (directory / "generation_config.json").write_text('{"eos_token_id": "x"}')
     assert "generation_config.json: eos_token_id = 'x'" in refusal(directory)
+
+
+def test_a_directory_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, pattern: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    directory = handmade.write_sharded(tmp_path)
+    (directory / INDEX).unlink()
+    monkeypatch.setattr(Path, "glob", refuse)
+    assert refusal(directory) == f"{directory}: cannot be read: Permission denied"

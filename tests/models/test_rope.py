@@ -145,6 +145,8 @@ def test_a_longer_context_than_the_model_has_is_refused(scaling: Any, limit: int
         ({"rope_type": "linear", "factor": "2"}, "factor = '2'"),
         ({"rope_type": "linear", "factor": 2.0, "alpha": 3}, "'alpha' = 3"),
         ({"rope_type": "linear", "factor": 1e-320}, "frequencies"),
+        ({**YARN, "factor": 1e10}, "context of more than"),
+        ({**YARN, "mscale": -99.0, "mscale_all_dim": 1.0}, "amplitude of -"),
         ({"rope_type": "dynamic", "factor": 1e300, "rope_theta": 1e300}, "dynamic"),
         ({k: v for k, v in LLAMA3.items() if k != "low_freq_factor"}, "low_freq_factor"),
         ({**LLAMA3, "high_freq_factor": 1.0}, "high_freq_factor = 1.0"),

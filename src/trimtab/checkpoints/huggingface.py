@@ -56,16 +56,26 @@ def open_checkpoint(path: str | Path, max_context: int = 0) -> Checkpoint:
     ConfigError when the model cannot serve `max_context`.
     """
     path = Path(path)
+    try:
+        return _open(path, _directory_of(path), max_context)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _directory_of(path: Path) -> Path:
+    """Where config.json must be."""
     if path.is_dir():
-        directory = path
-    elif path.suffix == ".gguf":
+        return path
+    if path.suffix == ".gguf":
         raise CheckpointError(f"{path}: GGUF files are not supported yet")
-    elif path.is_file() and path.suffix == ".safetensors":
-        directory = path.parent
-    elif path.exists():
+    if path.is_file() and path.suffix == ".safetensors":
+        return path.parent
+    if path.exists():
         raise CheckpointError(f"{path}: neither a model directory nor a .safetensors file")
-    else:
-        raise CheckpointError(f"{path}: no such file or directory")
+    raise CheckpointError(f"{path}: no such file or directory")
+
+
+def _open(path: Path, directory: Path, max_context: int) -> HuggingFaceCheckpoint:
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory}: no config.json: not a model in Hugging Face layout")
     config = read_json_object(directory / "config.json")

@@ -31,7 +31,8 @@ HARMLESS_KEYS = frozenset(
     encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
     return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    transformers.js_config keys_to_ignore_at_inference gradient_checkpointing
+    transformers.js_config keys_to_ignore_at_inference gradient_checkpointing is_llama_config
+    use_flash_attention_2 use_flash_attn tokenizer_name
     """.split()  # noqa: SIM905
 )
 HARMLESS_PREFIXES = ("_", "unsloth_")

@@ -124,6 +124,8 @@ def read_activation(config: ConfigReader, conventions: Conventions) -> Activatio
 
 
 def serving_context(rope: FoldedRope, max_context: int) -> int:
+    if max_context < 0:
+        raise ConfigError(f"max_context={max_context}: must not be negative")
     if max_context > rope.context_limit:
         raise ConfigError(
             f"max_context={max_context}: this model can serve at most {rope.context_limit} tokens"

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trimtab.models.config_reader import ConfigReader
+from trimtab.models.config_reader import MAX_INTEGER, ConfigReader
 from trimtab.models.spec import RopeSpec
 
 
@@ -125,6 +125,10 @@ def fold_rope(
         raise section.error(f"these numbers have no {kind} scaling: out of range") from None
     if not all(math.isfinite(value) and value > 0 for value in folded.rope.inv_freq):
         raise section.error(f"{kind} scaling gives frequencies that are not finite and positive")
+    if not (math.isfinite(folded.rope.amplitude) and folded.rope.amplitude > 0):
+        raise section.error(f"{kind} scaling gives an amplitude of {folded.rope.amplitude}")
+    if folded.default_context > MAX_INTEGER:
+        raise section.error(f"{kind} scaling gives a context of more than {MAX_INTEGER} tokens")
     section.ignore("finetuned")  # written by YaRN's authors; nothing reads it
     section.finish(frozenset())
     return folded
@@ -135,7 +139,8 @@ def _frequencies(theta: float, dim: int) -> list[float]:
 
 
 def _plain(inv_freq: list[float], context: int, limit: int, amplitude: float = 1.0) -> FoldedRope:
-    return FoldedRope(RopeSpec(tuple(inv_freq), amplitude), context, max(context, limit))
+    limit = min(max(context, limit), MAX_INTEGER)
+    return FoldedRope(RopeSpec(tuple(inv_freq), amplitude), context, limit)
 
 
 def _default(section: ConfigReader, inputs: RopeInputs) -> FoldedRope:
