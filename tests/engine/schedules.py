@@ -179,6 +179,10 @@ def schedules(
     return Schedule(block_size, num_blocks, config, reckless, arrivals)
 
 
+def running_stays(engine: Engine) -> set[tuple[str, int]]:
+    return {(request.request_id, request.num_preemptions) for request in engine.scheduler._running}
+
+
 def play(engine: Engine, schedule: Schedule, max_steps: int) -> Iterator[tuple[int, str, Answer]]:
     """Run a schedule, `engine.check()` after every step; yields (step, id, answer) as they end."""
     answers: dict[str, Answer] = {}
@@ -207,11 +211,11 @@ def play(engine: Engine, schedule: Schedule, max_steps: int) -> Iterator[tuple[i
         abort(while_executing=False)
         if schedule.reckless:
             engine.scheduler.estimate.tokens = 0
-        preemptions, waiting = engine.scheduler.num_preemptions, set(engine.scheduler._waiting)
+        preemptions, running = engine.scheduler.num_preemptions, running_stays(engine)
         outputs += engine.step()
         engine.check()
         if engine.scheduler.num_preemptions > preemptions:
-            assert not waiting & set(engine.scheduler._running), "admitted after preempting"
+            assert running_stays(engine) <= running, "admitted in a step that preempted"
         for output in filter(None, outputs):
             answer = answers[output.request_id]
             answer.add(output)
