@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from trimtab.config import SchedulerConfig
-from trimtab.engine.batch import build_sampling
+from trimtab.engine.batch import BatchBuilder
 from trimtab.engine.client import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
@@ -86,7 +86,7 @@ def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
             order=(0, 0),
             cache_root=b"",
         )
-        sampling = build_sampling([bare], array("i", [len(tokens)]))
+        sampling = BatchBuilder().build_sampling([bare], array("i", [len(tokens)]))
         token = sample_row(executor.logits(tokens), sampling, 0)
         if token in stops:
             answer.finish_reason, answer.stop_token_id = "stop", token

@@ -134,6 +134,27 @@ def test_seeds() -> None:
     assert sample(None) != sample(None)
 
 
+@pytest.mark.parametrize("done", [0, 1, 3, 7])
+def test_a_completion_goes_on_where_another_engine_left_off(done: int) -> None:
+    params = SamplingParams(
+        max_tokens=8,
+        min_tokens=5,
+        temperature=2.0,
+        seed=4,
+        repetition_penalty=1.4,
+        frequency_penalty=0.5,
+        ignore_eos=False,
+    )
+    whole = run(engine_on(), EngineRequest("r", [4, 4, 9], params))["r"]
+    assert len(whole.token_ids) == 8
+    rest = EngineRequest("r", [4, 4, 9], params, completion_ids=whole.token_ids[:done])
+    engine = engine_on()
+    assert run(engine, rest)["r"].token_ids == whole.token_ids[done:]
+    complete = EngineRequest("r", [4, 4, 9], params, completion_ids=whole.token_ids)
+    with pytest.raises(RequestError, match="complete already"):
+        engine.add_request(complete)
+
+
 def test_choices_have_seeds_of_their_own() -> None:
     params = SamplingParams(n=4, seed=7)
     seeds = [choice_params(params, i).seed for i in range(4)]

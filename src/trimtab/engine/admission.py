@@ -19,9 +19,12 @@ def validate_request(request: EngineRequest, info: EngineInfo) -> None:
     if not request.prompt_ids:
         raise RequestError("the prompt is empty: at least one token is needed", param="prompt")
     _check_ids(request.prompt_ids, "prompt", info.vocab_size)
+    _check_ids(request.completion_ids, "completion_ids", info.vocab_size)
     _check_ids(params.logit_bias, "logit_bias", info.vocab_size)
     _check_ids(params.stop_token_ids, "stop_token_ids", info.vocab_size)
     _check_length(request, info)
+    if len(request.prompt_ids) + len(request.completion_ids) >= max_total_tokens(request, info):
+        raise RequestError("completion_ids: it is complete already", param="completion_ids")
 
 
 def max_total_tokens(request: EngineRequest, info: EngineInfo) -> int:

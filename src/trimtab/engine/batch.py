@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
 from trimtab.engine.request import Request
 from trimtab.engine.scheduler import Chunk
 from trimtab.executors.base import Int32Array, SamplingBatch, StepBatch
-
-_NO_MASK = np.zeros((0, 0), np.uint32)
 
 
 def logit_positions(chunk: Chunk) -> range:
@@ -23,81 +22,113 @@ def logit_positions(chunk: Chunk) -> range:
     return range(end - 1, end) if chunk.emits else range(0)
 
 
-def build_batch(chunks: Sequence[Chunk]) -> StepBatch:
-    """The chunks in their order; logit rows ascending, `logit_positions` of each chunk in turn."""
-    token_ids, positions, block_ids = array("i"), array("i"), array("i")
-    logit_rows, targets = array("i"), array("i")
-    sampled: list[Request] = []
-    sampled_positions = array("i")
-    scoring = False
-    for chunk in chunks:
-        request, first_row = chunk.request, len(token_ids)
-        token_ids.extend(request.token_ids[chunk.start : chunk.start + chunk.count])
-        positions.extend(range(chunk.start, chunk.start + chunk.count))
-        block_ids.extend(request.block_ids)
-        for position in logit_positions(chunk):
-            logit_rows.append(first_row + position - chunk.start)
-            targets.append(request.token_ids[position + 1] if request.score_prompt else -1)
-            sampled.append(request)
-            sampled_positions.append(position + 1)
-        scoring = scoring or request.score_prompt
-    return StepBatch(
-        token_ids=_int32(token_ids),
-        positions=_int32(positions),
-        seq_starts=_starts(chunk.count for chunk in chunks),
-        block_starts=_starts(len(chunk.request.block_ids) for chunk in chunks),
-        block_ids=_int32(block_ids),
-        logit_rows=_int32(logit_rows),
-        sampling=build_sampling(sampled, sampled_positions),
-        targets=_int32(targets) if scoring else None,
+class BatchBuilder:
+    """Keeps what did not change since the last batch: while the same requests decode, most of
+    their sampling parameters are the very same arrays."""
+
+    def __init__(self) -> None:
+        self._requests: list[Request] | None = None
+        self._fixed: dict[str, Any] = {}
+
+    def build(self, chunks: Sequence[Chunk]) -> StepBatch:
+        """The chunks in their order; logit rows ascending, `logit_positions` of each in turn."""
+        token_ids, positions, block_ids = array("i"), array("i"), array("i")
+        logit_rows, targets = array("i"), array("i")
+        sampled: list[Request] = []
+        sampled_positions = array("i")
+        scoring = False
+        for chunk in chunks:
+            request, first_row = chunk.request, len(token_ids)
+            token_ids.extend(request.token_ids[chunk.start : chunk.start + chunk.count])
+            positions.extend(range(chunk.start, chunk.start + chunk.count))
+            block_ids.extend(request.block_ids)
+            for position in logit_positions(chunk):
+                logit_rows.append(first_row + position - chunk.start)
+                targets.append(request.token_ids[position + 1] if request.score_prompt else -1)
+                sampled.append(request)
+                sampled_positions.append(position + 1)
+            scoring = scoring or request.score_prompt
+        return StepBatch(
+            token_ids=_int32(token_ids),
+            positions=_int32(positions),
+            seq_starts=_starts(chunk.count for chunk in chunks),
+            block_starts=_starts(len(chunk.request.block_ids) for chunk in chunks),
+            block_ids=_int32(block_ids),
+            logit_rows=_int32(logit_rows),
+            sampling=self.build_sampling(sampled, sampled_positions),
+            targets=_int32(targets) if scoring else None,
+        )
+
+    def build_sampling(self, requests: list[Request], positions: array[int]) -> SamplingBatch:
+        """One row for each (request, position of the token to choose)."""
+        if requests != self._requests:
+            self._requests, self._fixed = requests, _fixed_arrays(requests)
+        banned = [
+            sorted(request.banned_ids) if request.params.min_tokens else () for request in requests
+        ]
+        outputs = [
+            request.token_ids[request.num_prompt_tokens :] if _has_penalties(request) else ()
+            for request in requests
+        ]
+        banned_starts, banned_ids = _ragged(banned)
+        output_starts, output_ids = _ragged(outputs)
+        return SamplingBatch(
+            positions=_int32(positions),
+            banned_starts=banned_starts,
+            banned_ids=banned_ids,
+            output_starts=output_starts,
+            output_ids=output_ids,
+            **self._fixed,
+        )
+
+
+def _has_penalties(request: Request) -> bool:
+    params = request.params
+    return bool(
+        params.repetition_penalty != 1 or params.frequency_penalty or params.presence_penalty
     )
 
 
-def build_sampling(requests: Sequence[Request], positions: array[int]) -> SamplingBatch:
-    """One row for each (request, position of the token to choose)."""
+def _fixed_arrays(requests: list[Request]) -> dict[str, Any]:
+    """The fields of SamplingBatch that depend on the requests alone, not on their progress."""
     params = [request.params for request in requests]
-    bias_ids, banned_ids = array("i"), array("i")
-    prompt_ids, output_ids = array("i"), array("i")
-    bias_values: list[float] = []
-    bias_starts, banned_starts = [0], [0]
-    prompt_starts, output_starts = [0], [0]
-    for request, own in zip(requests, params, strict=True):
-        if own.logit_bias:
-            bias_ids.extend(own.logit_bias.keys())
-            bias_values.extend(own.logit_bias.values())
-        if own.min_tokens:
-            banned_ids.extend(sorted(request.banned_ids))
-        if own.repetition_penalty != 1:
-            prompt_ids.extend(request.token_ids[: request.num_prompt_tokens])
-        if own.repetition_penalty != 1 or own.frequency_penalty or own.presence_penalty:
-            output_ids.extend(request.token_ids[request.num_prompt_tokens :])
-        bias_starts.append(len(bias_ids))
-        banned_starts.append(len(banned_ids))
-        prompt_starts.append(len(prompt_ids))
-        output_starts.append(len(output_ids))
-    return SamplingBatch(
-        temperature=np.array([p.temperature for p in params], np.float32),
-        top_k=np.array([max(p.top_k, 0) for p in params], np.int32),
-        top_p=np.array([p.top_p for p in params], np.float32),
-        min_p=np.array([p.min_p for p in params], np.float32),
-        repetition_penalty=np.array([p.repetition_penalty for p in params], np.float32),
-        presence_penalty=np.array([p.presence_penalty for p in params], np.float32),
-        frequency_penalty=np.array([p.frequency_penalty for p in params], np.float32),
-        seeds=np.array([request.seed for request in requests], np.uint64),
-        positions=_int32(positions),
-        num_logprobs=np.array([-1 if p.logprobs is None else p.logprobs for p in params], np.int32),
-        bias_starts=np.array(bias_starts, np.int32),
-        bias_ids=_int32(bias_ids),
-        bias_values=np.array(bias_values, np.float32),
-        banned_starts=np.array(banned_starts, np.int32),
-        banned_ids=_int32(banned_ids),
-        prompt_starts=np.array(prompt_starts, np.int32),
-        prompt_ids=_int32(prompt_ids),
-        output_starts=np.array(output_starts, np.int32),
-        output_ids=_int32(output_ids),
-        mask_rows=np.full(len(params), -1, np.int32),
-        mask=_NO_MASK,
-    )
+    prompts = [
+        request.token_ids[: request.num_prompt_tokens]
+        if request.params.repetition_penalty != 1
+        else ()
+        for request in requests
+    ]
+    bias_starts, bias_ids = _ragged([p.logit_bias for p in params])
+    prompt_starts, prompt_ids = _ragged(prompts)
+    return {
+        "temperature": np.array([p.temperature for p in params], np.float32),
+        "top_k": np.array([max(p.top_k, 0) for p in params], np.int32),
+        "top_p": np.array([p.top_p for p in params], np.float32),
+        "min_p": np.array([p.min_p for p in params], np.float32),
+        "repetition_penalty": np.array([p.repetition_penalty for p in params], np.float32),
+        "presence_penalty": np.array([p.presence_penalty for p in params], np.float32),
+        "frequency_penalty": np.array([p.frequency_penalty for p in params], np.float32),
+        "seeds": np.array([request.seed for request in requests], np.uint64),
+        "num_logprobs": np.array(
+            [-1 if p.logprobs is None else p.logprobs for p in params], np.int32
+        ),
+        "bias_starts": bias_starts,
+        "bias_ids": bias_ids,
+        "bias_values": np.array([v for p in params for v in p.logit_bias.values()], np.float32),
+        "prompt_starts": prompt_starts,
+        "prompt_ids": prompt_ids,
+        "mask_rows": np.full(len(params), -1, np.int32),
+        "mask": np.zeros((0, 0), np.uint32),
+    }
+
+
+def _ragged(rows: Sequence[Collection[int]]) -> tuple[Int32Array, Int32Array]:
+    """Starts [R + 1] and concatenated values of R rows."""
+    values = array("i")
+    for row in rows:
+        if row:
+            values.extend(row)
+    return _starts(map(len, rows)), _int32(values)
 
 
 def _int32(values: array[int]) -> Int32Array:

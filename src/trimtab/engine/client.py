@@ -25,6 +25,9 @@ class EngineRequest:
     params: SamplingParams
     priority: int = 0  # smaller runs first
     cache_salt: str = ""  # prefix-cache namespace: only equal salts share blocks
+    # Tokens of the completion that were emitted already, by an engine that is gone: it goes on
+    # behind them exactly as it would have. Needs `params.seed`, unless greedy.
+    completion_ids: list[int] = field(default_factory=list)
     score_prompt: bool = False  # complete nothing: give the logprob of each prompt token
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.admission import max_total_tokens, validate_request
-from trimtab.engine.batch import build_batch, logit_positions
+from trimtab.engine.batch import BatchBuilder, logit_positions
 from trimtab.engine.client import (
     EngineInfo,
     EngineRequest,
@@ -53,6 +53,7 @@ class Engine:
             kv_capacity_tokens=capacity.num_tokens,
             executor=str(getattr(executor, "description", type(executor).__name__)),
         )
+        self._batches = BatchBuilder()
         self._requests: dict[str, Request] = {}
         self._arrivals = 0
         self._num_steps = 0
@@ -81,7 +82,7 @@ class Engine:
         live = Request(
             request_id=request.request_id,
             params=params,
-            token_ids=array("i", request.prompt_ids),
+            token_ids=array("i", request.prompt_ids + request.completion_ids),
             num_prompt_tokens=len(request.prompt_ids),
             max_total_tokens=max_total_tokens(request, self.info),
             stop_ids=frozenset(params.stop_token_ids) | frozenset(eos_ids),
@@ -100,7 +101,7 @@ class Engine:
         if not plan.chunks:
             return []
         try:
-            result = self.executor.execute(build_batch(plan.chunks))
+            result = self.executor.execute(self._batches.build(plan.chunks))
         except Exception as error:  # whatever it was, only this step's requests pay for it
             outputs = self._fail(plan, error)
         else:
@@ -147,13 +148,14 @@ class Engine:
 
     def _commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []
+        tokens = result.tokens.tolist()
         row = 0
         for chunk in plan.chunks:
             rows = range(row, row + len(logit_positions(chunk)))
             row = rows.stop
             if chunk.request.state is not RequestState.RUNNING:
                 continue  # aborted while the step ran
-            if any(result.tokens[r] < 0 for r in rows):
+            if rows and min(tokens[rows.start : rows.stop]) < 0:
                 error = "the model's logits were not finite"
                 outputs.append(self._finish(chunk.request, "error", error=error))
                 continue
@@ -161,11 +163,10 @@ class Engine:
             if chunk.request.score_prompt:
                 outputs.extend(self._score(chunk, result, rows))
             elif chunk.emits:
-                outputs.append(self._emit(chunk.request, result, rows[0]))
+                outputs.append(self._emit(chunk.request, tokens[rows.start], result, rows.start))
         return outputs
 
-    def _emit(self, request: Request, result: StepResult, row: int) -> TokenOutput:
-        token_id = int(result.tokens[row])
+    def _emit(self, request: Request, token_id: int, result: StepResult, row: int) -> TokenOutput:
         reason = request.accept(token_id)
         if reason == "stop":
             return self._finish(request, "stop", stop_token_id=token_id)

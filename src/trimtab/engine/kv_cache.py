@@ -79,15 +79,15 @@ class KVCacheManager:
         Only called with `num_computed_tokens` that a finished step has written, all of them
         accepted tokens of the request.
         """
-        if not self.prefix_cache:
-            return
         num_full = request.num_computed_tokens // self.block_size
+        if not self.prefix_cache or num_full <= request.num_published_blocks:
+            return
         self._extend_hashes(request, num_full)
         for index in range(request.num_published_blocks, num_full):
             block_hash = request.block_hashes[index]
             self.pool.publish(request.block_ids[index], block_hash)
             self._withdraw(request, block_hash)
-        request.num_published_blocks = max(request.num_published_blocks, num_full)
+        request.num_published_blocks = num_full
 
     def release(self, request: Request, poisoned: bool = False) -> None:
         """Give back every block, the tail first, so that a chain is evicted from its end.

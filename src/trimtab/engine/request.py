@@ -16,7 +16,7 @@ class RequestState(Enum):
     FINISHED = "finished"  # holds no blocks and is known to nobody
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """A sequence of tokens that grows, and how much of it lies in the KV cache.
 

@@ -28,9 +28,9 @@ from trimtab.engine.request import Request, RequestState
 MAX_PASSED_OVER = 16  # waiting requests that may be passed over in one admission
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Chunk:
-    """Rows of one request in a step: its tokens [start, start + count)."""
+    """Rows of one request in a step: its tokens [start, start + count). Never changed."""
 
     request: Request
     start: int
@@ -212,9 +212,10 @@ class Scheduler:
             _insert(self._running, request)
             request.state = RequestState.RUNNING
             if request.num_cached_tokens is None:
-                request.num_cached_tokens = request.num_computed_tokens
+                cached = min(request.num_computed_tokens, request.num_prompt_tokens)
+                request.num_cached_tokens = cached
                 self.num_prompt_tokens += request.num_prompt_tokens
-                self.num_cached_prompt_tokens += request.num_computed_tokens
+                self.num_cached_prompt_tokens += cached
             count = min(request.num_missing, budget)
             plan.chunks.append(_chunk(request, count))
             budget -= count
