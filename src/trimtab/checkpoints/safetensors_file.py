@@ -25,7 +25,7 @@ from trimtab.errors import CheckpointError
 from trimtab.models.config_reader import show
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-MAX_HEADER_ITEMS = 8_000_000  # commas: bounds what a hostile header makes the JSON parser hold
+MAX_HEADER_ITEMS = 1_000_000  # commas: bounds what a hostile header makes the JSON parser hold
 MAX_RANK = 8
 
 DTYPE_BITS = {
