@@ -28,3 +28,8 @@ def forced_isa() -> Isa | None:
 def debug_checks() -> bool:
     """`TRIMTAB_DEBUG=1`: run every invariant check after each engine step."""
     return os.environ.get("TRIMTAB_DEBUG", "") not in ("", "0")
+
+
+def api_key() -> str | None:
+    """`TRIMTAB_API_KEY`: the server's key, for those who do not want it in a process list."""
+    return os.environ.get("TRIMTAB_API_KEY") or None

@@ -1,0 +1,77 @@
+"""`trimtab serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from trimtab import environment
+from trimtab.cli.options import with_config_options
+from trimtab.config import ExecutorConfig, SchedulerConfig, ServerConfig
+
+if TYPE_CHECKING:
+    from trimtab.server.run import Announcement
+
+
+@with_config_options
+def command(
+    executor: ExecutorConfig,
+    scheduler: SchedulerConfig,
+    server: ServerConfig,
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
+    as_json: bool = typer.Option(False, "--json", help="announce the server as one line of JSON"),
+) -> None:
+    """Serve MODEL behind an OpenAI-compatible API."""
+    from trimtab.server.run import Serving, serve
+
+    if server.api_key is None:
+        server = replace(server, api_key=environment.api_key())
+    print_announcement = _print_json if as_json else _print_lines
+    serve(Serving(model, executor, scheduler, server), print_announcement)
+
+
+def _curl(announcement: Announcement) -> str:
+    """A line that works as it stands in a shell; it never shows the key."""
+    body = {
+        "model": announcement.model.name,
+        "messages": [{"role": "user", "content": "Hello!"}],
+        "max_tokens": 64,
+    }
+    path = "/v1/chat/completions"
+    if not announcement.model.has_chat_template:
+        path = "/v1/completions"
+        del body["messages"]
+        body["prompt"] = "Hello"
+    key = ' -H "Authorization: Bearer $TRIMTAB_API_KEY"' if announcement.server.api_key else ""
+    return (
+        f"curl -s {announcement.url}{path}{key}"
+        f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"
+    )
+
+
+def _print_lines(announcement: Announcement) -> None:
+    info = announcement.engine
+    print(f"model    {announcement.model.name}")
+    print(
+        f"plan     {info.executor}; context {info.max_context} tokens,"
+        f" KV cache {info.kv_capacity_tokens} tokens"
+    )
+    print(f"address  {announcement.url}/v1")
+    print(f"try it   {_curl(announcement)}", flush=True)
+
+
+def _print_json(announcement: Announcement) -> None:
+    info = announcement.engine
+    document = {
+        "url": announcement.url,
+        "model": announcement.model.name,
+        "plan": info.executor,
+        "max_context": info.max_context,
+        "kv_capacity_tokens": info.kv_capacity_tokens,
+        "curl": _curl(announcement),
+    }
+    print(json.dumps(document), flush=True)

@@ -1,0 +1,91 @@
+"""What a client is told when something goes wrong: our own words, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from trimtab.errors import EngineDeadError, QueueFullError, RequestError
+
+RETRY_AFTER_SECONDS = 1
+
+
+class ErrorBody(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorDocument(msgspec.Struct):
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """An answer that is an error. `message` is written for the client quoting only what it sent."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.document = ErrorDocument(ErrorBody(message, type, param, code))
+        self.headers = headers or {}
+
+    def response(self) -> Response:
+        return JSONResponse(self.document, self.status, self.headers)
+
+
+class JSONResponse(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
+
+
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def unavailable(message: str, code: str) -> ApiError:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return ApiError(503, message, type="unavailable_error", code=code, headers=headers)
+
+
+def as_api_error(error: Exception) -> ApiError | None:
+    """The answer to a failure that we know; None for one that we do not, which is a bug."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError):
+        return bad_request(str(error), error.param, error.code)
+    if isinstance(error, QueueFullError):
+        return ApiError(
+            429,
+            "The server is at its limit of running and waiting requests; try again later.",
+            type="rate_limit_error",
+            code="queue_full",
+            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        )
+    if isinstance(error, EngineDeadError):
+        return ApiError(
+            500,
+            "The engine stopped before this request was complete; send it again.",
+            type="server_error",
+            code="engine_stopped",
+        )
+    return None
+
+
+def internal_error() -> ApiError:
+    return ApiError(
+        500, "The server failed to answer this request.", type="server_error", code="internal_error"
+    )

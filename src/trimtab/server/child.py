@@ -1,0 +1,109 @@
+"""One engine process, seen from the front: its start, its socket, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from trimtab.server import messages
+
+
+class EngineChild:
+    """A running engine process and the socket that joins it to this one.
+
+    Made in the thread that lives as long as the front: the kernel ends the child with the thread
+    that started it.
+    """
+
+    def __init__(
+        self, context: zmq.asyncio.Context, directory: Path, launch: messages.Launch
+    ) -> None:
+        self.last_event = time.monotonic()
+        self._path = directory / f"engine-{time.monotonic_ns():x}"
+        address = f"ipc://{self._path}"
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_FRAME_BYTES)
+        self._socket.bind(address)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _bootstrap()], stdin=subprocess.PIPE
+        )
+        line = msgspec.json.encode(
+            msgspec.structs.replace(launch, address=address, parent_pid=os.getpid())
+        )
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()  # left open: its end tells the child that we are gone
+        except BrokenPipeError:
+            pass  # it died at once; `exit_status` tells
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def exit_status(self) -> int | None:
+        """None while it runs; negative: minus the signal that ended it."""
+        return self._process.poll()
+
+    def describe_exit(self) -> str:
+        """How it ended, for people."""
+        status = self.exit_status()
+        if status is None:
+            return "was stopped"
+        if status < 0:
+            return f"was ended by {signal.Signals(-status).name}"
+        return f"exited with status {status}"
+
+    async def receive(self) -> messages.Event:
+        """The next event. Raises msgspec errors for a malformed frame."""
+        event = messages.decode_event(await self._socket.recv())
+        self.last_event = time.monotonic()
+        return event
+
+    def send(self, command: messages.Command) -> None:
+        """Queue a command; never blocks. To a process that is gone it is lost without an error."""
+        sending = asyncio.ensure_future(self._socket.send(messages.encode(command), zmq.NOBLOCK))
+        sending.add_done_callback(_ignore)
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Ask it to end, wait, then kill; always reaps it and closes the socket."""
+        if grace_seconds > 0 and self.exit_status() is None:
+            self.send(messages.Shutdown())
+            deadline = time.monotonic() + grace_seconds
+            while self.exit_status() is None and time.monotonic() < deadline:
+                await asyncio.sleep(0.01)
+        if self.exit_status() is None:
+            self._process.kill()
+            while self.exit_status() is None:
+                await asyncio.sleep(0.01)
+        self._socket.close(0)
+        self._path.unlink(missing_ok=True)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+
+def _ignore(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+def _bootstrap() -> str:
+    """What the child runs. It imports from where we import from, the working directory excluded."""
+    path = [entry for entry in sys.path if entry]
+    return (
+        f"import sys; sys.path[:] = {path!r};"
+        " from trimtab.server.engine_process import main; sys.exit(main())"
+    )

@@ -1,0 +1,72 @@
+"""One choice of an answer: engine tokens in, text with its logprobs out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trimtab.engine.client import TokenLogprobs, TokenOutput
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.server.api_errors import ApiError
+from trimtab.tokenization import TextStream, Tokenizer
+
+
+@dataclass(frozen=True)
+class TokenText:
+    """An emitted token with its logprobs, and where its text starts in the choice's text."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+    text_offset: int  # in characters
+
+
+@dataclass(frozen=True)
+class ChoiceEvent:
+    index: int
+    text: str
+    tokens: list[TokenText] = field(default_factory=list)  # only when logprobs were asked for
+    finish_reason: str | None = None
+
+
+class Choice:
+    """A state machine without I/O: `take` each engine output, in order, until `finished`.
+
+    Logprobs come with the text of their token: what is held back because a stop string may have
+    begun is held back for both, and what a stop string cuts off is dropped for both.
+    """
+
+    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer) -> None:
+        self.index = index
+        self.finished = False
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self._stream = TextStream(tokenizer, params.stop, params.include_stop_in_output)
+        self._logprobs: list[tuple[int, TokenLogprobs]] = []  # of every token so far
+        self._num_out = 0  # of these, how many have left
+
+    def take(self, output: TokenOutput) -> ChoiceEvent:
+        """Raises ApiError 500 if the engine gave the request up."""
+        if output.finish_reason in ("error", "abort"):
+            raise ApiError(
+                500,
+                "The engine could not complete this request:"
+                f" {output.error or output.finish_reason}",
+                type="server_error",
+                code="generation_failed",
+            )
+        self.num_tokens += len(output.token_ids)
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        text = self._stream.push(output.token_ids)
+        if output.finish_reason is not None:
+            text += self._stream.finish()
+        reason = "stop" if self._stream.stopped else output.finish_reason
+        self.finished = reason is not None
+        return ChoiceEvent(self.index, text, self._tokens_out(output), reason)
+
+    def _tokens_out(self, output: TokenOutput) -> list[TokenText]:
+        """The tokens whose text is out by now and was not before."""
+        if output.logprobs is not None:
+            self._logprobs += zip(output.token_ids, output.logprobs, strict=True)
+        first = self._num_out
+        self._num_out = min(self._stream.num_tokens, len(self._logprobs))
+        offsets = self._stream.token_offsets
+        return [TokenText(*self._logprobs[i], offsets[i]) for i in range(first, self._num_out)]

@@ -1,0 +1,191 @@
+"""The engine process: one EngineClient behind a local socket, started by `server.child`.
+
+It reads one Launch line from standard input, loads the engine, says Ready, then obeys commands.
+It ends on Shutdown, and at once when the front process is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import importlib
+import os
+import signal
+import sys
+import traceback
+from contextlib import aclosing
+from typing import cast
+
+import msgspec
+import uvloop
+import zmq
+import zmq.asyncio
+
+from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
+from trimtab.errors import EngineDeadError, QueueFullError, RequestError, UserError
+from trimtab.server import messages
+from trimtab.server.messages import Abort, Launch, Shutdown, Submit
+
+PR_SET_PDEATHSIG = 1
+EXIT_ENGINE_DEAD = 3
+
+
+class EngineHost:
+    """Runs commands against an engine and sends back what it emits, one frame for each step."""
+
+    def __init__(self, engine: EngineClient, socket: zmq.asyncio.Socket) -> None:
+        self._engine = engine
+        self._socket = socket
+        self._streams: dict[str, asyncio.Task[None]] = {}
+        self._outputs: list[TokenOutput] = []
+        self._wake = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until Shutdown arrives; a malformed frame raises, and so ends the process."""
+        sender = asyncio.create_task(self._send_outputs())
+        try:
+            ready = messages.Ready(self._engine.info, await self._engine.stats())
+            await self._socket.send(messages.encode(ready))
+            while True:
+                command = messages.decode_command(await self._socket.recv())
+                if isinstance(command, Submit):
+                    self._submit(command.request)
+                elif isinstance(command, Abort):
+                    # Cancelled rather than aborted by name: it may not have reached the engine yet.
+                    if task := self._streams.get(command.request_id):
+                        task.cancel()
+                elif isinstance(command, Shutdown):
+                    return
+        finally:
+            sender.cancel()
+            for task in self._streams.values():
+                task.cancel()
+            await asyncio.gather(sender, *self._streams.values(), return_exceptions=True)
+
+    async def heartbeat(self) -> messages.Heartbeat:
+        return messages.Heartbeat(await self._engine.stats())
+
+    def _submit(self, request: EngineRequest) -> None:
+        task = asyncio.create_task(self._stream(request))
+        self._streams[request.request_id] = task
+        task.add_done_callback(lambda _: self._streams.pop(request.request_id, None))
+
+    async def _stream(self, request: EngineRequest) -> None:
+        try:
+            async with aclosing(self._engine.generate(request)) as outputs:  # type: ignore[type-var]
+                async for output in outputs:
+                    self._outputs.append(output)
+                    self._wake.set()
+        except RequestError as error:
+            await self._reject(request, "request", str(error), error.param, error.code)
+        except QueueFullError as error:
+            await self._reject(request, "queue_full", str(error))
+        except EngineDeadError as error:
+            # Its state is lost; the supervisor sees the exit and starts a new process.
+            print(f"trimtab: the engine stopped: {error}", file=sys.stderr, flush=True)
+            os._exit(EXIT_ENGINE_DEAD)
+        except Exception as error:
+            traceback.print_exc()
+            await self._reject(request, "failed", type(error).__name__)
+
+    async def _reject(
+        self,
+        request: EngineRequest,
+        reason: str,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        rejected = messages.Rejected(request.request_id, reason, message, param, code)  # type: ignore[arg-type]
+        await self._socket.send(messages.encode(rejected))
+
+    async def _send_outputs(self) -> None:
+        """All outputs that streams put down in one turn of the loop leave in one frame."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            outputs, self._outputs = self._outputs, []
+            if outputs:
+                stats = await self._engine.stats()
+                await self._socket.send(messages.encode(messages.Outputs(outputs, stats)))
+
+
+async def _beat(socket: zmq.asyncio.Socket, host: list[EngineHost]) -> None:
+    """Heartbeats from the first moment on, while the model loads too."""
+    while True:
+        beat = await host[0].heartbeat() if host else messages.Heartbeat()
+        await socket.send(messages.encode(beat))
+        await asyncio.sleep(messages.HEARTBEAT_SECONDS)
+
+
+def _load(launch: Launch) -> EngineClient:
+    module, _, function = launch.loader.partition(":")
+    loader = getattr(importlib.import_module(module), function)
+    return cast(EngineClient, loader(launch.model, launch.executor, launch.scheduler))
+
+
+def _describe(error: BaseException) -> messages.StartFailed:
+    if isinstance(error, UserError):
+        return messages.StartFailed(str(error), user_error=True)
+    return messages.StartFailed(f"{type(error).__name__}: {error}", user_error=False)
+
+
+async def serve(launch: Launch) -> int:
+    """Load, serve, close. Returns the exit status."""
+    context = zmq.asyncio.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_FRAME_BYTES)
+    socket.connect(launch.address)
+    asyncio.get_running_loop().add_reader(0, _exit_with_parent)
+    host: list[EngineHost] = []
+    beating = asyncio.create_task(_beat(socket, host))
+    try:
+        try:
+            engine = await asyncio.to_thread(_load, launch)
+        except Exception as error:
+            if launch.debug:
+                traceback.print_exc()
+            await socket.send(messages.encode(_describe(error)))
+            return 2
+        host.append(EngineHost(engine, socket))
+        try:
+            await host[0].run()
+        finally:
+            await engine.close()
+        return 0
+    finally:
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
+        socket.close()
+        context.term()
+
+
+def _exit_with_parent() -> None:
+    if not os.read(0, 4096):
+        os._exit(1)
+
+
+def _die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, however the parent ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def main() -> int:
+    # Ctrl-C and a service manager's SIGTERM reach the whole group; only the front decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=Launch)
+    _die_with_parent(launch.parent_pid)
+    os.dup2(2, 1)  # standard output belongs to the front's users
+    return uvloop.run(serve(launch))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Choice events to the documents of the two generation routes, streamed or whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from trimtab.server import api_types as api
+from trimtab.server.choice import ChoiceEvent, TokenText
+from trimtab.tokenization import Tokenizer
+
+LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+
+
+@dataclass(frozen=True)
+class Header:
+    """What every document of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+
+
+@dataclass
+class Collected:
+    """One choice, put together."""
+
+    text: str = ""
+    tokens: list[TokenText] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, event: ChoiceEvent) -> None:
+        self.text += event.text
+        self.tokens.extend(event.tokens)
+        self.finish_reason = event.finish_reason or self.finish_reason
+
+
+class AnswerFormat(Protocol):
+    def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]: ...
+
+    def usage_chunk(self, usage: api.Usage) -> msgspec.Struct: ...
+
+    def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct: ...
+
+
+class ChatFormat:
+    def __init__(self, header: Header, tokenizer: Tokenizer, logprobs: bool) -> None:
+        self._header = header
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._greeted: set[int] = set()  # choices whose role has been sent
+
+    def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]:
+        """Role first, then content, then one empty delta with the finish_reason."""
+        chunks: list[msgspec.Struct] = []
+        if event.index not in self._greeted:
+            self._greeted.add(event.index)
+            chunks.append(self._chunk(event.index, api.Delta(role="assistant", content="")))
+        if event.text or event.tokens:
+            logprobs = self._chat_logprobs(event.tokens)
+            chunks.append(self._chunk(event.index, api.Delta(content=event.text), logprobs))
+        if event.finish_reason is not None:
+            chunks.append(self._chunk(event.index, api.Delta(), None, event.finish_reason))
+        return chunks
+
+    def usage_chunk(self, usage: api.Usage) -> msgspec.Struct:
+        header = self._header
+        return api.ChatChunk(header.id, header.created, header.model, [], usage)
+
+    def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct:
+        header = self._header
+        answers = [
+            api.ChatChoice(
+                index,
+                api.AssistantMessage(choice.text),
+                self._chat_logprobs(choice.tokens),
+                choice.finish_reason,
+            )
+            for index, choice in enumerate(choices)
+        ]
+        return api.ChatCompletion(header.id, header.created, header.model, answers, usage)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: api.Delta,
+        logprobs: api.ChatLogprobs | None = None,
+        finish_reason: str | None = None,
+    ) -> api.ChatChunk:
+        header = self._header
+        choice = api.ChatChunkChoice(index, delta, logprobs, finish_reason)
+        return api.ChatChunk(header.id, header.created, header.model, [choice])
+
+    def _chat_logprobs(self, tokens: Sequence[TokenText]) -> api.ChatLogprobs | None:
+        if not self._logprobs:
+            return None
+        return api.ChatLogprobs([self._token_logprob(token) for token in tokens])
+
+    def _token_logprob(self, token: TokenText) -> api.TokenLogprob:
+        raw = self._tokenizer.token_bytes(token.token_id)
+        top = []
+        for token_id, logprob in token.logprobs.top:
+            other = self._tokenizer.token_bytes(token_id)
+            top.append(api.TopLogprob(readable(other), _finite(logprob), list(other)))
+        return api.TokenLogprob(readable(raw), _finite(token.logprobs.logprob), list(raw), top)
+
+
+class CompletionFormat:
+    def __init__(
+        self,
+        header: Header,
+        tokenizer: Tokenizer,
+        num_logprobs: int | None,
+        echoes: Sequence[str],
+    ) -> None:
+        """`echoes` holds, for each choice, the prompt text that its own text starts with."""
+        self._header = header
+        self._tokenizer = tokenizer
+        self._num_logprobs = num_logprobs
+        self._echoes = echoes
+        self._echoed: set[int] = set()
+
+    def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]:
+        text = event.text
+        if event.index not in self._echoed:
+            self._echoed.add(event.index)
+            text = self._echoes[event.index] + text
+        choice = self._choice(event.index, text, event.tokens, event.finish_reason)
+        header = self._header
+        return [api.Completion(header.id, header.created, header.model, [choice])]
+
+    def usage_chunk(self, usage: api.Usage) -> msgspec.Struct:
+        header = self._header
+        return api.Completion(header.id, header.created, header.model, [], usage)
+
+    def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct:
+        header = self._header
+        answers = [
+            self._choice(index, self._echoes[index] + one.text, one.tokens, one.finish_reason)
+            for index, one in enumerate(choices)
+        ]
+        return api.Completion(header.id, header.created, header.model, answers, usage)
+
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[TokenText], finish_reason: str | None
+    ) -> api.CompletionChoice:
+        logprobs = None
+        if self._num_logprobs is not None:
+            logprobs = self._completion_logprobs(tokens, len(self._echoes[index]))
+        return api.CompletionChoice(index, text, logprobs, finish_reason)
+
+    def _completion_logprobs(
+        self, tokens: Sequence[TokenText], first_offset: int
+    ) -> api.CompletionLogprobs:
+        top = None
+        if self._num_logprobs:
+            top = [
+                {
+                    readable(self._tokenizer.token_bytes(token_id)): _finite(logprob)
+                    for token_id, logprob in token.logprobs.top
+                }
+                for token in tokens
+            ]
+        return api.CompletionLogprobs(
+            tokens=[readable(self._tokenizer.token_bytes(token.token_id)) for token in tokens],
+            token_logprobs=[_finite(token.logprobs.logprob) for token in tokens],
+            top_logprobs=top,
+            text_offset=[first_offset + token.text_offset for token in tokens],
+        )
+
+
+def readable(raw: bytes) -> str:
+    """A token's bytes as text; those that are no text by themselves as `bytes:\\xe2\\x80`."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
+
+
+def _finite(logprob: float) -> float:
+    return logprob if logprob > LOWEST_LOGPROB else LOWEST_LOGPROB

@@ -1,0 +1,127 @@
+"""All choices of one request, run on the engine and merged into one stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
+from trimtab.engine.sampling_params import SamplingParams, choice_params
+from trimtab.server.api_types import PromptTokensDetails, Usage
+from trimtab.server.choice import Choice, ChoiceEvent
+from trimtab.tokenization import Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    token_ids: list[int]
+    params: SamplingParams  # fitted to this prompt's length; params.n choices of it
+    text: str = ""  # what `echo` gives back
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a request stands among the others."""
+
+    request_id: str
+    priority: int = 0
+    cache_salt: str = ""
+
+
+class Generation:
+    """Choice i * n + j is choice j of prompt i. Closing `events` aborts whatever still runs."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        prompts: Sequence[Prompt],
+        placement: Placement,
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._client = client
+        self._prompts = prompts
+        self.choices: list[Choice] = []
+        self._requests: list[EngineRequest] = []
+        # A tokenizer may name an end token that the model's own config does not.
+        vocab_size = client.info.vocab_size
+        eos_token_ids = tuple(i for i in tokenizer.eos_token_ids if i < vocab_size)
+        for prompt in prompts:
+            for j in range(prompt.params.n):
+                index = len(self.choices)
+                params = choice_params(prompt.params, j, eos_token_ids)
+                self.choices.append(Choice(index, params, tokenizer))
+                self._requests.append(
+                    EngineRequest(
+                        request_id=f"{placement.request_id}-{index}",
+                        prompt_ids=prompt.token_ids,
+                        params=params,
+                        priority=placement.priority,
+                        cache_salt=placement.cache_salt,
+                    )
+                )
+
+    def usage(self) -> Usage:
+        """As far as the events went. Each prompt counts once, however many choices it has."""
+        num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts)
+        num_completion_tokens = sum(choice.num_tokens for choice in self.choices)
+        cached = 0
+        first = 0
+        for prompt in self._prompts:
+            group = self.choices[first : first + prompt.params.n]
+            cached += max(choice.num_cached_tokens for choice in group)
+            first += prompt.params.n
+        return Usage(
+            num_prompt_tokens,
+            num_completion_tokens,
+            num_prompt_tokens + num_completion_tokens,
+            PromptTokensDetails(cached),
+        )
+
+    async def events(self) -> AsyncGenerator[ChoiceEvent, None]:
+        """Raises what the engine raises; every choice ends with one finish_reason otherwise."""
+        if len(self.choices) == 1:
+            async with aclosing(self._run(0)) as events:
+                async for event in events:
+                    yield event
+            return
+        queue: asyncio.Queue[ChoiceEvent | Exception | None] = asyncio.Queue()
+        tasks = [asyncio.create_task(self._pump(i, queue)) for i in range(len(self.choices))]
+        running = len(tasks)
+        try:
+            while running:
+                item = await queue.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, Exception):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _pump(self, index: int, queue: asyncio.Queue[ChoiceEvent | Exception | None]) -> None:
+        try:
+            async with aclosing(self._run(index)) as events:
+                async for event in events:
+                    queue.put_nowait(event)
+            queue.put_nowait(None)
+        except Exception as error:
+            queue.put_nowait(error)
+
+    async def _run(self, index: int) -> AsyncGenerator[ChoiceEvent, None]:
+        choice = self.choices[index]
+        outputs = cast(
+            "AsyncGenerator[TokenOutput, None]", self._client.generate(self._requests[index])
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                event = choice.take(output)
+                if event.text or event.tokens or event.finish_reason:
+                    yield event
+                if choice.finished:
+                    return

@@ -1,0 +1,101 @@
+"""What the front process and the engine process say to each other, and how it is framed.
+
+Every frame is one msgpack document of a tagged struct; the tag decides the type, unknown tags and
+fields of the wrong type are refused. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.engine.client import EngineInfo, EngineRequest, EngineStats, TokenOutput
+
+MAX_FRAME_BYTES = 64 << 20
+HEARTBEAT_SECONDS = 0.5
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """The first line of the engine process's standard input, as JSON.
+
+    Standard input then stays open: its end tells the engine process that the front is gone.
+    """
+
+    model: str
+    executor: ExecutorConfig
+    scheduler: SchedulerConfig
+    address: str  # of the front's socket, ipc:// in a directory only this user can enter
+    loader: str  # "module:function", called with (model, executor, scheduler)
+    parent_pid: int
+    debug: bool = False
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    request: EngineRequest
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    request_id: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Finish the running step, release everything, exit 0."""
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """The engine process's event loop runs; `stats` is None while the model loads."""
+
+    stats: EngineStats | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    info: EngineInfo
+    stats: EngineStats
+
+
+class StartFailed(msgspec.Struct, frozen=True, tag="start_failed"):
+    """The last message of a process that could not start. `message` is one line for the user."""
+
+    message: str
+    user_error: bool
+
+
+class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
+    """Everything that one step added, to all requests."""
+
+    outputs: list[TokenOutput]
+    stats: EngineStats
+
+
+class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
+    """A Submit that was not accepted; the request never existed in the engine."""
+
+    request_id: str
+    reason: Literal["request", "queue_full", "failed"]
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+Command = Submit | Abort | Shutdown
+Event = Heartbeat | Ready | StartFailed | Outputs | Rejected
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_event_decoder: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
+
+
+def encode(message: Command | Event) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_command(frame: bytes) -> Command:
+    """Raises msgspec.ValidationError or DecodeError for anything but a well-formed Command."""
+    return _command_decoder.decode(frame)
+
+
+def decode_event(frame: bytes) -> Event:
+    """Raises msgspec.ValidationError or DecodeError for anything but a well-formed Event."""
+    return _event_decoder.decode(frame)

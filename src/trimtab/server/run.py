@@ -1,0 +1,184 @@
+"""`trimtab serve`: bind, start the engine process, answer until told to stop, drain, leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+import uvloop
+
+from trimtab.config import ExecutorConfig, SchedulerConfig, ServerConfig
+from trimtab.engine.client import EngineInfo
+from trimtab.errors import UserError
+from trimtab.server.app import ApiServer
+from trimtab.server.loading import load_served_model
+from trimtab.server.process_client import (
+    DEFAULT_LOADER,
+    ProcessEngineClient,
+    SupervisionPolicy,
+)
+from trimtab.server.protocol import LimitedProtocol
+from trimtab.server.text import ServedModel
+
+BACKLOG = 2048
+SECONDS_AFTER_DRAIN = 3.0  # for the error events of streams that the drain cut off
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Everything that one server needs; `trimtab serve` fills it from its options."""
+
+    model: str
+    executor: ExecutorConfig
+    scheduler: SchedulerConfig
+    server: ServerConfig
+    loader: str = DEFAULT_LOADER  # of the engine, in its process
+    load_model: Callable[[str, str | None], ServedModel] = load_served_model
+    policy: SupervisionPolicy | None = None
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """What is known once requests can be served."""
+
+    url: str
+    model: ServedModel
+    engine: EngineInfo
+    server: ServerConfig
+
+
+def serve(serving: Serving, announce: Callable[[Announcement], None]) -> None:
+    """Serve until SIGTERM or SIGINT. Raises UserError for what the user can mend."""
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="trimtab: %(levelname)s: %(message)s"
+    )
+    with contextlib.closing(bind(serving.server.host, serving.server.port)) as listener:
+        uvloop.run(_serve(serving, listener, announce))
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket, not listening yet. Raises UserError if the address cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"cannot listen on {host}:{port}: {reason}; choose another with --host and --port"
+        ) from None
+    return listener
+
+
+async def _serve(
+    serving: Serving, listener: socket.socket, announce: Callable[[Announcement], None]
+) -> None:
+    stop = _StopSignals()
+    try:
+        model = await asyncio.to_thread(
+            serving.load_model, serving.model, serving.server.served_model_name
+        )
+        engine = ProcessEngineClient(
+            model.path,
+            serving.executor,
+            serving.scheduler,
+            loader=serving.loader,
+            policy=serving.policy,
+        )
+        api = ApiServer(serving.server, engine, model)
+        front = Front(api, engine, serving.server.drain_seconds)
+        starting = asyncio.create_task(engine.start())
+        answering = asyncio.create_task(front.serve(sockets=[listener]))
+        stop.handler = front.stop
+        try:
+            await asyncio.wait({starting, answering}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                announce(Announcement(_url(listener), model, engine.info, serving.server))
+            await answering
+        finally:
+            front.should_exit = front.force_exit = True
+            starting.cancel()
+            await asyncio.gather(starting, answering, return_exceptions=True)
+            await engine.close()
+            api.close()
+    except asyncio.CancelledError:
+        if not stop.received:
+            raise
+    finally:
+        stop.close()
+
+
+class _StopSignals:
+    """SIGINT and SIGTERM go to `handler`; until there is one they end the calling task."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.received = False
+        self.handler: Callable[[], object] = task.cancel
+        self._loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        self.received = True
+        self.handler()
+
+    def close(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._loop.remove_signal_handler(number)
+
+
+class Front(uvicorn.Server):
+    """uvicorn, with our own way to stop: first refuse, then drain, then cut off."""
+
+    def __init__(self, api: ApiServer, engine: ProcessEngineClient, drain_seconds: float) -> None:
+        config = uvicorn.Config(
+            api.app,
+            http=LimitedProtocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=drain_seconds + SECONDS_AFTER_DRAIN,  # type: ignore[arg-type]
+        )
+        super().__init__(config)
+        self._api = api
+        self._engine = engine
+        self._drain_seconds = drain_seconds
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # they are ours
+
+    def stop(self) -> None:
+        """The first one drains, the second one ends at once."""
+        if self.should_exit:
+            self.force_exit = True
+            return
+        self._api.draining = True
+        self.should_exit = True
+        asyncio.get_running_loop().call_later(
+            self._drain_seconds, self._engine.fail_all, "the server is shutting down"
+        )
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

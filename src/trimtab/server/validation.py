@@ -1,0 +1,204 @@
+"""What a request may ask for: unsupported features refused, ranges held, parameters made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from trimtab.engine.client import EngineInfo
+from trimtab.engine.sampling_params import MAX_CHOICES, SamplingParams
+from trimtab.server.api_errors import bad_request
+from trimtab.server.api_types import ChatRequest, CompletionRequest, GenerationFields
+
+MAX_SEQUENCES = 256  # n times the number of prompts
+MAX_STOP_TOKEN_IDS = 1024
+MAX_TEMPERATURE = 2.0
+DEFAULT_COMPLETION_TOKENS = 16
+
+# Fields that would change the answer if they were obeyed, and the values that ask for nothing.
+# Whatever is neither here nor in api_types is ignored, as other servers do (user, metadata ...).
+_INERT: dict[str, tuple[Any, ...]] = {
+    "response_format": (None, {"type": "text"}),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "structured_outputs": (None,),
+    "grammar": (None, ""),
+    "json_schema": (None,),
+    "use_beam_search": (None, False),
+    "length_penalty": (None, 1, 1.0),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+    "logits_processors": (None, []),
+    "prompt_logprobs": (None,),
+    "prompt_embeds": (None,),
+    "truncate_prompt_tokens": (None,),
+    "skip_special_tokens": (None, True),
+}
+_INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
+    "functions": (None, []),
+    "function_call": (None, "none"),
+    "audio": (None,),
+    "modalities": (None, ["text"]),
+    "web_search_options": (None,),
+    "reasoning_effort": (None, "none"),
+    "verbosity": (None, "medium"),
+    "chat_template": (None, ""),
+    "chat_template_kwargs": (None, {}),
+    "documents": (None, []),
+    "add_generation_prompt": (None, True),
+    "continue_final_message": (None, False),
+    "echo": (None, False),
+}
+_INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
+    "suffix": (None, ""),
+    "add_special_tokens": (None, True),
+}
+
+
+def refuse_unsupported_chat(document: dict[str, Any]) -> None:
+    """Raises ApiError 400 for a field that we would have to ignore although it matters."""
+    _refuse(document, _INERT_CHAT)
+    tool_choice = document.get("tool_choice")
+    if document.get("tools") and tool_choice != "none":
+        raise bad_request("Tools are not supported by this server yet.", "tools")
+    if tool_choice not in (None, "none", "auto"):
+        raise bad_request("tool_choice needs tools, which are not supported yet.", "tool_choice")
+
+
+def refuse_unsupported_completion(document: dict[str, Any]) -> None:
+    """The same for /v1/completions."""
+    _refuse(document, _INERT_COMPLETION)
+    best_of = document.get("best_of")
+    if best_of is not None and best_of != (document.get("n") or 1):
+        raise bad_request("best_of is not supported by this server; use n.", "best_of")
+
+
+def _refuse(document: dict[str, Any], inert: dict[str, tuple[Any, ...]]) -> None:
+    for name in document.keys() & inert.keys():
+        if document[name] not in inert[name]:
+            raise bad_request(f"{name} is not supported by this server.", name)
+
+
+def check_stream_options(request: GenerationFields) -> None:
+    if request.stream_options is not None and not request.stream:
+        raise bad_request("stream_options is only allowed when stream is true.", "stream_options")
+
+
+def completion_params(request: CompletionRequest, info: EngineInfo) -> SamplingParams:
+    max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    return _sampling_params(request, max_tokens, request.logprobs, info)
+
+
+def chat_params(request: ChatRequest, info: EngineInfo) -> SamplingParams:
+    """max_tokens stays None when the client names none: up to the context limit."""
+    if request.top_logprobs is not None and not request.logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true.", "top_logprobs")
+    max_tokens = request.max_completion_tokens
+    if max_tokens is None:
+        max_tokens = request.max_tokens
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return _sampling_params(request, max_tokens, logprobs, info)
+
+
+def _sampling_params(
+    request: GenerationFields, max_tokens: int | None, logprobs: int | None, info: EngineInfo
+) -> SamplingParams:
+    temperature = 1.0 if request.temperature is None else request.temperature
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        raise bad_request(
+            f"temperature={temperature!r}: must be in [0, {MAX_TEMPERATURE:g}]", "temperature"
+        )
+    check_num_choices(request, 1)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        temperature=temperature,
+        top_k=max(request.top_k or 0, -2),
+        top_p=1.0 if request.top_p is None else request.top_p,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=(
+            1.0 if request.repetition_penalty is None else request.repetition_penalty
+        ),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        logit_bias=_logit_bias(request.logit_bias, info),
+        seed=request.seed,
+        stop=_stop(request.stop),
+        include_stop_in_output=bool(request.include_stop_str_in_output),
+        stop_token_ids=_stop_token_ids(request.stop_token_ids, info),
+        ignore_eos=bool(request.ignore_eos),
+        logprobs=logprobs,
+        n=1 if request.n is None else request.n,
+    )
+
+
+def check_num_choices(request: GenerationFields, num_prompts: int) -> None:
+    """The bounds on n, before anything is copied n times."""
+    n = 1 if request.n is None else request.n
+    if not 1 <= n <= MAX_CHOICES:
+        raise bad_request(f"n={n}: must be in [1, {MAX_CHOICES}]", "n")
+    if n * num_prompts > MAX_SEQUENCES:
+        raise bad_request(f"n * prompts = {n * num_prompts}: must be at most {MAX_SEQUENCES}", "n")
+
+
+def check_token_ids(token_ids: list[int], info: EngineInfo, param: str) -> None:
+    for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
+        if not 0 <= token_id < info.vocab_size:
+            raise bad_request(
+                f"{param}: token id {token_id} is outside of the vocabulary"
+                f" (0 to {info.vocab_size - 1})",
+                param,
+            )
+
+
+def fit_context(
+    params: SamplingParams, num_prompt_tokens: int, info: EngineInfo, *, named: bool
+) -> SamplingParams:
+    """The parameters for a prompt of this length.
+
+    `named` says that the client asked for this max_tokens. One that it did not name shrinks to the
+    room that the prompt leaves; no room, or a named one that does not fit, raises ApiError 400
+    context_length_exceeded.
+    """
+    room = info.max_context - num_prompt_tokens
+    wanted = params.max_tokens if named and params.max_tokens is not None else 1
+    if wanted > room:
+        detail = f"{num_prompt_tokens} in the prompt" + (
+            f", {wanted} in the completion" if named else ""
+        )
+        raise bad_request(
+            f"This model's maximum context length is {info.max_context} tokens, but this request"
+            f" needs {num_prompt_tokens + wanted} ({detail}).",
+            "max_tokens" if named and num_prompt_tokens < info.max_context else None,
+            "context_length_exceeded",
+        )
+    if params.max_tokens is None or params.max_tokens <= room:
+        return params
+    return replace(params, max_tokens=room)
+
+
+def _logit_bias(bias: dict[str, float] | None, info: EngineInfo) -> dict[int, float]:
+    result: dict[int, float] = {}
+    for key, value in (bias or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise bad_request(f"logit_bias: {key[:32]!r} is not a token id", "logit_bias")
+        result[int(key)] = value
+    check_token_ids(list(result), info, "logit_bias")
+    return result
+
+
+def _stop(stop: str | list[str] | None) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        return (stop,)
+    return tuple(stop or ())
+
+
+def _stop_token_ids(token_ids: list[int] | None, info: EngineInfo) -> tuple[int, ...]:
+    if not token_ids:
+        return ()
+    if len(token_ids) > MAX_STOP_TOKEN_IDS:
+        raise bad_request(f"stop_token_ids: at most {MAX_STOP_TOKEN_IDS} ids", "stop_token_ids")
+    check_token_ids(token_ids, info, "stop_token_ids")
+    return tuple(token_ids)

@@ -1,0 +1,147 @@
+"""A deterministic engine and model for server tests: bytes are tokens, some prompts misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator
+
+import tokenizers
+
+from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.engine.client import (
+    EngineInfo,
+    EngineRequest,
+    EngineStats,
+    TokenLogprobs,
+    TokenOutput,
+)
+from trimtab.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from trimtab.server.text import ServedModel
+from trimtab.tokenization import ChatTemplate, Tokenizer
+from trimtab.tokenization.vocabulary import byte_level_alphabet
+
+EOS = 256
+VOCAB_SIZE = 258
+MAX_CONTEXT = 2048
+MODEL_NAME = "fake-model"
+
+
+def next_token(request: EngineRequest, num_done: int) -> int:
+    """A letter or a space, from the prompt and, when sampling, the seed."""
+    seed = request.params.seed if request.params.temperature > 0 else 0
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "little")
+    key = f"{request.prompt_ids}{seed}{num_done}".encode()
+    value = hashlib.sha256(key).digest()[0]
+    return b"abcdefghijklmnopqrstuvwxyz "[value % 27]
+
+
+class FakeEngine:
+    """An EngineClient. Words in the prompt make it misbehave: see the code."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self._config = config
+        self._limit = config.max_num_requests + config.max_queued_requests
+        self._running = 0
+        self._steps = 0
+        self._generated = 0
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(VOCAB_SIZE, MAX_CONTEXT, self._config.max_queued_requests, 4096, "fake")
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
+        text = bytes(token for token in request.prompt_ids if token < 256)
+        if request.params.n != 1:
+            raise RequestError("n", "n")
+        if self._running >= self._limit:
+            raise QueueFullError("full")
+        if b"CRASH" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if b"HANG" in text:
+            time.sleep(60)
+        if b"STOPPED" in text:
+            raise EngineDeadError("the engine thread died")
+        self._running += 1
+        try:
+            async for output in self._tokens(request, text):
+                yield output
+        finally:
+            self._running -= 1
+
+    async def _tokens(
+        self, request: EngineRequest, text: bytes
+    ) -> AsyncGenerator[TokenOutput, None]:
+        limit = MAX_CONTEXT - len(request.prompt_ids)
+        limit = min(limit, request.params.max_tokens or limit)
+        script = "é🙂".encode() if b"UTF8" in text else None
+        for i in range(limit):
+            await asyncio.sleep(60 if b"STALL" in text else 0.05 if b"SLOW" in text else 0.002)
+            if b"BROKEN" in text and i == 2:
+                yield self._output(request, [], "error", error="the model's logits were not finite")
+                return
+            if b"EOS" in text and i == 3 and not request.params.ignore_eos:
+                yield self._output(request, [], "stop", stop_token_id=EOS)
+                return
+            token = script[i % len(script)] if script else next_token(request, i)
+            last = i == limit - 1
+            yield self._output(request, [token], "length" if last else None)
+
+    def _output(self, request, token_ids, reason=None, error=None, stop_token_id=None):  # type: ignore[no-untyped-def]
+        self._steps += 1
+        self._generated += len(token_ids)
+        logprobs = None
+        if request.params.logprobs is not None:
+            count = request.params.logprobs
+            top = [(97 + i, -1.0 - i) for i in range(count)]
+            if top:
+                top[-1] = (top[-1][0], float("-inf"))
+            logprobs = [TokenLogprobs(-0.5, top) for _ in token_ids]
+        return TokenOutput(request.request_id, token_ids, logprobs, reason, stop_token_id, error, 3)
+
+    async def abort(self, request_id: str) -> None:
+        raise AssertionError("the host cancels streams instead")
+
+    async def stats(self) -> EngineStats:
+        return EngineStats(self._running, 0, 8, 8, 0, self._steps, 0, 0, 0, self._generated)
+
+    async def close(self) -> None:
+        pass
+
+
+def load(model: str, executor: ExecutorConfig, scheduler: SchedulerConfig) -> FakeEngine:
+    if model == "missing":
+        raise ConfigError("missing: no such model")
+    if model == "segfault":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if model == "bug":
+        raise TypeError("a bug in the loader")
+    if model == "slow-load":
+        time.sleep(1.5)
+    return FakeEngine(scheduler)
+
+
+TEMPLATE = """{%- for message in messages -%}
+{%- if message.content == "REFUSED BY TEMPLATE" -%}{{ raise_exception("not these") }}{%- endif -%}
+<{{ message.role }}>{{ message.content }}
+{% endfor -%}
+<assistant>"""
+
+
+def byte_tokenizer(chat_template: str | None = TEMPLATE) -> Tokenizer:
+    """Token i is byte i; 256 ends a text and adds nothing to it."""
+    vocabulary = dict(byte_level_alphabet())
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<eos>"])
+    template = None if chat_template is None else ChatTemplate(chat_template)
+    return Tokenizer(backend, {"eos_token": "<eos>"}, [EOS], template)
+
+
+def load_model(model: str, served_name: str | None) -> ServedModel:
+    return ServedModel(served_name or MODEL_NAME, model, byte_tokenizer())

@@ -1,0 +1,306 @@
+"""Processes, signals, disconnects and deaths: what must end does end, and nothing is left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from live import HERE, Live, children_of, environment, live_server, wait_until
+
+TEXT = "/v1/completions"
+SLOW = {"prompt": "SLOW", "max_tokens": 1000}
+QUICK = {"prompt": "quick", "max_tokens": 3}
+
+
+def running(server: Live) -> int:
+    stats = server.get("/stats").json()
+    return stats["num_running"] + stats["num_waiting"]  # type: ignore[no-any-return]
+
+
+def abandon(server: Live, body: dict[str, object]) -> None:
+    """Start a request on a bare socket, wait until it runs, and leave without a word."""
+    host, port = server.url.removeprefix("http://").split(":")
+    data = json.dumps(body).encode()
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"Content-Length: " + str(len(data)).encode() + b"\r\n\r\n" + data
+        )
+        wait_until(lambda: running(server) > 0)
+
+
+@pytest.mark.parametrize("fields", [{"stream": True}, {"stream": False}, {"stream": True, "n": 3}])
+def test_a_client_that_leaves_frees_the_engine(server: Live, fields: dict[str, object]) -> None:
+    abandon(server, SLOW | fields)
+    wait_until(lambda: running(server) == 0, seconds=5)
+    assert server.post(TEXT, json=QUICK).status_code == 200
+
+
+def test_a_stop_string_frees_the_engine(server: Live) -> None:
+    full = server.post(TEXT, json=QUICK | {"max_tokens": 20, "temperature": 0}).json()
+    stop = full["choices"][0]["text"][5]
+    body = {"prompt": "quick", "max_tokens": 2000, "temperature": 0, "stop": stop}
+    answer = server.post(TEXT, json=body).json()
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    wait_until(lambda: running(server) == 0, seconds=5)
+
+
+def test_many_abandoned_requests(server: Live) -> None:
+    threads = [
+        threading.Thread(target=abandon, args=(server, SLOW | {"stream": bool(i % 2)}))
+        for i in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    wait_until(lambda: running(server) == 0, seconds=5)
+    assert server.post(TEXT, json=QUICK).status_code == 200
+
+
+def stream_events(server: Live, body: dict[str, object]) -> list[str]:
+    response = server.post(TEXT, json=body | {"stream": True})
+    assert response.status_code == 200
+    return [event for event in response.text.split("\n\n") if event]
+
+
+@pytest.mark.parametrize("how", ["kill", "CRASH", "STOPPED"])
+def test_a_dead_engine_is_told_and_replaced(how: str) -> None:
+    with live_server() as server:
+        (first,) = server.children()
+        results: dict[str, object] = {}
+
+        def stream() -> None:
+            results["events"] = stream_events(server, SLOW)
+
+        def whole() -> None:
+            results["status"] = server.post(TEXT, json=SLOW).status_code
+
+        threads = [threading.Thread(target=stream), threading.Thread(target=whole)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: running(server) == 2)
+        if how == "kill":
+            os.kill(first, signal.SIGKILL)
+        else:
+            response = server.post(TEXT, json={"prompt": how})
+            assert response.status_code == 500
+            assert response.json()["error"]["code"] == "engine_stopped"
+        wait_until(lambda: server.get("/health").status_code == 503)
+        for thread in threads:
+            thread.join(5)
+            assert not thread.is_alive()
+        assert results["status"] == 500
+        events = results["events"]
+        assert isinstance(events, list)
+        assert events[-1] == "data: [DONE]"
+        error = json.loads(events[-2].removeprefix("data: "))["error"]
+        assert error["code"] == "engine_stopped"
+        wait_until(lambda: server.get("/ready").status_code == 200)
+        assert server.post(TEXT, json=QUICK).status_code == 200
+        (second,) = server.children()
+        assert second != first
+        assert server.stop() == 0
+
+
+def test_while_the_engine_is_down_requests_get_503() -> None:
+    with live_server(policy={"first_backoff_seconds": 30.0}) as server:
+        os.kill(server.children()[0], signal.SIGKILL)
+        wait_until(lambda: server.get("/health").status_code == 503)
+        response = server.post(TEXT, json=QUICK)
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "engine_down"
+        assert "retry-after" in response.headers
+        assert server.get("/ready").json() == {"status": "down"}
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize("how", ["HANG", "SIGSTOP"])
+def test_a_stuck_engine_is_killed_and_replaced(how: str) -> None:
+    policy = {"fresh_seconds": 1.0, "silent_seconds": 2.0}
+    with live_server(policy=policy) as server:
+        (first,) = server.children()
+        if how == "HANG":
+            response = server.post(TEXT, json={"prompt": "HANG"})
+            assert response.status_code == 500
+        else:
+            os.kill(first, signal.SIGSTOP)
+        wait_until(lambda: server.get("/health").status_code == 503)
+        wait_until(lambda: server.get("/ready").status_code == 200)
+        assert server.children() != [first]
+        assert not Path(f"/proc/{first}").exists()
+
+
+def test_an_engine_without_progress_is_killed() -> None:
+    with live_server(policy={"stalled_seconds": 1.0}) as server:
+        response = server.post(TEXT, json={"prompt": "STALL"})
+        assert response.status_code == 500
+        assert response.json()["error"]["code"] == "engine_stopped"
+
+
+def test_loading_is_503_and_then_ready() -> None:
+    """The port answers while the model loads."""
+    command = [sys.executable, str(HERE / "serve_fake.py"), '{"model": "slow-load", "port": true}']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), text=True)
+    try:
+        assert process.stdout is not None
+        url = json.loads(process.stdout.readline())["bound"]
+        seen = set()
+
+        def ready() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                response = httpx.get(url + "/ready", timeout=5)
+                seen.add((response.status_code, response.json()["status"]))
+                if response.status_code == 503:
+                    refused = httpx.post(url + TEXT, json=QUICK, timeout=5)
+                    if refused.status_code == 503:
+                        seen.add(refused.json()["error"]["code"])
+            return (200, "ok") in seen
+
+        wait_until(ready, seconds=20)
+        assert (503, "loading") in seen
+        assert "loading" in seen
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "message"),
+    [
+        ("missing", 2, "missing: no such model"),
+        ("segfault", 1, "the engine process was ended by SIGSEGV"),
+        ("bug", 1, "TypeError: a bug in the loader"),
+    ],
+)
+def test_an_engine_that_cannot_start(model: str, status: int, message: str) -> None:
+    command = [sys.executable, str(HERE / "serve_fake.py"), json.dumps({"model": model})]
+    done = subprocess.run(command, capture_output=True, env=environment(), text=True, timeout=30)
+    assert done.returncode == status
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [f"trimtab: error: {message}"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains(number: int) -> None:
+    with live_server() as server:
+        children = server.children()
+        results: list[list[str]] = []
+        body = {"prompt": "SLOW", "max_tokens": 20}
+        thread = threading.Thread(target=lambda: results.append(stream_events(server, body)))
+        thread.start()
+        wait_until(lambda: running(server) == 1)
+        assert server.stop(number) == 0
+        thread.join(5)
+        texts = [json.loads(event.removeprefix("data: ")) for event in results[0][:-1]]
+        assert len(texts) == 20
+        assert texts[-1]["choices"][0]["finish_reason"] == "length"
+        assert results[0][-1] == "data: [DONE]"
+        for child in children:
+            assert not Path(f"/proc/{child}").exists()
+        with pytest.raises(httpx.ConnectError):
+            server.get("/health")
+
+
+def test_a_drain_that_takes_too_long_is_cut_with_an_error() -> None:
+    with live_server(server={"drain_seconds": 0.5}) as server:
+        results: list[list[str]] = []
+        thread = threading.Thread(target=lambda: results.append(stream_events(server, SLOW)))
+        thread.start()
+        wait_until(lambda: running(server) == 1)
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 10
+        thread.join(5)
+        error = json.loads(results[0][-2].removeprefix("data: "))["error"]
+        assert error["code"] == "draining"
+        assert results[0][-1] == "data: [DONE]"
+
+
+def test_the_second_signal_does_not_wait() -> None:
+    with live_server() as server:
+
+        def whole() -> None:
+            with contextlib.suppress(httpx.HTTPError):
+                server.post(TEXT, json=SLOW)
+
+        thread = threading.Thread(target=whole)
+        thread.start()
+        wait_until(lambda: running(server) == 1)
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert server.process.poll() is None
+        assert server.stop(signal.SIGINT, seconds=5) == 0
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_the_engine_ends_with_a_killed_front() -> None:
+    with live_server() as server:
+        (child,) = server.children()
+        server.process.kill()
+        server.process.wait(5)
+        wait_until(lambda: not Path(f"/proc/{child}").exists(), seconds=5)
+
+
+def test_the_engine_survives_signals_meant_for_the_front() -> None:
+    with live_server() as server:
+        (child,) = server.children()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(child, number)
+        assert server.post(TEXT, json=QUICK).status_code == 200
+        assert server.children() == [child]
+
+
+def listening_ports(pid: int) -> set[str]:
+    """`address:port` of the listening TCP sockets of a process, as /proc writes them."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = str(link.readlink())
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                found.add(fields[1])
+    return found
+
+
+def test_only_the_api_port_listens_and_only_the_user_reaches_the_rest(server: Live) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    assert listening_ports(server.process.pid) == {f"0100007F:{port:04X}"}
+    (child,) = children_of(server.process.pid)
+    assert listening_ports(child) == set()
+    sockets = [
+        Path(line.split()[7])
+        for line in Path(f"/proc/{server.process.pid}/net/unix").read_text().splitlines()[1:]
+        if "/trimtab-" in line
+    ]
+    assert sockets
+    for path in sockets:
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_private_directory_is_removed(tmp_path: Path) -> None:
+    with live_server(tmp=str(tmp_path)) as server:
+        assert len(list(tmp_path.iterdir())) == 1
+        assert server.stop() == 0
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_to_standard_error(server: Live) -> None:
+    assert server.post(TEXT, json=QUICK).status_code == 200
+    assert server.error_text() == ""
