@@ -5,7 +5,6 @@
 #include <functional>
 #include <limits>
 
-#include "core/philox.h"
 #include "core/sampler_math.h"
 
 namespace trimtab {
@@ -238,23 +237,33 @@ void filter(const Row& row, int64_t k, float top_p, float temperature, SamplerSc
 class Race {
  public:
   Race(uint64_t seed, int32_t position, float max, float temperature, float min_p)
-      : seed_(seed), position_(position), max_(max), temperature_(temperature), min_p_(min_p) {}
+      : seed_(seed),
+        position_(position),
+        screen_{max, temperature, min_p, std::numeric_limits<float>::infinity()} {}
 
   // True if no token whose logit is at most `logit` can win any more.
   bool hopeless(float logit) const {
     constexpr double largest_noise = 36.75;  // -log(2^-53) = 36.74
-    return static_cast<double>((logit - max_) / temperature_) + largest_noise < score_;
+    return scaled(logit) + largest_noise < score_;
   }
 
+  // The `count` tokens from block * kBlock on.
+  void run_block(const float* logits, int64_t block, int64_t count) {
+    uint32_t words[kBlock];
+    int32_t passed[kBlock];
+    first_noise_words(seed_, position_, block, words);
+    if (!screen_tokens(screen_, logits, words, count, passed)) return;
+    for (int64_t i = 0; i < count; ++i) {
+      if (passed[i]) enter(logits[i], static_cast<int32_t>(block * kBlock + i));
+    }
+  }
+
+  // Any `count` tokens, at most kBlock.
   void run(const float* logits, const int32_t* ids, int64_t count) {
     uint32_t words[kBlock];
     int32_t passed[kBlock];
-    first_noise_words(seed_, position_, ids, count, words);
-    for (int64_t i = 0; i < count; ++i) {
-      const float weight = weight_of(logits[i], max_, temperature_);
-      const float noise = static_cast<float>(static_cast<int32_t>(words[i] >> 8));  // v * 2^24, cut
-      passed[i] = (noise < weight * bound_) & (weight >= min_p_);
-    }
+    first_noise_words_of(seed_, position_, ids, count, words);
+    if (!screen_tokens(screen_, logits, words, count, passed)) return;
     for (int64_t i = 0; i < count; ++i) {
       if (passed[i]) enter(logits[i], ids[i]);
     }
@@ -263,30 +272,30 @@ class Race {
   int32_t winner() const { return winner_; }
 
  private:
+  double scaled(float logit) const {
+    return static_cast<double>((logit - screen_.max) / screen_.temperature);
+  }
+
   void enter(float logit, int32_t id) {
-    const double scaled = static_cast<double>((logit - max_) / temperature_);
-    const double score = scaled + gumbel_noise(seed_, position_, id);
+    const double score = scaled(logit) + gumbel_noise(seed_, position_, id);
     if (score < score_ || (score == score_ && id > winner_)) return;
     score_ = score;
     winner_ = id;
-    bound_ = static_cast<float>(std::exp(-score) * 16777216.0 * 1.0001);
+    screen_.bound = static_cast<float>(std::exp(-score) * 16777216.0 * 1.0001);
   }
 
   const uint64_t seed_;
   const int32_t position_;
-  const float max_, temperature_, min_p_;
+  Screen screen_;
   double score_ = -std::numeric_limits<double>::infinity();
-  float bound_ = std::numeric_limits<float>::infinity();  // exp(-score) * 2^24, and a little more
   int32_t winner_ = -1;
 };
 
 void race_all(const Row& row, Race& race) {
-  int32_t ids[kBlock];
   for (int64_t block = 0; block < num_blocks(row.vocab); ++block) {
     if (race.hopeless(row.block_max[block])) continue;
-    const int64_t count = std::min(kBlock, row.vocab - block * kBlock);
-    for (int64_t i = 0; i < count; ++i) ids[i] = static_cast<int32_t>(block * kBlock + i);
-    race.run(row.logits + block * kBlock, ids, count);
+    const int64_t first = block * kBlock;
+    race.run_block(row.logits + first, block, std::min(kBlock, row.vocab - first));
   }
 }
 
@@ -354,10 +363,7 @@ void write_logprobs(const Row& row, int32_t num_logprobs, int32_t target, int32_
 }  // namespace
 
 double gumbel_noise(uint64_t seed, int32_t position, int32_t token_id) {
-  const PhiloxBlock block =
-      philox4x32_10(static_cast<uint32_t>(position), static_cast<uint32_t>(token_id), 0, 0,
-                    static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  const uint64_t bits = (uint64_t{block.word[0]} << 20) | (block.word[1] >> 12);
+  const uint64_t bits = noise_bits(seed, position, token_id);
   const double v = (static_cast<double>(bits) + 0.5) * 0x1p-52;
   return -std::log(-std::log1p(-v));
 }

@@ -83,7 +83,8 @@ void sample_row(const float* logits, int64_t vocab, const SamplingView& sampling
                 int32_t target, SamplerScratch& scratch, const SampleOutput& out);
 
 // The noise of one token: a standard Gumbel variate, a pure function of its arguments.
-// v = (52 random bits + 1/2) / 2^52, never 0 or 1; the result is -log(-log1p(-v)).
+// v = (52 random bits + 1/2) / 2^52, never 0 or 1; the result is -log(-log1p(-v)). Which bits is
+// written at sampling::noise_bits.
 double gumbel_noise(uint64_t seed, int32_t position, int32_t token_id);
 
 }  // namespace trimtab

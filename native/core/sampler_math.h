@@ -1,18 +1,15 @@
 // The arithmetic of the sampler: plain loops over blocks of 64 tokens that compilers vectorise.
-// Every sum has one order, fixed by the vocabulary size alone.
+// Every sum has one order, fixed by the vocabulary size alone, and nothing is contracted, so the
+// results are the same whatever vectors the machine has.
 #pragma once
 
-#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <limits>
 
-#include "core/philox.h"
-
 namespace trimtab::sampling {
 
 constexpr int64_t kBlock = 64;  // tokens that share one stored maximum
-constexpr int64_t kLanes = 16;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 inline int64_t num_blocks(int64_t vocab) { return (vocab + kBlock - 1) / kBlock; }
@@ -43,73 +40,30 @@ struct Scan {
 };
 
 // Maxima of the blocks, and over all. NaN never becomes a maximum.
-inline Scan scan_blocks(const float* x, int64_t vocab, float* block_max) {
-  constexpr float largest = std::numeric_limits<float>::max();
-  Scan scan{kMinusInfinity, true};
-  for (int64_t block = 0; block * kBlock < vocab; ++block) {
-    const float* values = x + block * kBlock;
-    const int64_t count = std::min(kBlock, vocab - block * kBlock);
-    float lane_max[kLanes];
-    int32_t bad[kLanes] = {};
-    std::fill(lane_max, lane_max + kLanes, kMinusInfinity);
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      for (int64_t j = 0; j < kLanes; ++j) {
-        const float value = values[i + j];
-        lane_max[j] = value > lane_max[j] ? value : lane_max[j];
-        bad[j] |= !(value <= largest);
-      }
-    }
-    for (; i < count; ++i) {
-      lane_max[0] = values[i] > lane_max[0] ? values[i] : lane_max[0];
-      bad[0] |= !(values[i] <= largest);
-    }
-    float maximum = kMinusInfinity;
-    int32_t any_bad = 0;
-    for (int64_t j = 0; j < kLanes; ++j) {
-      maximum = lane_max[j] > maximum ? lane_max[j] : maximum;
-      any_bad |= bad[j];
-    }
-    block_max[block] = maximum;
-    scan.max = maximum > scan.max ? maximum : scan.max;
-    scan.finite = scan.finite && any_bad == 0;
-  }
-  return scan;
-}
+Scan scan_blocks(const float* x, int64_t vocab, float* block_max);
 
 // Sum over all tokens of exp((x - max) / temperature): 16 float lanes within a block, doubles
 // across blocks. `max` is finite.
-inline double sum_weights(const float* x, int64_t vocab, float max, float temperature) {
-  double total[kLanes] = {};
-  for (int64_t block = 0; block * kBlock < vocab; ++block) {
-    const float* values = x + block * kBlock;
-    const int64_t count = std::min(kBlock, vocab - block * kBlock);
-    float lane[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      for (int64_t j = 0; j < kLanes; ++j) {
-        lane[j] += exp_nonpositive((values[i + j] - max) / temperature);
-      }
-    }
-    for (; i < count; ++i) {
-      lane[i % kLanes] += exp_nonpositive((values[i] - max) / temperature);
-    }
-    for (int64_t j = 0; j < kLanes; ++j) total[j] += static_cast<double>(lane[j]);
-  }
-  double sum = 0.0;
-  for (int64_t j = 0; j < kLanes; ++j) sum += total[j];
-  return sum;
-}
+double sum_weights(const float* x, int64_t vocab, float max, float temperature);
 
-// The first word of the noise of `count` tokens, so that most of them can be dismissed unlogged.
-inline void first_noise_words(uint64_t seed, int32_t position, const int32_t* ids, int64_t count,
-                              uint32_t* words) {
-  const uint32_t key0 = static_cast<uint32_t>(seed);
-  const uint32_t key1 = static_cast<uint32_t>(seed >> 32);
-  const uint32_t c0 = static_cast<uint32_t>(position);
-  for (int64_t i = 0; i < count; ++i) {
-    words[i] = philox4x32_10(c0, static_cast<uint32_t>(ids[i]), 0, 0, key0, key1).word[0];
-  }
-}
+// The noise of a token is made of 52 bits, of word id % 4 of the Philox blocks with the counters
+// (position, id / 4, 0, 0) for the first 32 and (position, id / 4, 1, 0) for the other 20. The
+// first are cheap (a block serves four tokens) and settle nearly every comparison.
+void first_noise_words(uint64_t seed, int32_t position, int64_t block,
+                       uint32_t* words);  // [kBlock]
+void first_noise_words_of(uint64_t seed, int32_t position, const int32_t* ids, int64_t count,
+                          uint32_t* words);
+uint64_t noise_bits(uint64_t seed, int32_t position, int32_t token_id);
+
+struct Screen {
+  float max, temperature;
+  float min_weight;  // a smaller exp((x - max) / temperature) is out
+  float bound;       // exp(-leading score) * 2^24, and a little more
+};
+
+// passed[i] = 1 for those of `count` (at most kBlock) tokens whose weight is large enough and whose
+// noise, by its first word, may beat the leading score; else 0. False if there are none.
+bool screen_tokens(const Screen& screen, const float* logits, const uint32_t* words, int64_t count,
+                   int32_t* passed);
 
 }  // namespace trimtab::sampling

@@ -73,10 +73,14 @@ def philox(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
 
 
 def gumbel(seed: int, position: int, vocab: int) -> np.ndarray:
-    ids = np.arange(vocab, dtype=np.uint64)
-    zero = np.zeros(vocab, np.uint64)
-    words = philox([zero + np.uint64(position), ids, zero, zero], (seed % 2**32, seed >> 32))
-    bits = (words[0] << np.uint64(20)) | (words[1] >> np.uint64(12))
+    quads = np.arange((vocab + 3) // 4, dtype=np.uint64)
+    zero = np.zeros_like(quads)
+    key = (seed % 2**32, seed >> 32)
+    high, low = (
+        np.stack(philox([zero + np.uint64(position), quads, zero + np.uint64(draw), zero], key))
+        for draw in (0, 1)
+    )
+    bits = ((high << np.uint64(20)) | (low >> np.uint64(12))).T.ravel()[:vocab]
     v = (bits.astype(np.float64) + 0.5) * 2.0**-52
     return -np.log(-np.log1p(-v))
 

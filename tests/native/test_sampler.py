@@ -10,6 +10,7 @@ import sampler_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampler_reference import make_batch
+
 from trimtab._native import gumbel_noise, philox4x32_10, sample
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sampler_reference import adjusted_logits, make_batch, survivors
+
 from trimtab._native import sample
 
 ALPHA = 1e-4

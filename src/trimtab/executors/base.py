@@ -35,7 +35,8 @@ class SamplingBatch:
     -inf; 4. temperature; 5. top-k; 6. top-p; 7. min-p; 8. Gumbel-max over the survivors.
     Temperature 0 picks the largest logit after 3 (ties: the smallest id); 4 to 8 are skipped.
 
-    Noise is counter-based: Philox4x32-10 keyed by `seeds[r]`, counter (`positions[r]`, token id).
+    Noise is counter-based: Philox4x32-10 keyed by `seeds[r]`, counter (`positions[r]`, id / 4,
+    draw, 0), word id % 4 for token id; draw 0 gives the first 32 bits of the noise, draw 1 20 more.
     """
 
     temperature: Float32Array  # [R] >= 0
