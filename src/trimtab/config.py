@@ -83,6 +83,17 @@ class ServerConfig:
     max_body_bytes: int = knob(16 << 20, "largest request body")
     drain_seconds: float = knob(30.0, "how long SIGTERM waits for running requests")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise ConfigError(f"port={self.port}: must be in [0, 65535] (0 = any free one)")
+        if self.max_body_bytes < 1:
+            raise ConfigError(f"max_body_bytes={self.max_body_bytes}: must be at least 1")
+        if not 0 <= self.drain_seconds < 1 << 31:
+            raise ConfigError(f"drain_seconds={self.drain_seconds}: must not be negative")
+        for name in ("api_key", "served_model_name"):
+            if getattr(self, name) == "":
+                raise ConfigError(f"{name}: must not be empty")
+
 
 def replace_from(cls: type[Any], values: dict[str, Any]) -> Any:
     """An instance of a config dataclass from a flat mapping; unknown keys raise ConfigError."""

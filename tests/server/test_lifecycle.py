@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -74,42 +75,48 @@ def stream_events(server: Live, body: dict[str, object]) -> list[str]:
     return [event for event in response.text.split("\n\n") if event]
 
 
-@pytest.mark.parametrize("how", ["kill", "CRASH", "STOPPED"])
-def test_a_dead_engine_is_told_and_replaced(how: str) -> None:
-    with live_server() as server:
-        (first,) = server.children()
-        results: dict[str, object] = {}
+def stream_into(server: Live, results: dict[str, Any]) -> None:
+    results["events"] = stream_events(server, SLOW)
 
-        def stream() -> None:
-            results["events"] = stream_events(server, SLOW)
 
-        def whole() -> None:
-            results["status"] = server.post(TEXT, json=SLOW).status_code
+def post_into(server: Live, results: dict[str, Any]) -> None:
+    results["whole"] = server.post(TEXT, json=SLOW)
 
-        threads = [threading.Thread(target=stream), threading.Thread(target=whole)]
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: running(server) == 2)
-        if how == "kill":
-            os.kill(first, signal.SIGKILL)
-        else:
-            response = server.post(TEXT, json={"prompt": how})
-            assert response.status_code == 500
-            assert response.json()["error"]["code"] == "engine_stopped"
-        wait_until(lambda: server.get("/health").status_code == 503)
-        for thread in threads:
-            thread.join(5)
-            assert not thread.is_alive()
-        assert results["status"] == 500
-        events = results["events"]
-        assert isinstance(events, list)
-        assert events[-1] == "data: [DONE]"
-        error = json.loads(events[-2].removeprefix("data: "))["error"]
-        assert error["code"] == "engine_stopped"
-        wait_until(lambda: server.get("/ready").status_code == 200)
-        assert server.post(TEXT, json=QUICK).status_code == 200
-        (second,) = server.children()
-        assert second != first
+
+def assert_engine_stopped(response: httpx.Response) -> None:
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "engine_stopped"
+
+
+def test_a_dead_engine_is_told_and_replaced() -> None:
+    with live_server(policy={"first_backoff_seconds": 0.2}) as server:
+        for how in ("kill", "CRASH", "STOPPED"):
+            (first,) = server.children()
+            results: dict[str, Any] = {}
+            threads = [
+                threading.Thread(target=stream_into, args=(server, results)),
+                threading.Thread(target=post_into, args=(server, results)),
+            ]
+            for thread in threads:
+                thread.start()
+            wait_until(lambda: running(server) == 2)
+            if how == "kill":
+                os.kill(first, signal.SIGKILL)
+            else:
+                assert_engine_stopped(server.post(TEXT, json={"prompt": how}))
+            wait_until(lambda: server.get("/health").status_code == 503)
+            for thread in threads:
+                thread.join(5)
+                assert not thread.is_alive()
+            assert_engine_stopped(results["whole"])
+            assert results["events"][-1] == "data: [DONE]"
+            error = json.loads(results["events"][-2].removeprefix("data: "))["error"]
+            assert error["code"] == "engine_stopped"
+            wait_until(lambda: server.get("/ready").status_code == 200)
+            assert server.post(TEXT, json=QUICK).status_code == 200
+            (second,) = server.children()
+            assert second != first
+            assert not Path(f"/proc/{first}").exists()
         assert server.stop() == 0
 
 
@@ -125,27 +132,25 @@ def test_while_the_engine_is_down_requests_get_503() -> None:
         assert server.stop() == 0
 
 
-@pytest.mark.parametrize("how", ["HANG", "SIGSTOP"])
-def test_a_stuck_engine_is_killed_and_replaced(how: str) -> None:
-    policy = {"fresh_seconds": 1.0, "silent_seconds": 2.0}
+def test_a_stuck_engine_is_killed_and_replaced() -> None:
+    """Stopped, in an endless loop, or running without ever finishing a step."""
+    policy = {
+        "fresh_seconds": 1.5,
+        "silent_seconds": 3.0,
+        "stalled_seconds": 4.0,
+        "first_backoff_seconds": 0.2,
+    }
     with live_server(policy=policy) as server:
-        (first,) = server.children()
-        if how == "HANG":
-            response = server.post(TEXT, json={"prompt": "HANG"})
-            assert response.status_code == 500
-        else:
-            os.kill(first, signal.SIGSTOP)
-        wait_until(lambda: server.get("/health").status_code == 503)
-        wait_until(lambda: server.get("/ready").status_code == 200)
-        assert server.children() != [first]
-        assert not Path(f"/proc/{first}").exists()
-
-
-def test_an_engine_without_progress_is_killed() -> None:
-    with live_server(policy={"stalled_seconds": 1.0}) as server:
-        response = server.post(TEXT, json={"prompt": "STALL"})
-        assert response.status_code == 500
-        assert response.json()["error"]["code"] == "engine_stopped"
+        for how in ("SIGSTOP", "HANG", "STALL"):
+            (first,) = server.children()
+            if how == "SIGSTOP":
+                os.kill(first, signal.SIGSTOP)
+            else:
+                assert_engine_stopped(server.post(TEXT, json={"prompt": how}))
+            wait_until(lambda: server.get("/health").status_code == 503)
+            wait_until(lambda: server.get("/ready").status_code == 200)
+            assert not Path(f"/proc/{first}").exists()
+            assert server.post(TEXT, json=QUICK).status_code == 200
 
 
 def test_loading_is_503_and_then_ready() -> None:
@@ -192,9 +197,10 @@ def test_an_engine_that_cannot_start(model: str, status: int, message: str) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_drains(number: int) -> None:
-    with live_server() as server:
+def test_a_signal_drains_and_leaves_nothing(number: int, tmp_path: Path) -> None:
+    with live_server(tmp=str(tmp_path)) as server:
         children = server.children()
+        assert len(list(tmp_path.iterdir())) == 1
         results: list[list[str]] = []
         body = {"prompt": "SLOW", "max_tokens": 20}
         thread = threading.Thread(target=lambda: results.append(stream_events(server, body)))
@@ -202,12 +208,12 @@ def test_a_signal_drains(number: int) -> None:
         wait_until(lambda: running(server) == 1)
         assert server.stop(number) == 0
         thread.join(5)
-        texts = [json.loads(event.removeprefix("data: ")) for event in results[0][:-1]]
-        assert len(texts) == 20
-        assert texts[-1]["choices"][0]["finish_reason"] == "length"
+        chunks = [json.loads(event.removeprefix("data: ")) for event in results[0][:-1]]
+        assert len(chunks) == 20
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
         assert results[0][-1] == "data: [DONE]"
-        for child in children:
-            assert not Path(f"/proc/{child}").exists()
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+        assert list(tmp_path.iterdir()) == []
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
 
@@ -253,13 +259,12 @@ def test_the_engine_ends_with_a_killed_front() -> None:
         wait_until(lambda: not Path(f"/proc/{child}").exists(), seconds=5)
 
 
-def test_the_engine_survives_signals_meant_for_the_front() -> None:
-    with live_server() as server:
-        (child,) = server.children()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            os.kill(child, number)
-        assert server.post(TEXT, json=QUICK).status_code == 200
-        assert server.children() == [child]
+def test_the_engine_survives_signals_meant_for_the_front(server: Live) -> None:
+    children = server.children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(children[0], number)
+    assert server.post(TEXT, json=QUICK).status_code == 200
+    assert server.children() == children
 
 
 def listening_ports(pid: int) -> set[str]:
@@ -292,13 +297,6 @@ def test_only_the_api_port_listens_and_only_the_user_reaches_the_rest(server: Li
     assert sockets
     for path in sockets:
         assert path.parent.stat().st_mode & 0o777 == 0o700
-
-
-def test_the_private_directory_is_removed(tmp_path: Path) -> None:
-    with live_server(tmp=str(tmp_path)) as server:
-        assert len(list(tmp_path.iterdir())) == 1
-        assert server.stop() == 0
-        assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_to_standard_error(server: Live) -> None:

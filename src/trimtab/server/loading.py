@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trimtab.checkpoints import resolve_model
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineClient
 from trimtab.server.text import ServedModel
@@ -21,6 +20,8 @@ def load(model: str, executor: ExecutorConfig, scheduler: SchedulerConfig) -> En
 
 def load_served_model(model: str, served_name: str | None) -> ServedModel:
     """In the front process. Downloads the model if need be; raises CheckpointError."""
+    from trimtab.checkpoints import resolve_model
+
     path = resolve_model(model)
     return ServedModel(served_name or model_name(model, path), str(path), load_tokenizer(path))
 

@@ -11,9 +11,16 @@ from trimtab.server.api_errors import bad_request
 from trimtab.server.api_types import ChatRequest, CompletionRequest, Message
 from trimtab.server.generation import Prompt
 from trimtab.server.text import TextWorkers
-from trimtab.server.validation import check_num_choices, check_token_ids, fit_context
+from trimtab.server.validation import (
+    MAX_SEQUENCES,
+    check_num_choices,
+    check_size,
+    check_token_ids,
+    fit_context,
+)
 from trimtab.tokenization import Tokenizer
 
+MAX_TOKEN_CHARACTERS = 128  # no text has longer tokens on average
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -26,11 +33,12 @@ class PromptMaker:
         self, asked: CompletionRequest, params: SamplingParams, info: EngineInfo
     ) -> list[Prompt]:
         """Raises ApiError 400 for a prompt that is empty, too long or not of a known shape."""
-        prompts = _prompts(asked.prompt)
+        prompts = _prompts(asked.prompt, info)
         check_num_choices(asked, len(prompts))
         result = []
         for prompt in prompts:
             if isinstance(prompt, str):
+                _check_text(len(prompt), info, "prompt")
                 token_ids = await self._workers.run(len(prompt), partial(self._encode, prompt))
                 text = prompt
             else:
@@ -49,6 +57,7 @@ class PromptMaker:
         if not messages:
             raise bad_request("messages: must not be empty", "messages")
         size = sum(_size(message["content"]) for message in messages)
+        _check_text(size, info, "messages")
         token_ids = await self._workers.run(size, partial(self._tokenizer.encode_chat, messages))
         if not token_ids:
             raise bad_request("messages: must not be empty", "messages")
@@ -61,7 +70,11 @@ class PromptMaker:
         return self._tokenizer.encode(prompt)
 
 
-def _prompts(prompt: str | list[Any] | None) -> list[str | list[int]]:
+def _check_text(num_characters: int, info: EngineInfo, param: str) -> None:
+    check_size(num_characters, "characters", MAX_TOKEN_CHARACTERS * info.max_context, info, param)
+
+
+def _prompts(prompt: str | list[Any] | None, info: EngineInfo) -> list[str | list[int]]:
     """A string, token ids, or a list of either, as a list of prompts."""
     if prompt is None:
         raise bad_request("prompt: is required", "prompt")
@@ -69,6 +82,8 @@ def _prompts(prompt: str | list[Any] | None) -> list[str | list[int]]:
         return [prompt]
     if not prompt:
         raise bad_request("prompt: must not be empty", "prompt")
+    for ids in [prompt, *(one for one in prompt[:MAX_SEQUENCES] if isinstance(one, list))]:
+        check_size(len(ids), "tokens", max(info.max_context, MAX_SEQUENCES), info, "prompt")
     if all(isinstance(one, str) for one in prompt):
         return list(prompt)
     if _is_token_ids(prompt):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from trimtab.server.api_errors import bad_request
 from trimtab.server.http import MAX_HEADER_BYTES
 
 HEADER_SECONDS = 10.0
@@ -16,6 +18,11 @@ _SLACK_BYTES = 256 << 10
 
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\n"
+_NOT_HTTP_BODY = msgspec.json.encode(bad_request("This is not a valid HTTP request.").document)
+_NOT_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\nconnection: close\r\n\r\n%s" % (len(_NOT_HTTP_BODY), _NOT_HTTP_BODY)
+)
 _TAIL = b"content-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -54,6 +61,12 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_headers = True
+
+    def send_400_response(self, msg: str) -> None:
+        """What is not HTTP gets an answer in the API's shape all the same."""
+        if not self.transport.is_closing():
+            self.transport.write(_NOT_HTTP)
+            self.transport.close()
 
     def _expect_headers(self) -> None:
         self._header_timer = self.loop.call_later(HEADER_SECONDS, self._refuse, _TOO_SLOW)

@@ -28,6 +28,7 @@ from trimtab.server.protocol import LimitedProtocol
 from trimtab.server.text import ServedModel
 
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75  # longer than a client's pool keeps one, so that it closes first
 SECONDS_AFTER_DRAIN = 3.0  # for the error events of streams that the drain cut off
 
 
@@ -155,6 +156,7 @@ class Front(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=drain_seconds + SECONDS_AFTER_DRAIN,  # type: ignore[arg-type]
         )
         super().__init__(config)

@@ -153,6 +153,22 @@ def check_token_ids(token_ids: list[int], info: EngineInfo, param: str) -> None:
             )
 
 
+def context_limit(info: EngineInfo) -> int:
+    """Prompt and completion together; the last token needs no place in the KV cache."""
+    return min(info.max_context, info.kv_capacity_tokens + 1)
+
+
+def check_size(size: int, unit: str, limit: int, info: EngineInfo, param: str) -> None:
+    """Refuse what is hopelessly long before any work is spent on it."""
+    if size > limit:
+        raise bad_request(
+            f"{param}: {size} {unit} cannot fit this model's maximum context length of"
+            f" {context_limit(info)} tokens.",
+            param,
+            "context_length_exceeded",
+        )
+
+
 def fit_context(
     params: SamplingParams, num_prompt_tokens: int, info: EngineInfo, *, named: bool
 ) -> SamplingParams:
@@ -162,16 +178,16 @@ def fit_context(
     room that the prompt leaves; no room, or a named one that does not fit, raises ApiError 400
     context_length_exceeded.
     """
-    room = info.max_context - num_prompt_tokens
+    room = context_limit(info) - num_prompt_tokens
     wanted = params.max_tokens if named and params.max_tokens is not None else 1
     if wanted > room:
         detail = f"{num_prompt_tokens} in the prompt" + (
             f", {wanted} in the completion" if named else ""
         )
         raise bad_request(
-            f"This model's maximum context length is {info.max_context} tokens, but this request"
+            f"This model's maximum context length is {context_limit(info)} tokens, but this request"
             f" needs {num_prompt_tokens + wanted} ({detail}).",
-            "max_tokens" if named and num_prompt_tokens < info.max_context else None,
+            "max_tokens" if named and room > 0 else None,
             "context_length_exceeded",
         )
     if params.max_tokens is None or params.max_tokens <= room:
