@@ -88,6 +88,23 @@ def test_content_parts(model) -> None:
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{{ m.content if m.content is string else '' }}{% endfor %}",
+        "{% for m in messages %}{{ m.content | trim }}{% endfor %}",
+        "{% for m in messages %}{{ m.content + '' }}{% endfor %}",
+        "{% for m in messages %}"
+        "{{ m.content if m.content is string else m.content | tojson }}{% endfor %}",
+    ],
+)
+def test_parts_are_never_lost(source) -> None:
+    """Templates that drop a list, write it as Python or JSON do, or cannot take it."""
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    messages = [{"role": "user", "content": parts}, {"role": "user", "content": "three"}]
+    assert ChatTemplate(source).render(messages) == "one\ntwothree"
+
+
+@pytest.mark.parametrize(
     ("messages", "reason"),
     [
         ([{"content": "x"}], r"messages\[0\]: must be an object with a role"),

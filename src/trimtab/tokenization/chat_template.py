@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +11,8 @@ from trimtab.errors import CheckpointError, RequestError
 if TYPE_CHECKING:
     import jinja2
 
-# A template that asks what kind of value `content` is can render a list of parts by itself.
-_ASKS_FOR_KIND = re.compile(r"content['\"\]\s]*\bis\s+(not\s+)?(string|iterable|sequence|mapping)")
 MAX_REASON = 300
+PROBE = "ThePartsOfAMessage"
 
 
 class ChatTemplate:
@@ -33,6 +31,7 @@ class ChatTemplate:
         self.source = source
         self.tool_source = tool_source
         self.special_tokens = dict(special_tokens or {})
+        self._parts_are_rendered: dict[str, bool] = {}  # by source
 
     def render(
         self,
@@ -44,27 +43,54 @@ class ChatTemplate:
         """The text of a conversation.
 
         `content` of a message is a string, None, or a list of parts {"type": "text", "text": ...};
-        a template that does not ask which gets the parts joined by line breaks. `tools` and further
-        `variables` are passed to the template as they are.
+        a template that cannot render a list gets the parts joined by line breaks. `tools` and
+        further `variables` are passed to the template as they are.
 
         Raises RequestError for messages that the template refuses or cannot render, CheckpointError
         for a template that is wrong, or that does more work than any chat needs.
         """
         source = self.tool_source if tools and self.tool_source is not None else self.source
-        takes_parts = _ASKS_FOR_KIND.search(source) is not None
+        checked = [_checked(i, message) for i, message in enumerate(messages)]
+        has_parts = any(isinstance(message.get("content"), list) for message in checked)
+        if has_parts and not self._renders_parts(source):
+            checked = [_joined(message) for message in checked]
+        return self._render(source, checked, tools, add_generation_prompt, variables)
+
+    def _render(
+        self,
+        source: str,
+        messages: list[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: dict[str, Any],
+    ) -> str:
         context = {
             **self.special_tokens,
             "documents": None,
             **variables,
-            "messages": [_message(i, message, takes_parts) for i, message in enumerate(messages)],
+            "messages": messages,
             "tools": tools or None,
             "add_generation_prompt": add_generation_prompt,
         }
         return _render(_compile(source), context)
 
+    def _renders_parts(self, source: str) -> bool:
+        """Whether a list of parts comes out as their text: not dropped, not as Python writes a
+        list. Found out by trying, once."""
+        known = self._parts_are_rendered.get(source)
+        if known is None:
+            probe = {"role": "user", "content": [{"type": "text", "text": PROBE}]}
+            try:
+                text = self._render(source, [probe], None, False, {})
+            except (RequestError, CheckpointError):
+                text = ""
+            known = PROBE in text and f"{PROBE}'" not in text and f'{PROBE}"' not in text
+            self._parts_are_rendered[source] = known
+        return known
 
-def _message(index: int, message: Mapping[str, Any], takes_parts: bool) -> dict[str, Any]:
-    """The message as the template shall see it."""
+
+def _checked(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the message with `content` a string, None, a list of text parts, or absent."""
     where = f"messages[{index}]"
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise RequestError(f"{where}: must be an object with a role", param="messages")
@@ -73,16 +99,22 @@ def _message(index: int, message: Mapping[str, Any], takes_parts: bool) -> dict[
         return dict(message)
     if not isinstance(content, list | tuple):
         raise RequestError(f"{where}.content: must be a string or a list", param="messages")
-    texts = []
+    parts = []
     for part in content:
         text = part.get("text") if isinstance(part, Mapping) else None
         if not isinstance(text, str) or part.get("type", "text") != "text":
             raise RequestError(
                 f"{where}.content: only parts of type text can be served", param="messages"
             )
-        texts.append(text)
-    parts = [{"type": "text", "text": text} for text in texts]
-    return {**message, "content": parts if takes_parts else "\n".join(texts)}
+        parts.append({"type": "text", "text": text})
+    return {**message, "content": parts}
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in content)}
 
 
 def _one_line(error: BaseException) -> str:

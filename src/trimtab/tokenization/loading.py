@@ -81,6 +81,7 @@ def _read_backend(directory: Path) -> Any:
     path = directory / "tokenizer.json"
     if not path.exists():
         foreign = [name for name in FOREIGN_FILES if (directory / name).exists()]
+        foreign += sorted(file.name for file in directory.glob("*.tiktoken"))
         found = f" (found {foreign[0]}: convert it with transformers first)" if foreign else ""
         raise CheckpointError(f"{path}: no such file, and no other vocabulary can be read{found}")
     text = _read_text(path, MAX_TOKENIZER_BYTES)
