@@ -75,6 +75,10 @@ struct SampleOutput {
   float* target_logprob = nullptr;  // of `target`; NaN if the logits are not finite; may be null
 };
 
+// Candidates are ordered by logit, of equal ones the smaller id first: top-k keeps the first k,
+// top-p the shortest prefix whose mass, relative to what top-k left, is at least p; greedy takes
+// the first.
+//
 // Chooses the token of row `row`. `logits` [vocab] are the model's own and are not changed.
 // `target` (or -1) is a token to score, independent of what is chosen. NaN or +inf anywhere in
 // the logits gives token -1; -inf is an ordinary impossible token. No allocation once the scratch

@@ -34,6 +34,9 @@ class SamplingBatch:
     presence penalties over output tokens; 3. `banned` ids and ids outside the row's `mask` become
     -inf; 4. temperature; 5. top-k; 6. top-p; 7. min-p; 8. Gumbel-max over the survivors.
     Temperature 0 picks the largest logit after 3 (ties: the smallest id); 4 to 8 are skipped.
+    Candidates are ordered by logit, of equal ones the smaller id first: top-k keeps the first k,
+    top-p the shortest prefix whose mass, relative to what top-k left, is at least p; min-p is
+    relative to the most likely token.
 
     Noise is counter-based: Philox4x32-10 keyed by `seeds[r]`, counter (`positions[r]`, id / 4,
     draw, 0), word id % 4 for token id; draw 0 gives the first 32 bits of the noise, draw 1 20 more.
