@@ -1,0 +1,134 @@
+"""The CPU executor against transformers: every family, odd shapes, every kernel path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import oracle_models
+import pytest
+from cpu_models import Passage, advance, memory_model, run_alone
+
+from trimtab import _native
+from trimtab.checkpoints.base import Checkpoint
+from trimtab.config import ExecutorConfig
+from trimtab.executors.cpu import CpuExecutor
+
+FAMILIES = list(oracle_models.FAMILIES)
+Array = npt.NDArray[np.float32]
+
+# Each path once: the portable one is the reference, the best one is what users run.
+PATHS = list(dict.fromkeys(["portable", _native.available_isas()[0]]))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, tuple[Any, Checkpoint]] = {}
+
+    def get(name: str) -> tuple[Any, Checkpoint]:
+        if name not in made:
+            model = oracle_models.build(name)
+            directory = tmp_path_factory.mktemp(name.replace(".", "-"))
+            made[name] = model, oracle_models.open_model(model, Path(directory))
+        return made[name]
+
+    return get
+
+
+def executor(checkpoint: Any, **config: Any) -> CpuExecutor:
+    return CpuExecutor(checkpoint, ExecutorConfig(**{"num_blocks": 200, "threads": 2} | config))
+
+
+def worst_error(ours: Array, theirs: Array) -> float:
+    """Largest difference of a row, as a part of the row's largest logit."""
+    return float((np.abs(ours - theirs).max(axis=-1) / np.abs(theirs).max(axis=-1)).max())
+
+
+def rms_error(ours: Array, theirs: Array) -> float:
+    return float(np.sqrt(((ours - theirs) ** 2).mean() / (theirs**2).mean()))
+
+
+@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float32_logits_and_greedy_tokens(
+    name: str, isa: str, models: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_ISA", isa)
+    model, checkpoint = models(name)
+    cpu = executor(checkpoint, weights="f32", kv_cache="f32")
+    for length in (1, 2, 17, 90):
+        tokens = oracle_models.random_tokens(length, length)
+        ours = run_alone(cpu, tokens, chunk=31)
+        assert worst_error(ours, oracle_models.logits_of(model, tokens)) < 1e-4
+    passage = Passage(oracle_models.random_tokens(3, 5), list(range(4)))
+    chosen = advance(cpu, [(passage, 5)]).tokens[-1]
+    for _ in range(20):
+        passage.tokens.append(int(chosen))
+        chosen = advance(cpu, [(passage, 1)]).tokens[-1]
+    theirs = oracle_models.logits_of(model, passage.tokens)
+    assert passage.tokens[5:] == theirs[4:-1].argmax(axis=-1).tolist()
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "mistral", "gemma3"])
+def test_float32_logits_of_3000_tokens(name: str, models: Any) -> None:
+    model, checkpoint = models(name)
+    tokens = oracle_models.random_tokens(8, 3000)
+    ours = run_alone(executor(checkpoint, weights="f32", kv_cache="f32"), tokens, chunk=700)
+    theirs = oracle_models.logits_of(model, tokens)
+    assert worst_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bf16_is_as_exact_as_transformers_in_bf16(name: str, models: Any) -> None:
+    import torch
+
+    model, checkpoint = models(name)
+    tokens = oracle_models.random_tokens(4, 70)
+    exact = oracle_models.logits_of(model, tokens)
+    theirs = oracle_models.logits_of(model.to(torch.bfloat16), tokens)
+    model.float()  # the weights stay rounded: tests of float32 must not follow in this module
+    ours = run_alone(executor(checkpoint, weights="bf16", kv_cache="bf16"), tokens)
+    assert rms_error(ours, exact) < 1.1 * rms_error(theirs, exact)
+    assert worst_error(ours, exact) < 0.05
+
+
+# ---- rounded weights: the oracle is our own float32 path with the same weights
+
+
+def rounded(name: str, weight: Array, weights: str, group: int) -> Array:
+    """What int8 (absmax/127 a row) and int4 (absmax/7 a group, scale in f16) make of a matrix."""
+    if weight.ndim != 2 or name == "embed":
+        return weight
+    if weights == "int8" or name == "lm_head":
+        scale = np.abs(weight).max(axis=1, keepdims=True) / 127
+        return np.rint(weight / scale) * scale
+    columns = weight.shape[1]
+    padded = np.pad(weight, ((0, 0), (0, -columns % group)))
+    groups = padded.reshape(weight.shape[0], -1, group)
+    scale = np.abs(groups).max(axis=2, keepdims=True) / 7
+    scale = scale.astype(np.float16).astype(np.float32)
+    values = np.clip(np.rint(groups / np.where(scale == 0, 1, scale)), -8, 7) * scale
+    return values.reshape(weight.shape[0], -1)[:, :columns]
+
+
+@pytest.mark.parametrize(
+    ("weights", "group", "kv_cache"),
+    [("int8", 64, "bf16"), ("int8", 64, "int8"), ("int4", 32, "bf16"), ("int4", 128, "int8")],
+)
+def test_integer_formats_compute_with_the_rounded_weights(
+    weights: str, group: int, kv_cache: str
+) -> None:
+    checkpoint = memory_model(3, tied_embeddings=False, hidden_size=168, intermediate_size=200)
+    tokens = np.random.default_rng(1).integers(0, 77, size=60).tolist()
+    oracle = checkpoint.map(lambda name, weight: rounded(name, weight, weights, group))
+    exact = run_alone(executor(oracle, weights="f32", kv_cache="f32"), tokens)
+    ours = run_alone(
+        executor(checkpoint, weights=weights, group_size=group, kv_cache=kv_cache), tokens
+    )
+    # What is left is the rounding of activations to 8 bits, and of K and V.
+    assert rms_error(ours, exact) < 0.03
+    original = run_alone(executor(checkpoint, weights="f32", kv_cache="f32"), tokens)
+    limit = 0.04 if weights == "int8" else 0.3
+    assert rms_error(ours, original) < limit
