@@ -98,7 +98,8 @@ struct LayerKernels {
                const float* sines);
 
   // Writes one token's K and V [head_dim] into slot 0..15 of a tile. Slot 0 clears the rest of the
-  // tile first, so that what an earlier owner left there is never read.
+  // tile first, so that what an earlier owner left there is never read. A value that is not finite
+  // is kept from the rows that may not see it and makes NaN of those that do.
   void (*write_kv)(KVTile tile, uint8_t* data, int64_t slot, const float* key, const float* value);
 
   // Partial attention of every row over the keys of absolute positions [first_key, last_key),

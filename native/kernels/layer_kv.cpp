@@ -54,10 +54,36 @@ void write_int8(int64_t dim, uint8_t* keys, uint8_t* values, float* scales, int6
   }
 }
 
-}  // namespace
+bool all_finite(int64_t dim, const float* x) {
+  F32x16 sum = zero_f32();  // of zeros, unless there is an infinity or a NaN
+  for (int64_t d = 0; d < dim; d += kLanes) sum = fma(load(x + d), zero_f32(), sum);
+  return reduce_add(sum) == 0.0f;
+}
 
-void write_kv(KVTile tile, uint8_t* data, int64_t slot, const float* key, const float* value) {
-  if (slot == 0) std::memset(data, 0, static_cast<size_t>(tile.bytes()));
+// Masked keys still multiply their values by a weight of zero, so a value that is not finite would
+// reach rows that may not see it. Its key says so instead: every row that sees it becomes NaN.
+void poison(KVTile tile, uint8_t* data, int64_t slot) {
+  const int64_t dim = tile.head_dim;
+  uint8_t* values = tile.values(data);
+  switch (tile.format) {
+    case KVFormat::f32:
+      reinterpret_cast<float*>(data)[slot] = __builtin_nanf("");
+      std::memset(values + slot * dim * 4, 0, static_cast<size_t>(dim) * 4);
+      return;
+    case KVFormat::bf16: {
+      uint16_t* v = reinterpret_cast<uint16_t*>(values) + slot / 2 * 2 * dim + slot % 2;
+      reinterpret_cast<uint16_t*>(data)[slot * 2] = 0x7fc0;
+      for (int64_t d = 0; d < dim; ++d) v[d * 2] = 0;
+      return;
+    }
+    case KVFormat::int8:
+      tile.key_scales(data)[slot] = __builtin_nanf("");
+      tile.key_scales(data)[kBlockTokens + slot] = 0.0f;
+  }
+}
+
+void write_formatted(KVTile tile, uint8_t* data, int64_t slot, const float* key,
+                     const float* value) {
   const int64_t dim = tile.head_dim;
   uint8_t* values = tile.values(data);
   switch (tile.format) {
@@ -68,6 +94,14 @@ void write_kv(KVTile tile, uint8_t* data, int64_t slot, const float* key, const 
     case KVFormat::int8:
       return write_int8(dim, data, values, tile.key_scales(data), slot, key, value);
   }
+}
+
+}  // namespace
+
+void write_kv(KVTile tile, uint8_t* data, int64_t slot, const float* key, const float* value) {
+  if (slot == 0) std::memset(data, 0, static_cast<size_t>(tile.bytes()));
+  write_formatted(tile, data, slot, key, value);
+  if (!all_finite(tile.head_dim, value)) poison(tile, data, slot);
 }
 
 }  // namespace trimtab::TRIMTAB_ISA

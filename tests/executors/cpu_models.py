@@ -95,7 +95,7 @@ def memory_model(seed: int = 0, **changes: Any) -> MemoryCheckpoint:
         "qk_norm": True,
         "post_norms": True,
         "tied_embeddings": True,
-        "embedding_scale": 6.3,
+        "embedding_scale": 0.6,
         "attention_scale": 0.25,
         "attention_softcap": 30.0,
         "logits_softcap": 20.0,

@@ -19,7 +19,7 @@ logging.disable_progress_bar()
 
 SIZES: dict[str, Any] = {
     "vocab_size": 131,
-    "hidden_size": 52,
+    "hidden_size": 60,
     "intermediate_size": 88,
     "num_hidden_layers": 2,
     "max_position_embeddings": 4096,
@@ -85,9 +85,7 @@ def build(name: str) -> Any:
     """Every parameter random: matrices by their fan-in, norms around one, biases small."""
     family, own = FAMILIES[name]
     config_name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
-    config = getattr(transformers, config_name)(
-        **{**SIZES, **own}, attn_implementation="eager"
-    )
+    config = getattr(transformers, config_name)(**{**SIZES, **own}, attn_implementation="eager")
     torch.manual_seed(len(name))
     model = getattr(transformers, f"{family}ForCausalLM")(config)
     center = 0.0 if family.startswith("Gemma") else 1.0  # Gemma stores weight - 1

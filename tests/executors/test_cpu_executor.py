@@ -24,7 +24,7 @@ from cpu_models import (
 from trimtab import _native
 from trimtab.checkpoints.base import StoredTensor
 from trimtab.config import ExecutorConfig
-from trimtab.errors import ConfigError
+from trimtab.errors import CheckpointError, ConfigError
 from trimtab.executors import cpu
 from trimtab.executors.cpu import CpuExecutor
 
@@ -168,11 +168,11 @@ def test_f16_denormals_and_bf16_rounding() -> None:
 def test_missing_and_misshapen_tensors() -> None:
     checkpoint = memory_model()
     del checkpoint.tensors["layers.1.post_mlp_norm"]
-    with pytest.raises(ValueError, match=r"layers\.1\.post_mlp_norm was never loaded"):
+    with pytest.raises(CheckpointError, match=r"layers\.1\.post_mlp_norm was never loaded"):
         make(checkpoint)
-    checkpoint = memory_model()
+    checkpoint = memory_model(qkv_bias=False)
     checkpoint.tensors["layers.0.v"] = StoredTensor(np.zeros((47, 40), np.float32), "f32")
-    with pytest.raises(ValueError, match=r"qkv has shape \[47, 40\], not \[48, 40\]"):
+    with pytest.raises(CheckpointError, match=r"qkv has shape \[47, 40\], not \[48, 40\]"):
         make(checkpoint)
 
 
@@ -204,7 +204,7 @@ def test_logprobs_targets_and_top(shared: CpuExecutor) -> None:
     assert plain.logits is None
     assert plain.target_logprobs is None
     assert (plain.tokens == result.tokens).all()
-    nothing = shared.execute(replace(batch, logit_rows=as_int32([]), sampling=greedy(0)))
+    nothing = shared.execute(make_batch([(passage, 10)], logit_rows=rows[:0], sampling=greedy(0)))
     assert nothing.tokens.shape == (0,)
 
 
@@ -217,19 +217,22 @@ def test_many_logit_rows_of_a_large_vocabulary_come_in_chunks() -> None:
     assert (run_alone(executor, tokens, chunk=40)[[0, 139, 149]] == whole[[0, 139, 149]]).all()
 
 
-def test_logits_that_are_not_finite_fail_their_row_only() -> None:
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
+def test_logits_that_are_not_finite_fail_no_other_row(kv_cache: str) -> None:
+    """Not those of other sequences, nor the earlier ones of the same sequence and block."""
     checkpoint = memory_model()
     embed = checkpoint.tensors["embed"].data.copy()
     embed[33] = np.inf
     checkpoint.tensors["embed"] = StoredTensor(embed, "f32")
     checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, tied_embeddings=False))
     checkpoint.tensors["lm_head"] = memory_model().tensors["embed"]
-    executor = make(checkpoint)
+    executor = make(checkpoint, kv_cache=kv_cache)
     good, bad = Passage(TOKENS, [0]), Passage([1, 33, 2], [1])
     result = advance(executor, [(good, 10), (bad, 3)])
     assert (result.tokens[:11] >= 0).all()
     assert (result.tokens[11:] == -1).all()
     assert (np.stack(good.logits) == run_alone(executor, TOKENS)).all()
+    assert (bad.logits[0] == run_alone(executor, [1])[0]).all()
 
 
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
@@ -273,9 +276,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_broken_batches_are_refused_before_anything_happens(
-    case: str, shared: CpuExecutor
-) -> None:
+def test_broken_batches_are_refused_before_anything_happens(case: str, shared: CpuExecutor) -> None:
     everything = np.arange(8, dtype=np.int32)
     before = shared.export_blocks(everything)
     changes, message = BROKEN[case]

@@ -73,7 +73,9 @@ class Schedule:
             pieces = []
             for sequence in company:
                 left = len(sequence.tokens) - sequence.computed
-                pieces.append((sequence, self.random.choice([1, min(left, 3), left, -(-left // 2)])))
+                pieces.append(
+                    (sequence, self.random.choice([1, min(left, 3), left, -(-left // 2)]))
+                )
             advance(self.workers[self.home], pieces)
             self.random.choice([self.stay, self.move_blocks, self.move_house])(live)
         return [np.stack(sequence.logits) for sequence in sequences]
@@ -118,9 +120,7 @@ def test_any_schedule_gives_the_same_logits(
             prompts = random_prompts(seed)
             expected = [run_alone(workers[0], prompt) for prompt in prompts]
             assert all(np.isfinite(logits).all() for logits in expected)
-            for logits, alone in zip(
-                Schedule(seed, workers).run(prompts), expected, strict=True
-            ):
+            for logits, alone in zip(Schedule(seed, workers).run(prompts), expected, strict=True):
                 assert (logits == alone).all()
 
 

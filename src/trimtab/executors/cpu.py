@@ -18,7 +18,7 @@ import numpy as np
 from trimtab.checkpoints.base import Checkpoint, StoredTensor
 from trimtab.config import ExecutorConfig
 from trimtab.environment import forced_isa
-from trimtab.errors import ConfigError
+from trimtab.errors import CheckpointError, ConfigError
 from trimtab.executors.base import (
     Float32Array,
     Int32Array,
@@ -52,7 +52,8 @@ class CpuExecutor:
 
     Loading reads each tensor once and keeps nothing of the checkpoint. Raises ConfigError for
     settings that cannot work here: a kernel path that this CPU lacks, more threads than 1024, a
-    shape that the kernels do not take, a KV cache that does not fit into memory.
+    shape that the kernels do not take, a KV cache that does not fit into memory; and
+    CheckpointError for a tensor that is missing or misshapen.
 
     `execute`, `copy_blocks` and `import_blocks` raise ValueError, one line, for arrays that break
     their contract; nothing has been written then.
@@ -79,6 +80,8 @@ class CpuExecutor:
             self._decoder: _native.Decoder | None = builder.build(self._capacity.num_blocks)
         except RuntimeError as error:  # the system refused memory
             raise ConfigError(f"{checkpoint.path}: {error}") from None
+        except ValueError as error:  # a tensor is missing or has another shape
+            raise CheckpointError(f"{checkpoint.path}: {error}") from None
         self._identity = _identity(checkpoint, config, self.isa)
 
     @property
