@@ -107,7 +107,7 @@ def test_cache_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     # ... but no more than a quarter of free memory
     monkeypatch.setattr(cpu, "available_memory", lambda: 4 * 7 * block + 5)
     assert make(num_blocks=0).capacity.num_blocks == 7
-    with pytest.raises(ConfigError, match="num_blocks=30: needs .* GiB .*free; set a smaller"):
+    with pytest.raises(ConfigError, match=r"num_blocks=30: needs .* GiB .*free; set a smaller"):
         make(num_blocks=30)
     with pytest.raises(ConfigError, match="kv_cache_gib=1: needs"):
         make(num_blocks=0, kv_cache_gib=1)
@@ -123,7 +123,7 @@ def test_cache_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_shapes_that_cannot_run() -> None:
-    with pytest.raises(ConfigError, match="head_dim=24.*multiple of 16"):
+    with pytest.raises(ConfigError, match=r"head_dim=24.*multiple of 16"):
         make(memory_model(head_dim=24))
     with pytest.raises(ConfigError, match="num_heads=4 is no multiple of num_kv_heads=3"):
         make(memory_model(num_heads=4))
