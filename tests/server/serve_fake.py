@@ -15,7 +15,7 @@ import fake_engine
 
 from trimtab.config import ExecutorConfig, SchedulerConfig, ServerConfig
 from trimtab.errors import TrimtabError, UserError
-from trimtab.server import run
+from trimtab.server import http, protocol, run
 from trimtab.server.process_client import SupervisionPolicy
 from trimtab.server.run import Announcement, Serving, serve
 
@@ -48,6 +48,8 @@ def main(options: dict[str, Any]) -> int:
     )
     if options.get("port"):
         _print_bound()
+    protocol.HEADER_SECONDS = options.get("header_seconds", protocol.HEADER_SECONDS)
+    http.BODY_SECONDS = options.get("body_seconds", http.BODY_SECONDS)
     if tmp := options.get("tmp"):
         tempfile.tempdir = tmp
     try:

@@ -28,6 +28,11 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
     return document["error"]  # type: ignore[no-any-return]
 
 
+def connect(server: Live) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
 CHAT_REFUSALS = [
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
@@ -167,6 +172,7 @@ def test_default_max_tokens_shrinks_to_the_room_left(server: Live) -> None:
         b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"x":' * 5000 + b"1" + b"}" * 5000,
         b"[" * 1_000_000,
+        b'{"prompt": [' + b"[1]," * 200_000 + b"[1]]}",
         b'{"prompt": "a", "seed": ' + b"9" * 10_000 + b"}",
     ],
     ids=lambda body: repr(body[:24]),
@@ -230,8 +236,7 @@ def test_large_bodies_are_refused_while_reading() -> None:
 
 @pytest.mark.parametrize("value", [b"-1", b"abc", b"99999999999999999999999999"])
 def test_claimed_length(server: Live, value: bytes) -> None:
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with connect(server) as connection:
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: " + value + b"\r\n\r\n{}"
@@ -241,8 +246,7 @@ def test_claimed_length(server: Live, value: bytes) -> None:
 
 def test_large_headers(server: Live) -> None:
     error_of(server.get("/health", headers={"x-large": "x" * 70_000}), 431)
-    host, port = server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with connect(server) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX-Large: ")
         sent = 0
         try:
@@ -253,6 +257,28 @@ def test_large_headers(server: Live) -> None:
             pass
         assert sent < 20_000_000
     assert server.get("/health").status_code == 200
+
+
+def test_slow_clients_are_let_go() -> None:
+    """Headers, or a body, that never end; an idle connection too."""
+    start = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with live_server(header_seconds=0.5, body_seconds=0.5) as server:
+        for sent in (b"", start, start + b'Content-Length: 100\r\n\r\n{"pro'):
+            with connect(server) as connection:
+                connection.sendall(sent)
+                answer = b""
+                while piece := connection.recv(4096):
+                    answer += piece
+                assert answer.startswith(b"HTTP/1.1 408 ")
+        assert server.post(TEXT, json={"prompt": "hi"}).status_code == 200
+
+
+def test_what_is_not_http(server: Live) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"\x16\x03\x01 nonsense\r\n\r\n")
+        head, _, body = connection.recv(4096).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
 
 
 def test_queue_full_is_429_with_retry_after() -> None:

@@ -23,7 +23,7 @@ from trimtab.engine.sampling_params import SamplingParams
 from trimtab.server import messages
 from trimtab.server.choice import Choice
 from trimtab.server.formats import readable
-from trimtab.server.json_body import json_depth_exceeds
+from trimtab.server.json_body import too_complex
 
 TOKENIZER = byte_tokenizer()
 
@@ -44,14 +44,23 @@ def depth_of(value: object) -> int:
     return 0
 
 
-@given(json_values, st.integers(0, 6))
-def test_json_depth(value: object, limit: int) -> None:
-    assert json_depth_exceeds(json.dumps(value).encode(), limit) == (depth_of(value) > limit)
+def containers_in(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + sum(map(containers_in, value.values()))
+    if isinstance(value, list):
+        return 1 + sum(map(containers_in, value))
+    return 0
+
+
+@given(json_values, st.integers(0, 6), st.integers(0, 12))
+def test_json_complexity(value: object, depth: int, containers: int) -> None:
+    expected = depth_of(value) > depth or containers_in(value) > containers
+    assert too_complex(json.dumps(value).encode(), depth, containers) == expected
 
 
 @given(st.binary(max_size=200))
-def test_json_depth_takes_any_bytes(data: bytes) -> None:
-    json_depth_exceeds(data, 3)
+def test_json_complexity_takes_any_bytes(data: bytes) -> None:
+    too_complex(data, 3, 3)
 
 
 SAMPLE_STATS = EngineStats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ def command(
     executor: ExecutorConfig,
     scheduler: SchedulerConfig,
     server: ServerConfig,
-    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
+    model: str = typer.Argument(help="builtin, a model directory or a Hugging Face id"),
     as_json: bool = typer.Option(False, "--json", help="announce the server as one line of JSON"),
 ) -> None:
     """Serve MODEL behind an OpenAI-compatible API."""
@@ -30,6 +31,8 @@ def command(
 
     if server.api_key is None:
         server = replace(server, api_key=environment.api_key())
+    if sys.stderr.isatty():
+        print(f"loading {model} ...", file=sys.stderr)
     print_announcement = _print_json if as_json else _print_lines
     serve(Serving(model, executor, scheduler, server), print_announcement)
 

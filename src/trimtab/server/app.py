@@ -6,9 +6,11 @@ import hashlib
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -32,11 +34,13 @@ from trimtab.server.api_errors import (
 from trimtab.server.formats import AnswerFormat, ChatFormat, Collected, CompletionFormat, Header
 from trimtab.server.generation import Generation, Placement
 from trimtab.server.http import EventStream, Guard, Work, read_json_body
-from trimtab.server.json_body import convert, parse_object
+from trimtab.server.json_body import parse
 from trimtab.server.prompts import PromptMaker
 from trimtab.server.text import ServedModel, TextWorkers
 
 logger = logging.getLogger("trimtab.server")
+
+R = TypeVar("R", bound=api.GenerationFields)
 
 
 class SupervisedEngine(EngineClient, Protocol):
@@ -121,10 +125,8 @@ class ApiServer:
         return JSONResponse(self._describe_model())
 
     async def _completions(self, request: Request) -> Response:
-        document = await self._document(request)
-        validation.refuse_unsupported_completion(document)
-        asked = convert(document, api.CompletionRequest)
-        self._check(asked)
+        refuse = validation.refuse_unsupported_completion
+        asked = await self._parse(request, api.CompletionRequest, refuse)
         info = self._engine.info
         params = validation.completion_params(asked, info)
         if asked.echo and asked.logprobs is not None:
@@ -139,10 +141,7 @@ class ApiServer:
         return self._respond(asked, generation, answer_format)
 
     async def _chat(self, request: Request) -> Response:
-        document = await self._document(request)
-        validation.refuse_unsupported_chat(document)
-        asked = convert(document, api.ChatRequest)
-        self._check(asked)
+        asked = await self._parse(request, api.ChatRequest, validation.refuse_unsupported_chat)
         info = self._engine.info
         params = validation.chat_params(asked, info)
         prompt = await self._prompts.chat(asked, params, info)
@@ -155,15 +154,16 @@ class ApiServer:
 
     # -- what both generation routes share
 
-    async def _document(self, request: Request) -> dict[str, Any]:
+    async def _parse(
+        self, request: Request, kind: type[R], refuse: Callable[[dict[str, Any]], None]
+    ) -> R:
         body = await read_json_body(request, self._config.max_body_bytes)
         self._require_ready()
-        return await self._workers.run(len(body) >> 4, lambda: parse_object(body))
-
-    def _check(self, asked: api.GenerationFields) -> None:
+        asked = await self._workers.run(len(body) >> 4, partial(parse, body, kind, refuse))
         if asked.model is not None:
             self._check_model(asked.model)
         validation.check_stream_options(asked)
+        return asked
 
     def _check_model(self, name: str) -> None:
         if name != self._model.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,16 +11,29 @@ import msgspec
 from trimtab.server.api_errors import ApiError, bad_request
 
 MAX_JSON_DEPTH = 200
+MAX_CONTAINERS = 100_000
 _STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
 
 T = TypeVar("T")
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`. Raises ApiError 400 for anything else."""
-    if json_depth_exceeds(body, MAX_JSON_DEPTH):
-        raise bad_request(f"The request body is nested more than {MAX_JSON_DEPTH} levels deep.")
+def parse(body: bytes, into: type[T], refuse: Callable[[dict[str, Any]], None]) -> T:
+    """A typed request. `refuse` sees the raw object first; it raises for what is not supported.
+
+    Raises ApiError 400, naming the field where there is one. Runs in any thread.
+    """
+    document = _parse_object(body)
+    refuse(document)
+    return _convert(document, into)
+
+
+def _parse_object(body: bytes) -> dict[str, Any]:
+    if too_complex(body):
+        raise bad_request(
+            f"The request body is nested more than {MAX_JSON_DEPTH} levels deep, or has more than"
+            f" {MAX_CONTAINERS} arrays and objects."
+        )
     try:
         document = msgspec.json.decode(body)
     except UnicodeDecodeError:
@@ -32,24 +46,27 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return document
 
 
-def json_depth_exceeds(body: bytes, limit: int) -> bool:
-    """Whether arrays and objects nest deeper than `limit`. Never recurses; exact for valid JSON."""
-    if body.count(b"[") + body.count(b"{") <= limit:
+def too_complex(
+    body: bytes, max_depth: int = MAX_JSON_DEPTH, max_containers: int = MAX_CONTAINERS
+) -> bool:
+    """Whether arrays and objects nest too deep or are too many. Exact for valid JSON; for any
+    bytes it neither recurses nor allocates more than one token at a time."""
+    if body.count(b"[") + body.count(b"{") <= min(max_depth, max_containers):
         return False
-    depth = 0
+    depth = count = 0
     for match in _STRUCTURE.finditer(body):
         first = body[match.start()]
         if first in b"[{":
             depth += 1
-            if depth > limit:
+            count += 1
+            if depth > max_depth or count > max_containers:
                 return True
         elif first in b"]}":
             depth -= 1
     return False
 
 
-def convert(document: dict[str, Any], into: type[T]) -> T:
-    """Typed fields of a parsed request. Raises ApiError 400 naming the offending field."""
+def _convert(document: dict[str, Any], into: type[T]) -> T:
     try:
         return msgspec.convert(document, into)
     except msgspec.ValidationError as error:

@@ -45,6 +45,7 @@ class SupervisionPolicy:
     poll_seconds: float = 0.1
     fresh_seconds: float = 5.0  # a heartbeat older than this makes /health fail
     silent_seconds: float = 10.0  # without any message for so long, the process is killed
+    silent_loading_seconds: float = 300.0  # the same while it loads: packing may hold it up
     stalled_seconds: float = 600.0  # with work but without a finished step for so long, too
     first_backoff_seconds: float = 0.5
     max_backoff_seconds: float = 30.0
@@ -236,13 +237,11 @@ class ProcessEngineClient:
 
     def _loss(self, child: EngineChild) -> str | None:
         now = time.monotonic()
-        if now - child.last_event > self._policy.silent_seconds:
-            return f"has been silent for {self._policy.silent_seconds:g} s"
-        if (
-            self._state == "ready"
-            and self._live
-            and now - self._last_progress > self._policy.stalled_seconds
-        ):
+        ready = self._state == "ready"
+        limit = self._policy.silent_seconds if ready else self._policy.silent_loading_seconds
+        if now - child.last_event > limit:
+            return f"has been silent for {limit:g} s"
+        if ready and self._live and now - self._last_progress > self._policy.stalled_seconds:
             return f"has not finished a step for {self._policy.stalled_seconds:g} s"
         return None
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from trimtab.engine.client import EngineInfo
-from trimtab.engine.sampling_params import MAX_CHOICES, SamplingParams
+from trimtab.engine.sampling_params import MAX_CHOICES, MAX_LOGIT_BIAS, SamplingParams
 from trimtab.server.api_errors import bad_request
 from trimtab.server.api_types import ChatRequest, CompletionRequest, GenerationFields
 
@@ -197,6 +197,8 @@ def fit_context(
 
 def _logit_bias(bias: dict[str, float] | None, info: EngineInfo) -> dict[int, float]:
     result: dict[int, float] = {}
+    if bias and len(bias) > MAX_LOGIT_BIAS:
+        raise bad_request(f"logit_bias: at most {MAX_LOGIT_BIAS} entries", "logit_bias")
     for key, value in (bias or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
             raise bad_request(f"logit_bias: {key[:32]!r} is not a token id", "logit_bias")
