@@ -143,6 +143,8 @@ def schedules(
     block_sizes: tuple[int, ...] = (1, 2, 3, 4),
     pool_sizes: tuple[int, int] = (2, 8),
     max_requests: int = 8,
+    max_budget: int = 12,
+    max_new_tokens: int = 1000,
 ) -> Schedule:
     """Tiny pools, tiny budgets, prompts that share prefixes, aborts at any step.
 
@@ -151,7 +153,7 @@ def schedules(
     block_size, num_blocks = draw(st.sampled_from(block_sizes)), draw(st.integers(*pool_sizes))
     num_requests = draw(st.integers(1, max_requests))
     config = SchedulerConfig(
-        max_batch_tokens=draw(st.integers(1, 12)),
+        max_batch_tokens=draw(st.integers(1, max_budget)),
         max_num_requests=draw(st.integers(1, 5)),
         prefix_cache=draw(st.sampled_from([True, True, True, False])),
     )
@@ -168,7 +170,7 @@ def schedules(
         request = EngineRequest(
             request_id=f"r{index}",
             prompt_ids=prompt,
-            params=random_params(random, max_tokens=capacity + 1 - len(prompt)),
+            params=random_params(random, min(capacity + 1 - len(prompt), max_new_tokens)),
             priority=random.choice([-1, 0, 0, 0, 1]),
             cache_salt=random.choice(["", "", "", "other"]),
         )

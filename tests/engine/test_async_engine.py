@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -98,6 +99,27 @@ async def test_many_at_once_give_what_each_gives_alone(make: Make) -> None:
         assert answer.token_ids == toy_reference(toy(), one).token_ids
         assert answer.finish_reason == "length"
     await idle(engine)
+
+
+async def test_random_cancellations_harm_nobody_else(make: Make) -> None:
+    engine = make(toy(num_blocks=12, block_size=4), max_batch_tokens=6, max_num_requests=6)
+    random = Random(1)
+    requests = [request("abcdefgh"[i % 5 :] + str(i), max_tokens=10) for i in range(60)]
+    tasks = [asyncio.ensure_future(collect(engine, r)) for r in requests]
+    victims = random.sample(range(60), 30)
+    for victim in victims:
+        await asyncio.sleep(random.random() * 0.004)
+        if random.random() < 0.7:
+            tasks[victim].cancel()
+        else:
+            await engine.abort(requests[victim].request_id)
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    await idle(engine)
+    for index, (one, answer) in enumerate(zip(requests, answers, strict=True)):
+        if isinstance(answer, Answer) and answer.finish_reason != "abort":
+            assert answer.token_ids == toy_reference(toy(), one).token_ids
+        else:
+            assert index in victims
 
 
 async def test_closing_the_iterator_frees_the_request(make: Make) -> None:

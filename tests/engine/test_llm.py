@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from schedules import toy_reference
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
-from tokenizers import Tokenizer as Backend
+from tiny_model import EOS, TEMPLATE, byte_backend
 
 import trimtab
 from trimtab import LLM, SamplingParams
@@ -24,19 +23,6 @@ from trimtab.errors import ConfigError, EngineDeadError, RequestError
 from trimtab.executors.base import StepBatch, StepResult
 from trimtab.executors.toy import ToyExecutor
 from trimtab.tokenization import ChatTemplate, Tokenizer
-
-EOS = 256
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
-
-
-def byte_tokenizer() -> Tokenizer:
-    """One token a byte, and <eos>."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<eos>", special=True)])
-    return Tokenizer(backend, {"eos_token": "<eos>"}, (EOS,), ChatTemplate(TEMPLATE))
 
 
 class Scripted(ToyExecutor):
@@ -52,7 +38,7 @@ class Scripted(ToyExecutor):
         return result
 
 
-tokenizer = byte_tokenizer()
+tokenizer = Tokenizer(byte_backend(), {"eos_token": "<eos>"}, (EOS,), ChatTemplate(TEMPLATE))
 
 
 def length(max_tokens: int, **options: Any) -> SamplingParams:

@@ -18,7 +18,7 @@ def load_engine(
     Raises CheckpointError for the model, ConfigError for settings that cannot work here.
     """
     from trimtab.checkpoints import open_checkpoint, resolve_model
-    from trimtab.executors.cpu import CpuExecutor  # type: ignore[import-not-found,unused-ignore]
+    from trimtab.executors.cpu import CpuExecutor
 
     executor_config = executor_config or ExecutorConfig()
     checkpoint = open_checkpoint(resolve_model(str(model)), executor_config.max_context)
