@@ -81,7 +81,7 @@ def alone(executor: CpuExecutor, request: EngineRequest) -> Answer:
     )
 )
 @settings(
-    max_examples=6,
+    max_examples=5,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -217,11 +217,11 @@ def test_preemption_takes_the_last_and_changes_nothing() -> None:
 
 
 def test_admission_learns_to_avoid_preemptions() -> None:
-    engine = engine_on(toy(num_blocks=40, block_size=2), max_num_requests=16)
+    engine = engine_on(toy(num_blocks=30, block_size=2), max_num_requests=12)
     counts = []
-    for wave in range(4):
+    for wave in range(3):
         before = engine.stats().num_preemptions
-        requests = [ask(f"{wave}.{i}", [wave, i], max_tokens=30) for i in range(16)]
+        requests = [ask(f"{wave}.{i}", [wave, i], max_tokens=30) for i in range(12)]
         run(engine, *requests)
         counts.append(engine.stats().num_preemptions - before)
     assert counts[-1] == 0

@@ -9,7 +9,7 @@ from trimtab.engine.engine import Engine
 
 
 @given(schedule=schedules())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_any_schedule_gives_the_reference_answers(schedule: Schedule) -> None:
     capacity = schedule.block_size * schedule.num_blocks
     executor = toy(schedule.num_blocks, schedule.block_size, max_context=capacity + 1)
