@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from trimtab import __version__, environment
-from trimtab.cli import chat, generate, serve
+from trimtab.cli import bench, chat, generate, inspect, serve
 from trimtab.errors import TrimtabError, UserError
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
 app.command("serve")(serve.command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
+app.command("inspect")(inspect.command)
+app.command("bench")(bench.command)
 
 
 def _print_version(asked: bool) -> None:

@@ -65,8 +65,8 @@ class CpuExecutor:
         config = config or ExecutorConfig()
         self._spec = _limit_context(checkpoint.spec, config.max_context)
         self.config = config
-        self.isa = _select_isa()
-        self.threads = _choose_threads(config.threads)
+        self.isa = select_isa()
+        self.threads = choose_threads(config.threads)
         try:
             builder = _native.ModelBuilder(
                 _native_shape(self._spec, config), self.isa, self.threads
@@ -133,7 +133,7 @@ def _limit_context(spec: ModelSpec, max_context: int) -> ModelSpec:
     return replace(spec, max_context=max_context) if max_context else spec
 
 
-def _select_isa() -> str:
+def select_isa() -> str:
     from trimtab import _native
 
     forced = forced_isa()
@@ -143,7 +143,7 @@ def _select_isa() -> str:
         raise ConfigError(f"TRIMTAB_ISA={forced}: {error}") from None
 
 
-def _choose_threads(threads: int) -> int:
+def choose_threads(threads: int) -> int:
     if threads > MAX_THREADS:
         raise ConfigError(f"threads={threads}: must be at most {MAX_THREADS}")
     return threads or min(available_cpus(), MAX_THREADS)

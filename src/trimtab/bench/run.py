@@ -1,0 +1,113 @@
+"""One benchmark run: engines loaded, rounds interleaved, limits measured in the same minutes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from trimtab.bench.footprint import footprint, head_format
+from trimtab.bench.machine import MachineLimits, measure_bandwidth, measure_machine
+from trimtab.bench.report import Row, rows, table
+from trimtab.bench.speed import Plan, Subject, measure
+from trimtab.config import ExecutorConfig, SchedulerConfig
+
+if TYPE_CHECKING:
+    from trimtab.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class Report:
+    model: str
+    machine: MachineLimits
+    plan: Plan
+    configs: dict[str, ExecutorConfig]
+    results: dict[str, list[Row]]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "machine": self.machine.as_json(),
+            "seed": self.plan.seed,
+            "results": [
+                {
+                    "weights": config.weights_label,
+                    "output_head": head_format(config),
+                    "kv_cache": config.kv_cache,
+                    "rows": [row.as_json() for row in self.results[label]],
+                }
+                for label, config in self.configs.items()
+            ],
+        }
+
+    def lines(self) -> list[str]:
+        machine = self.machine
+        heads = ", ".join(f"{label}: {head_format(c)}" for label, c in self.configs.items())
+        return [
+            f"{self.model} on {machine.cpu}, {machine.isa}, {machine.threads} threads, "
+            f"reading {machine.read_bytes_per_s / 1e9:.1f} GB/s "
+            f"({machine.read_bytes_per_s_low / 1e9:.1f} to "
+            f"{machine.read_bytes_per_s_high / 1e9:.1f}) during the run",
+            f"output head: {heads}. Cells: median [low, high] of ceiling: percent",
+            "",
+            *table(self.results),
+        ]
+
+
+def _longest(plan: Plan) -> int:
+    return max(256, *(length + 1 for length in plan.prefill), *(256 * n for n in plan.streams))
+
+
+def _engine(model: str, config: ExecutorConfig, plan: Plan) -> Engine:
+    """An engine with a cache just large enough for the plan, so that several fit in memory."""
+    from trimtab.engine.loading import load_engine
+
+    if not (config.num_blocks or config.kv_cache_gib):
+        config = replace(config, num_blocks=_longest(plan) // 16 + 16)
+    scheduler = SchedulerConfig(
+        prefix_cache=False, max_num_requests=max(64, *plan.streams, 1), max_queued_requests=1024
+    )
+    return load_engine(model, config, scheduler)
+
+
+def run_benchmark(
+    model: str,
+    configs: Sequence[ExecutorConfig],
+    plan: Plan,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Loads every configuration, then measures them in turn, round by round.
+
+    Read bandwidth is measured before each round; its median over the run is the limit that the
+    results are compared with. Raises UserError for what cannot be loaded.
+    """
+    from trimtab.executors.cpu import choose_threads, select_isa
+
+    isa, threads = select_isa(), choose_threads(configs[0].threads)
+    subjects = []
+    for config in configs:
+        progress(f"loading {model} as {config.weights_label}")
+        engine = _engine(model, config, plan)
+        subjects.append(Subject(config.weights_label, engine, engine.info.vocab_size))
+    progress("measuring the machine")
+    machine = measure_machine(isa, threads)
+    bandwidth: list[float] = []
+
+    def before_round() -> None:
+        bandwidth.extend(measure_bandwidth(isa, threads, repeats=3))
+        progress(f"round {len(bandwidth) // 3} of {plan.rounds}")
+
+    measure(subjects, plan, before_round)
+    machine = replace(
+        machine,
+        read_bytes_per_s=statistics.median(bandwidth),
+        read_bytes_per_s_low=min(bandwidth),
+        read_bytes_per_s_high=max(bandwidth),
+    )
+    results = {}
+    for subject, config in zip(subjects, configs, strict=True):
+        spec = subject.engine.executor.spec
+        results[subject.label] = rows(subject.rates(), footprint(spec, config), config, machine)
+        subject.engine.close()
+    return Report(model, machine, plan, {c.weights_label: c for c in configs}, results)

@@ -1,0 +1,66 @@
+"""`trimtab bench`: prefill, decode and batched speed, beside the machine's limits."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import typer
+
+from trimtab.cli.options import with_config_options
+from trimtab.config import ExecutorConfig
+from trimtab.errors import UserError
+
+
+def parse_formats(text: str, base: ExecutorConfig) -> list[ExecutorConfig]:
+    """`bf16,int8,int4-g32` -> one config each; an empty text is the base alone."""
+    configs = []
+    for label in filter(None, text.split(",")):
+        match = re.fullmatch(r"(f32|bf16|int8|int4)(?:-g(\d+))?", label.strip())
+        if match is None or (match[2] and match[1] != "int4"):
+            raise UserError(f"--formats {label!r}: use f32, bf16, int8, int4 or int4-g32/64/128")
+        group_size = int(match[2]) if match[2] else base.group_size
+        configs.append(replace(base, weights=match[1], group_size=group_size))  # type: ignore[arg-type]
+    return configs or [base]
+
+
+def parse_counts(option: str, text: str) -> tuple[int, ...]:
+    """`512,2048` -> (512, 2048); empty = none."""
+    try:
+        counts = tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        counts = (0,)
+    if any(count < 1 for count in counts):
+        raise UserError(f"{option} {text!r}: use positive numbers with commas between, or ''")
+    return counts
+
+
+@with_config_options
+def command(
+    executor: ExecutorConfig,
+    model: str = typer.Argument(help="builtin, a directory or a Hugging Face id"),
+    formats: str = typer.Option(
+        "", help="compare weight formats in one run, interleaved: bf16,int8,int4-g64"
+    ),
+    prefill: str = typer.Option("512,2048", help="prompt lengths"),
+    streams: str = typer.Option("8,16", help="numbers of concurrent requests"),
+    rounds: int = typer.Option(3, min=1, help="how often each row is measured"),
+    seed: int = typer.Option(0, help="of the random prompts"),
+    as_json: bool = typer.Option(False, "--json", help="one JSON object instead of a table"),
+) -> None:
+    """Measure how fast MODEL runs here: median of the rounds, and percent of the limit."""
+    from trimtab.bench.run import run_benchmark
+    from trimtab.bench.speed import Plan
+
+    plan = Plan(
+        parse_counts("--prefill", prefill), parse_counts("--streams", streams), rounds, seed
+    )
+    report = run_benchmark(
+        model,
+        parse_formats(formats, executor),
+        plan,
+        progress=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))
