@@ -23,7 +23,7 @@ constexpr int unpacked_panels(int) { return 2; }
 #else
 constexpr int kPackedMaxRows = 2;
 constexpr int packed_panels(int) { return 2; }
-constexpr int kUnpackedMaxRows = 6;
+constexpr int kUnpackedMaxRows = 4;
 constexpr int unpacked_panels(int) { return 1; }
 #endif
 
@@ -49,73 +49,106 @@ struct Int4Tile {
 template <int P, bool kUnpacked>
 TRIMTAB_INLINE void load_u4(const uint8_t* quad, int64_t stride, Bytes64* w) {
   if constexpr (kUnpacked) {
-    for (int p = 0; p < P; ++p) w[p] = load_bytes(quad + p * stride);
+    unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA { w[p] = load_bytes(quad + p * stride); });
   } else {
-    for (int p = 0; p < P; p += 2) {
-      Bytes64 pair = load_bytes(quad + p / 2 * stride);
-      w[p] = low_nibbles(pair);
-      w[p + 1] = high_nibbles(pair);
-    }
+    unroll<P / 2>([&](auto pair) TRIMTAB_INLINE_LAMBDA {
+      Bytes64 nibbles = load_bytes(quad + pair * stride);
+      w[pair * 2] = low_nibbles(nibbles);
+      w[pair * 2 + 1] = high_nibbles(nibbles);
+    });
   }
 }
 
 template <int P, bool kUnpacked>
 TRIMTAB_INLINE void load_scales(const uint8_t* block, int64_t stride, F32x16* scales) {
-  for (int p = 0; p < P; ++p) {
+  unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
     if constexpr (kUnpacked) {
       scales[p] = load(reinterpret_cast<const float*>(block + p * stride));
     } else {
-      const uint8_t* pair = block + p / 2 * stride + p % 2 * 32;
-      scales[p] = load_f16(reinterpret_cast<const uint16_t*>(pair));
+      const uint8_t* half = block + p / 2 * stride + p % 2 * (kScaleBytes / 2);
+      scales[p] = load_f16(reinterpret_cast<const uint16_t*>(half));
+    }
+  });
+}
+
+template <class Vector, int R, int P>
+struct Vectors {
+  Vector at[R][P];
+};
+
+// Adds the integer products of a chunk of quads, at most kU4Quads, to the sums.
+template <int R, int P, bool kUnpacked>
+TRIMTAB_INLINE void multiply_quads(const uint8_t* weights, int64_t stride,
+                                   const uint8_t* activations, int64_t row_bytes, int quads,
+                                   Vectors<U4Sums, R, P>& sums) {
+#pragma GCC unroll 1  // unrolled, GCC reorders the additions until they no longer fit the registers
+  for (int q = 0; q < quads; ++q) {
+    Bytes64 w[P];
+    load_u4<P, kUnpacked>(weights, stride, w);
+    if constexpr (R == 1 && !kUnpacked) {
+      unroll<P / 2>([&](auto pair) TRIMTAB_INLINE_LAMBDA {
+        prefetch(weights + pair * stride + kPrefetchBytes);
+      });
+    }
+    unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+      Quad a = broadcast_quad(activations + r * row_bytes);
+      unroll<P>([&](auto p)
+                    TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = dot_u4(sums.at[r][p], w[p], a); });
+    });
+    weights += 64;
+    activations += 4;
+  }
+}
+
+// Integer sums of a group (8, 16 or 32 quads), in as many chunks as U4Sums needs.
+template <int R, int P, bool kUnpacked>
+TRIMTAB_INLINE Vectors<I32x16, R, P> multiply_group(const Int4Tile& tile, int64_t g,
+                                                    const uint8_t* weights,
+                                                    const uint8_t* activations) {
+  const int quads = static_cast<int>(tile.group_size / 4);
+  const int32_t* row_sums = tile.sums + g;
+  const int64_t groups = tile.activation_groups;
+  Vectors<I32x16, R, P> totals;
+  Vectors<U4Sums, R, P> sums;
+  if constexpr (kU4Quads >= 32) {
+    for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
+      sums.at[r][p] = start_u4(-8 * row_sums[r * groups]);
+    });
+    multiply_quads<R, P, kUnpacked>(weights, tile.stride, activations, tile.row_bytes, quads, sums);
+    for_tile<R, P>([&](int r, int p)
+                       TRIMTAB_INLINE_LAMBDA { totals.at[r][p] = total_u4(sums.at[r][p]); });
+  } else {
+    for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
+      totals.at[r][p] = set1(-8 * row_sums[r * groups]);
+    });
+    for (int q = 0; q < quads; q += kU4Quads) {
+      for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = zero_u4(); });
+      multiply_quads<R, P, kUnpacked>(weights + q * 64, tile.stride, activations + q * 4,
+                                      tile.row_bytes, kU4Quads, sums);
+      for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
+        totals.at[r][p] = add_u4(totals.at[r][p], sums.at[r][p]);
+      });
     }
   }
+  return totals;
 }
 
 template <int R, int P, bool kUnpacked>
 void multiply_int4(const Int4Tile& tile) {
-  const int quads = static_cast<int>(tile.group_size / 4);
-  const int chunk = quads < kU4Quads ? quads : kU4Quads;
   const uint8_t* block = tile.weights;
   const uint8_t* activations = tile.activations;
   for (int64_t g = 0; g < tile.groups; ++g) {
-    I32x16 totals[R][P];
-    for (int r = 0; r < R; ++r) {
-      I32x16 start = set1(-8 * tile.sums[r * tile.activation_groups + g]);
-      for (int p = 0; p < P; ++p) totals[r][p] = start;
-    }
-    const uint8_t* quad = block + kScaleBytes;
-    for (int first = 0; first < quads; first += chunk) {
-      U4Sums sums[R][P];
-      for (int r = 0; r < R; ++r) {
-        for (int p = 0; p < P; ++p) sums[r][p] = zero_u4();
-      }
-      for (int q = 0; q < chunk; ++q) {
-        Bytes64 w[P];
-        load_u4<P, kUnpacked>(quad, tile.stride, w);
-        if (R == 1 && !kUnpacked) {
-          for (int p = 0; p < P; p += 2) prefetch(quad + p / 2 * tile.stride + kPrefetchBytes);
-        }
-        for (int r = 0; r < R; ++r) {
-          Quad a = broadcast_quad(activations + r * tile.row_bytes);
-          for (int p = 0; p < P; ++p) sums[r][p] = dot_u4(sums[r][p], w[p], a);
-        }
-        quad += 64;
-        activations += 4;
-      }
-      for (int r = 0; r < R; ++r) {
-        for (int p = 0; p < P; ++p) totals[r][p] = add_u4(totals[r][p], sums[r][p]);
-      }
-    }
+    Vectors<I32x16, R, P> totals =
+        multiply_group<R, P, kUnpacked>(tile, g, block + kScaleBytes, activations);
     F32x16 scales[P];
     load_scales<P, kUnpacked>(block, tile.stride, scales);
-    for (int r = 0; r < R; ++r) {
-      F32x16 scale = set1(tile.scales[r * tile.activation_groups + g]);
-      for (int p = 0; p < P; ++p) {
-        float* out = tile.out + r * kSumStride + p * kLanes;
-        store(out, fma(to_f32(totals[r][p]), mul(scales[p], scale), load(out)));
-      }
-    }
+    for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
+      F32x16 scale = mul(scales[p], set1(tile.scales[r * tile.activation_groups + g]));
+      float* out = tile.out + r * kSumStride + p * kLanes;
+      store(out, fma(to_f32(totals.at[r][p]), scale, load(out)));
+    });
     block += int4_block_bytes(tile.group_size);
+    activations += tile.group_size;
   }
 }
 

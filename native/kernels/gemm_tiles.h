@@ -84,32 +84,42 @@ struct Tile {
   typename Format::Lane* sums;  // [row][kSumStride], the tile's first panel
 };
 
+// function(r, p) for every vector of an R x P tile.
+template <int R, int P, class Function>
+TRIMTAB_INLINE void for_tile(const Function& function) {
+  unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+    unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA { function(r, p); });
+  });
+}
+
 template <class Format, int R, int P>
 void multiply(const Tile<Format>& tile) {
   typename Format::Sum sums[R][P];
-  for (int r = 0; r < R; ++r) {
-    for (int p = 0; p < P; ++p) sums[r][p] = load(tile.sums + r * kSumStride + p * kLanes);
-  }
+  for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
+    sums[r][p] = load(tile.sums + r * kSumStride + p * kLanes);
+  });
   const uint8_t* weights = tile.weights;
   const uint8_t* activations = tile.activations;
+  const int64_t panel_bytes = tile.panel_bytes, row_bytes = tile.row_bytes;
   for (int64_t u = 0; u < tile.units; ++u) {
-    for (int step = 0; step < Format::kSteps; ++step) {
+    unroll<Format::kSteps>([&](auto step) TRIMTAB_INLINE_LAMBDA {
       decltype(Format::weights(weights, step)) w[P];
-      for (int p = 0; p < P; ++p) {
-        w[p] = Format::weights(weights + p * tile.panel_bytes, step);
-        if (R == 1 && step == 0) prefetch(weights + p * tile.panel_bytes + kPrefetchBytes);
-      }
-      for (int r = 0; r < R; ++r) {
-        auto a = Format::activation(activations + r * tile.row_bytes);
-        for (int p = 0; p < P; ++p) sums[r][p] = Format::dot(sums[r][p], w[p], a);
-      }
+      unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
+        w[p] = Format::weights(weights + p * panel_bytes, step);
+        if (R == 1 && step == 0) prefetch(weights + p * panel_bytes + kPrefetchBytes);
+      });
+      unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+        auto a = Format::activation(activations + r * row_bytes);
+        unroll<P>([&](auto p)
+                      TRIMTAB_INLINE_LAMBDA { sums[r][p] = Format::dot(sums[r][p], w[p], a); });
+      });
       activations += 4;
-    }
+    });
     weights += 64;
   }
-  for (int r = 0; r < R; ++r) {
-    for (int p = 0; p < P; ++p) store(tile.sums + r * kSumStride + p * kLanes, sums[r][p]);
-  }
+  for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
+    store(tile.sums + r * kSumStride + p * kLanes, sums[r][p]);
+  });
 }
 
 template <class Format>

@@ -17,7 +17,9 @@
 // Dot-product primitives of the weight formats (kernels.h, PackedMatrix): see each path's header.
 //   bf16  kBf16Steps, Bf16Weights, load_bf16_weights, Bf16Pair, dot_bf16
 //   int8  kInt8Flip, Int8Weights, load_int8_weights, dot_int8
-//   int4  Bytes64 of nibbles 0..15: load_bytes, low_nibbles, high_nibbles; U4Sums, dot_u4
+//   int4  Bytes64 of nibbles 0..15: load_bytes, low_nibbles, high_nibbles; U4Sums, start_u4,
+//   dot_u4,
+//         total_u4
 #pragma once
 
 #include <cstddef>
@@ -32,9 +34,29 @@
 
 #define TRIMTAB_INLINE static inline __attribute__((always_inline))
 
+// On lambdas that must vanish: [&](auto i) TRIMTAB_INLINE_LAMBDA { ... }
+#define TRIMTAB_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace trimtab::TRIMTAB_ISA {
+
 constexpr int kLanes = 16;
+
+template <int N>
+struct Index {
+  constexpr operator int() const { return N; }
+};
+
+// function(Index<0>()), ..., function(Index<Count - 1>()), unrolled before the compiler decides
+// what lives in registers: a loop over an array of vectors, unrolled later, leaves them in memory.
+template <int Count, class Function>
+TRIMTAB_INLINE void unroll(const Function& function) {
+  if constexpr (Count > 0) {
+    unroll<Count - 1>(function);
+    function(Index<Count - 1>());
+  }
 }
+
+}  // namespace trimtab::TRIMTAB_ISA
 
 #if defined(TRIMTAB_KERNELS_AVX512)
 #include "kernels/simd_avx512.h"

@@ -239,22 +239,23 @@ TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad q) {
           _mm256_add_epi32(sum.b, _mm256_madd_epi16(b, ones))};
 }
 
-// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads before add_u4:
-// 8 * 2 * 15 * 127 = 30480 fits int16.
+// int4: weights 0..15, activations s8. U4Sums, of int16, takes up to kU4Quads quads from a start of
+// 0: 8 * 2 * 15 * 127 = 30480 fits.
 constexpr int kU4Quads = 8;
 struct U4Sums {
   __m256i a, b;
 };
-TRIMTAB_INLINE U4Sums zero_u4() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+TRIMTAB_INLINE U4Sums start_u4(int) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad q) {
   return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, q.v)),
           _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, q.v))};
 }
-TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) {
+TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) {
   const __m256i ones = _mm256_set1_epi16(1);
-  return {_mm256_add_epi32(total.a, _mm256_madd_epi16(sum.a, ones)),
-          _mm256_add_epi32(total.b, _mm256_madd_epi16(sum.b, ones))};
+  return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
 }
+TRIMTAB_INLINE U4Sums zero_u4() { return start_u4(0); }
+TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, total_u4(sum)); }
 
 TRIMTAB_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);

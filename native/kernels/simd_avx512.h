@@ -178,18 +178,22 @@ TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
   return {_mm512_dpbusd_epi32(sum.v, a.v, w.v)};
 }
 
-// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads before add_u4.
+// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads, from any start.
 constexpr int kU4Quads = 32;
-struct U4Sums {
-  __m512i v;
-};
-TRIMTAB_INLINE U4Sums zero_u4() { return {_mm512_setzero_si512()}; }
+using U4Sums = I32x16;
+TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) {
   return {_mm512_dpbusd_epi32(sum.v, w.v, a.v)};
 }
-TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) {
-  return {_mm512_add_epi32(total.v, sum.v)};
+TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) {
+#if !defined(TRIMTAB_EMULATE_AVX512)
+  // Keeps what follows the loop out of it: GCC 12 otherwise copies every sum in every round.
+  __asm__("" : "+v"(sum.v));
+#endif
+  return sum;
 }
+TRIMTAB_INLINE U4Sums zero_u4() { return start_u4(0); }
+TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, total_u4(sum)); }
 
 TRIMTAB_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);

@@ -249,15 +249,17 @@ TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
           (w.v >> 24) * a.k[3]};
 }
 
-// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads before add_u4.
+// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads, from any start.
 constexpr int kU4Quads = 32;
 using U4Sums = I32x16;
-TRIMTAB_INLINE U4Sums zero_u4() { return zero_i32(); }
+TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) {
   return {sum.v + (IntVector)(w.v & 15) * a.k[0] + (IntVector)(w.v >> 8 & 15) * a.k[1] +
           (IntVector)(w.v >> 16 & 15) * a.k[2] + (IntVector)(w.v >> 24) * a.k[3]};
 }
-TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, sum); }
+TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) { return sum; }
+TRIMTAB_INLINE U4Sums zero_u4() { return start_u4(0); }
+TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, total_u4(sum)); }
 
 TRIMTAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
