@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from schedules import Answer, toy, toy_reference
+from engine_schedules import Answer, toy, toy_reference
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.async_engine import AsyncEngine

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from schedules import EOS, VOCAB, run, toy, toy_reference
+from engine_schedules import EOS, VOCAB, run, toy, toy_reference
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.client import EngineRequest

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from engine_models import write_tiny_model
+from engine_schedules import Answer, Schedule, play, run, schedules
 from hypothesis import HealthCheck, given, settings
-from schedules import Answer, Schedule, play, run, schedules
-from tiny_model import write_tiny_model
 
 from trimtab import LLM, SamplingParams
 from trimtab.checkpoints import open_checkpoint

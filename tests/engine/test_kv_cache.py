@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from schedules import run, toy, toy_reference
+from engine_schedules import run, toy, toy_reference
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.block_pool import BlockPool

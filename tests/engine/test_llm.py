@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from schedules import toy_reference
-from tiny_model import EOS, TEMPLATE, byte_backend
+from engine_models import EOS, TEMPLATE, byte_backend
+from engine_schedules import toy_reference
 
 import trimtab
 from trimtab import LLM, SamplingParams

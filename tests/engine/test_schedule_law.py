@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from engine_schedules import Answer, Schedule, play, schedules, toy, toy_reference
 from hypothesis import given, settings
-from schedules import Answer, Schedule, play, schedules, toy, toy_reference
 
 from trimtab.engine.engine import Engine
 
