@@ -118,7 +118,7 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
     """Fails the test if the condition does not come true in time."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import zmq
 from live import HERE, Live, children_of, environment, live_server, wait_until
 
 TEXT = "/v1/completions"
@@ -69,14 +70,29 @@ def test_many_abandoned_requests(server: Live) -> None:
     assert server.post(TEXT, json=QUICK).status_code == 200
 
 
-def stream_events(server: Live, body: dict[str, object]) -> list[str]:
-    response = server.post(TEXT, json=body | {"stream": True})
-    assert response.status_code == 200
-    return [event for event in response.text.split("\n\n") if event]
+class Streaming(threading.Thread):
+    """A streamed completion, read in the background; `begun` is set by its first event."""
 
+    def __init__(self, server: Live, body: dict[str, object]) -> None:
+        super().__init__()
+        self.begun = threading.Event()
+        self.events: list[str] = []
+        self._server = server
+        self._body = body | {"stream": True}
+        self.start()
+        assert self.begun.wait(10)
 
-def stream_into(server: Live, results: dict[str, Any]) -> None:
-    results["events"] = stream_events(server, SLOW)
+    def run(self) -> None:
+        with self._server.http.stream("POST", self._server.url + TEXT, json=self._body) as response:
+            for line in response.iter_lines():
+                if line:
+                    self.events.append(line.removeprefix("data: "))
+                    self.begun.set()
+
+    def finished(self) -> list[str]:
+        self.join(10)
+        assert not self.is_alive()
+        return self.events
 
 
 def post_into(server: Live, results: dict[str, Any]) -> None:
@@ -88,30 +104,36 @@ def assert_engine_stopped(response: httpx.Response) -> None:
     assert response.json()["error"]["code"] == "engine_stopped"
 
 
-def test_a_dead_engine_is_told_and_replaced() -> None:
-    with live_server(policy={"first_backoff_seconds": 0.2}) as server:
-        for how in ("kill", "CRASH", "STOPPED"):
+def send_garbage(directory: Path) -> None:
+    """Speak nonsense into the socket that the engine process uses."""
+    (path,) = directory.glob("trimtab-*/engine-*")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as rogue:
+        rogue.connect(f"ipc://{path}")
+        rogue.send(b"\xa1\xff nonsense")
+        time.sleep(0.2)
+
+
+def test_a_dead_engine_is_told_and_replaced(tmp_path: Path) -> None:
+    with live_server(policy={"first_backoff_seconds": 0.2}, tmp=str(tmp_path)) as server:
+        for how in ("kill", "CRASH", "STOPPED", "garbage"):
             (first,) = server.children()
             results: dict[str, Any] = {}
-            threads = [
-                threading.Thread(target=stream_into, args=(server, results)),
-                threading.Thread(target=post_into, args=(server, results)),
-            ]
-            for thread in threads:
-                thread.start()
+            waiting = threading.Thread(target=post_into, args=(server, results))
+            waiting.start()
+            streaming = Streaming(server, SLOW)
             wait_until(lambda: running(server) == 2)
             if how == "kill":
                 os.kill(first, signal.SIGKILL)
+            elif how == "garbage":
+                send_garbage(tmp_path)
             else:
                 assert_engine_stopped(server.post(TEXT, json={"prompt": how}))
             wait_until(lambda: server.get("/health").status_code == 503)
-            for thread in threads:
-                thread.join(5)
-                assert not thread.is_alive()
+            events = streaming.finished()
+            assert events[-1] == "[DONE]"
+            assert json.loads(events[-2])["error"]["code"] == "engine_stopped"
+            waiting.join(10)
             assert_engine_stopped(results["whole"])
-            assert results["events"][-1] == "data: [DONE]"
-            error = json.loads(results["events"][-2].removeprefix("data: "))["error"]
-            assert error["code"] == "engine_stopped"
             wait_until(lambda: server.get("/ready").status_code == 200)
             assert server.post(TEXT, json=QUICK).status_code == 200
             (second,) = server.children()
@@ -201,17 +223,12 @@ def test_a_signal_drains_and_leaves_nothing(number: int, tmp_path: Path) -> None
     with live_server(tmp=str(tmp_path)) as server:
         children = server.children()
         assert len(list(tmp_path.iterdir())) == 1
-        results: list[list[str]] = []
-        body = {"prompt": "SLOW", "max_tokens": 20}
-        thread = threading.Thread(target=lambda: results.append(stream_events(server, body)))
-        thread.start()
-        wait_until(lambda: running(server) == 1)
+        streaming = Streaming(server, {"prompt": "SLOW", "max_tokens": 20})
         assert server.stop(number) == 0
-        thread.join(5)
-        chunks = [json.loads(event.removeprefix("data: ")) for event in results[0][:-1]]
+        *chunks, done = streaming.finished()
+        assert done == "[DONE]"
         assert len(chunks) == 20
-        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
-        assert results[0][-1] == "data: [DONE]"
+        assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "length"
         assert not any(Path(f"/proc/{child}").exists() for child in children)
         assert list(tmp_path.iterdir()) == []
         with pytest.raises(httpx.ConnectError):
@@ -220,17 +237,11 @@ def test_a_signal_drains_and_leaves_nothing(number: int, tmp_path: Path) -> None
 
 def test_a_drain_that_takes_too_long_is_cut_with_an_error() -> None:
     with live_server(server={"drain_seconds": 0.5}) as server:
-        results: list[list[str]] = []
-        thread = threading.Thread(target=lambda: results.append(stream_events(server, SLOW)))
-        thread.start()
-        wait_until(lambda: running(server) == 1)
-        started = time.monotonic()
+        streaming = Streaming(server, SLOW)
         assert server.stop() == 0
-        assert time.monotonic() - started < 10
-        thread.join(5)
-        error = json.loads(results[0][-2].removeprefix("data: "))["error"]
-        assert error["code"] == "draining"
-        assert results[0][-1] == "data: [DONE]"
+        events = streaming.finished()
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[-2])["error"]["code"] == "draining"
 
 
 def test_the_second_signal_does_not_wait() -> None:

@@ -77,7 +77,7 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ApiError(415, "Content-Encoding is not supported.")
     declared = request.headers.get("content-length", "0")
-    if not declared.isdigit() or int(declared[:20]) > max_bytes:
+    if not declared.isdecimal() or int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
     deadline = time.monotonic() + BODY_SECONDS
     chunks: list[bytes] = []

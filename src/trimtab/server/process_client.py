@@ -192,20 +192,11 @@ class ProcessEngineClient:
 
     async def _supervise(self) -> None:
         """One engine process after another, for ever; only a failed first start ends it."""
+        assert self._first_start is not None
         backoff = self._policy.first_backoff_seconds
         while True:
-            assert self._context is not None
-            assert self._directory is not None
-            assert self._first_start is not None
-            self._child = EngineChild(self._context, self._directory, self._launch)
             started = time.monotonic()
-            error = await self._watch(self._child)
-            child, self._child = self._child, None
-            self._stats = None
-            if self._first_start.done():
-                self._state = "down"
-            self.fail_all("the engine stopped while the request was running")
-            await child.stop(0)
+            error = await self._run_one()
             if not self._first_start.done():
                 self._first_start.set_exception(error)
                 return
@@ -214,6 +205,24 @@ class ProcessEngineClient:
             logger.error("%s; starting another in %.1f s", error, backoff)
             await asyncio.sleep(backoff)
             backoff = min(2 * backoff, self._policy.max_backoff_seconds)
+
+    async def _run_one(self) -> Exception:
+        """One process from its start to its end, and what must follow; says why it ended."""
+        assert self._context is not None
+        assert self._directory is not None
+        assert self._first_start is not None
+        try:
+            child = EngineChild(self._context, self._directory, self._launch)
+        except (OSError, zmq.ZMQError) as error:
+            return EngineDeadError(f"the engine process cannot be started: {error}")
+        self._child = child
+        loss = await self._watch(child)
+        self._child = self._stats = None
+        if self._first_start.done():
+            self._state = "down"
+        self.fail_all("the engine stopped while the request was running")
+        await child.stop(0)
+        return loss
 
     async def _watch(self, child: EngineChild) -> Exception:
         """Serve one process until it is lost; says why."""
@@ -250,7 +259,7 @@ class ProcessEngineClient:
         while True:
             try:
                 event = await child.receive()
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 return EngineDeadError(f"the engine process sent a malformed message: {error}")
             if isinstance(event, messages.Outputs):
                 self._note_stats(event.stats)
