@@ -149,6 +149,7 @@ class KernelMatrix {
                                     const FloatMatrix& weights) {
     require(group_size == 32 || group_size == 64 || group_size == 128,
             "group_size must be 32, 64 or 128");
+    require(static_cast<int64_t>(weights.shape(1)) <= kMaxCols, "too many columns");
     return packed_shape(format_from_name(format), group_size,
                         static_cast<int64_t>(weights.shape(0)),
                         static_cast<int64_t>(weights.shape(1)));

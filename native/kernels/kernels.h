@@ -41,11 +41,13 @@ struct PackedMatrix {
   const int32_t* sums;  // int8: [padded_rows] sum over k of the stored weights
 };
 
-constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+constexpr TRIMTAB_SHARED int64_t round_up(int64_t n, int64_t unit) {
+  return (n + unit - 1) / unit * unit;
+}
 
 // A PackedMatrix of that shape, its pointers still null.
-constexpr PackedMatrix packed_shape(WeightFormat format, int32_t group_size, int64_t rows,
-                                    int64_t cols) {
+constexpr TRIMTAB_SHARED PackedMatrix packed_shape(WeightFormat format, int32_t group_size,
+                                                   int64_t rows, int64_t cols) {
   bool int4 = format == WeightFormat::int4;
   int64_t unit = int4                           ? group_size
                  : format == WeightFormat::int8 ? 4
@@ -63,7 +65,7 @@ constexpr PackedMatrix packed_shape(WeightFormat format, int32_t group_size, int
 }
 
 // Bytes of the packed data (int8 scales and sums are separate: padded_rows floats and int32).
-constexpr int64_t packed_bytes(const PackedMatrix& w) {
+constexpr TRIMTAB_SHARED int64_t packed_bytes(const PackedMatrix& w) {
   int64_t elements = w.padded_rows * w.padded_cols;
   switch (w.format) {
     case WeightFormat::f32:

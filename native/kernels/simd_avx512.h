@@ -4,11 +4,6 @@
 #if defined(TRIMTAB_EMULATE_AVX512)
 #include "kernels/simd_avx512_emulation.h"
 #else
-// GCC 12 takes the undefined vectors of its own header for mistakes (GCC bug 105593).
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include <immintrin.h>
 #endif
 
