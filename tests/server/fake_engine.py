@@ -20,6 +20,7 @@ from trimtab.engine.client import (
     TokenOutput,
 )
 from trimtab.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from trimtab.server import messages
 from trimtab.server.text import ServedModel
 from trimtab.tokenization import ChatTemplate, Tokenizer
 from trimtab.tokenization.vocabulary import byte_level_alphabet
@@ -64,6 +65,8 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if b"HANG" in text:
             time.sleep(60)
+        if b"GARBAGE" in text:
+            messages.encode = lambda message: b"\xa1\xff nonsense"
         if b"STOPPED" in text:
             raise EngineDeadError("the engine thread died")
         self._running += 1

@@ -16,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-import zmq
 from live import HERE, Live, children_of, environment, live_server, wait_until
 
 TEXT = "/v1/completions"
@@ -104,18 +103,9 @@ def assert_engine_stopped(response: httpx.Response) -> None:
     assert response.json()["error"]["code"] == "engine_stopped"
 
 
-def send_garbage(directory: Path) -> None:
-    """Speak nonsense into the socket that the engine process uses."""
-    (path,) = directory.glob("trimtab-*/engine-*")
-    with zmq.Context() as context, context.socket(zmq.DEALER) as rogue:
-        rogue.connect(f"ipc://{path}")
-        rogue.send(b"\xa1\xff nonsense")
-        time.sleep(0.2)
-
-
-def test_a_dead_engine_is_told_and_replaced(tmp_path: Path) -> None:
-    with live_server(policy={"first_backoff_seconds": 0.2}, tmp=str(tmp_path)) as server:
-        for how in ("kill", "CRASH", "STOPPED", "garbage"):
+def test_a_dead_engine_is_told_and_replaced() -> None:
+    with live_server(policy={"first_backoff_seconds": 0.2}) as server:
+        for how in ("kill", "CRASH", "STOPPED", "GARBAGE"):
             (first,) = server.children()
             results: dict[str, Any] = {}
             waiting = threading.Thread(target=post_into, args=(server, results))
@@ -124,8 +114,6 @@ def test_a_dead_engine_is_told_and_replaced(tmp_path: Path) -> None:
             wait_until(lambda: running(server) == 2)
             if how == "kill":
                 os.kill(first, signal.SIGKILL)
-            elif how == "garbage":
-                send_garbage(tmp_path)
             else:
                 assert_engine_stopped(server.post(TEXT, json={"prompt": how}))
             wait_until(lambda: server.get("/health").status_code == 503)
@@ -222,7 +210,7 @@ def test_an_engine_that_cannot_start(model: str, status: int, message: str) -> N
 def test_a_signal_drains_and_leaves_nothing(number: int, tmp_path: Path) -> None:
     with live_server(tmp=str(tmp_path)) as server:
         children = server.children()
-        assert len(list(tmp_path.iterdir())) == 1
+        assert list(tmp_path.iterdir()) == []
         streaming = Streaming(server, {"prompt": "SLOW", "max_tokens": 20})
         assert server.stop(number) == 0
         *chunks, done = streaming.finished()
@@ -262,12 +250,13 @@ def test_the_second_signal_does_not_wait() -> None:
         assert not thread.is_alive()
 
 
-def test_the_engine_ends_with_a_killed_front() -> None:
-    with live_server() as server:
+def test_a_killed_front_leaves_no_process_and_no_file(tmp_path: Path) -> None:
+    with live_server(tmp=str(tmp_path)) as server:
         (child,) = server.children()
         server.process.kill()
         server.process.wait(5)
         wait_until(lambda: not Path(f"/proc/{child}").exists(), seconds=5)
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_the_engine_survives_signals_meant_for_the_front(server: Live) -> None:
@@ -295,19 +284,11 @@ def listening_ports(pid: int) -> set[str]:
     return found
 
 
-def test_only_the_api_port_listens_and_only_the_user_reaches_the_rest(server: Live) -> None:
+def test_only_the_api_port_listens(server: Live) -> None:
     port = int(server.url.rsplit(":", 1)[1])
     assert listening_ports(server.process.pid) == {f"0100007F:{port:04X}"}
     (child,) = children_of(server.process.pid)
     assert listening_ports(child) == set()
-    sockets = [
-        Path(line.split()[7])
-        for line in Path(f"/proc/{server.process.pid}/net/unix").read_text().splitlines()[1:]
-        if "/trimtab-" in line
-    ]
-    assert sockets
-    for path in sockets:
-        assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_nothing_is_written_to_standard_error(server: Live) -> None:

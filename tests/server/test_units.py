@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import socket
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -21,6 +24,7 @@ from trimtab.engine.client import (
 )
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.server import messages
+from trimtab.server.child import SOCKET_NAME, private_directory
 from trimtab.server.choice import Choice
 from trimtab.server.formats import readable
 from trimtab.server.json_body import too_complex
@@ -174,3 +178,19 @@ def test_a_choice_does_not_depend_on_how_tokens_arrive(
 def test_readable_tokens() -> None:
     assert readable("é".encode()) == "é"
     assert readable(b"\xe2\x80") == "bytes:\\xe2\\x80"
+
+
+def test_the_private_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closed to other users, and never too deep for a socket."""
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    for base in (tmp_path, deep):
+        monkeypatch.setattr("tempfile.tempdir", str(base))
+        directory = private_directory()
+        try:
+            assert directory.stat().st_mode & 0o777 == 0o700
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(str(directory / SOCKET_NAME))
+        finally:
+            shutil.rmtree(directory)
+    assert list(deep.iterdir()) == []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,18 @@ import zmq.asyncio
 
 from trimtab.server import messages
 
+SOCKET_NAME = "engine"
+MAX_DIRECTORY_BYTES = 107 - len("/" + SOCKET_NAME)  # a Unix socket's path has 107
+
+
+def private_directory() -> Path:
+    """A new directory that only this user can enter, short enough to hold a socket's path."""
+    directory = tempfile.mkdtemp(prefix="trimtab-")
+    if len(directory.encode()) > MAX_DIRECTORY_BYTES:
+        Path(directory).rmdir()
+        directory = tempfile.mkdtemp(prefix="trimtab-", dir="/tmp")
+    return Path(directory)
+
 
 class EngineChild:
     """A running engine process and the socket that joins it to this one.
@@ -25,12 +39,10 @@ class EngineChild:
     that started it.
     """
 
-    def __init__(
-        self, context: zmq.asyncio.Context, directory: Path, launch: messages.Launch
-    ) -> None:
+    def __init__(self, context: zmq.asyncio.Context, launch: messages.Launch) -> None:
         self.last_event = time.monotonic()
-        self._path = directory / f"engine-{time.monotonic_ns():x}"
-        address = f"ipc://{self._path}"
+        self._directory: Path | None = private_directory()
+        address = f"ipc://{self._directory / SOCKET_NAME}"
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -71,12 +83,19 @@ class EngineChild:
         """The next event. Raises msgspec errors for a malformed frame."""
         event = messages.decode_event(await self._socket.recv())
         self.last_event = time.monotonic()
+        self._close_the_door()
         return event
 
     def send(self, command: messages.Command) -> None:
         """Queue a command; never blocks. To a process that is gone it is lost without an error."""
         sending = asyncio.ensure_future(self._socket.send(messages.encode(command), zmq.NOBLOCK))
         sending.add_done_callback(_ignore)
+
+    def _close_the_door(self) -> None:
+        """The two are joined: nobody else shall come in, and nothing be left if we are killed."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
 
     async def stop(self, grace_seconds: float) -> None:
         """Ask it to end, wait, then kill; always reaps it and closes the socket."""
@@ -90,7 +109,7 @@ class EngineChild:
             while self.exit_status() is None:
                 await asyncio.sleep(0.01)
         self._socket.close(0)
-        self._path.unlink(missing_ok=True)
+        self._close_the_door()
         if self._process.stdin is not None:
             self._process.stdin.close()
 

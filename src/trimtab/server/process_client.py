@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -33,7 +30,6 @@ from trimtab.server.child import EngineChild
 logger = logging.getLogger("trimtab.server")
 
 DEFAULT_LOADER = "trimtab.server.loading:load"
-MAX_SOCKET_PATH = 107 - len("/engine-0123456789abcdef")  # sun_path of a Unix socket
 
 EngineState = Literal["loading", "ready", "down", "closed"]
 
@@ -84,7 +80,6 @@ class ProcessEngineClient:
         self._supervisor: asyncio.Task[None] | None = None
         self._first_start: asyncio.Future[None] | None = None
         self._last_progress = 0.0
-        self._directory: Path | None = None
         self._context: zmq.asyncio.Context | None = None
 
     # -- what the layers above ask
@@ -165,7 +160,6 @@ class ProcessEngineClient:
         Raises UserError with the process's own one line if the model or a setting is at fault, and
         EngineDeadError if it died for another reason. Later deaths are mended, not raised.
         """
-        self._directory = _private_directory()
         self._context = zmq.asyncio.Context()
         self._first_start = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise())
@@ -186,9 +180,6 @@ class ProcessEngineClient:
         if self._context is not None:
             self._context.destroy(0)
             self._context = None
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
 
     async def _supervise(self) -> None:
         """One engine process after another, for ever; only a failed first start ends it."""
@@ -209,10 +200,9 @@ class ProcessEngineClient:
     async def _run_one(self) -> Exception:
         """One process from its start to its end, and what must follow; says why it ended."""
         assert self._context is not None
-        assert self._directory is not None
         assert self._first_start is not None
         try:
-            child = EngineChild(self._context, self._directory, self._launch)
+            child = EngineChild(self._context, self._launch)
         except (OSError, zmq.ZMQError) as error:
             return EngineDeadError(f"the engine process cannot be started: {error}")
         self._child = child
@@ -301,12 +291,3 @@ def _rejection(event: messages.Rejected) -> Exception:
     if event.reason == "queue_full":
         return QueueFullError(event.message)
     return EngineDeadError(f"the engine failed to run the request: {event.message}")
-
-
-def _private_directory() -> Path:
-    """A new directory that only this user can enter, short enough to hold a socket's path."""
-    directory = tempfile.mkdtemp(prefix="trimtab-")
-    if len(directory.encode()) > MAX_SOCKET_PATH:
-        shutil.rmtree(directory)
-        directory = tempfile.mkdtemp(prefix="trimtab-", dir="/tmp")
-    return Path(directory)
