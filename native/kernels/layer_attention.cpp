@@ -8,6 +8,8 @@
 // a row may not see leaves that row's bits as they are.
 #include "kernels/layer_functions.h"
 
+#define TRIMTAB_INLINE_MEMBER inline __attribute__((always_inline))
+
 namespace trimtab::TRIMTAB_ISA {
 namespace {
 
@@ -20,40 +22,42 @@ constexpr int kAccumulators = 4;
 #endif
 
 // 64 bytes of a tile: the same 16 lanes (tokens of K, columns of V) for kCount consecutive d of K
-// or tokens of V.
+// or tokens of V. They are widened one at a time, so that few registers hold them.
 template <KVFormat format>
 struct Unit;
 
 template <>
 struct Unit<KVFormat::f32> {
   static constexpr int kCount = 1;
-  F32x16 v[1];
-  TRIMTAB_INLINE Unit at(const uint8_t* p) {
-    return {{trimtab::TRIMTAB_ISA::load(reinterpret_cast<const float*>(p))}};
-  }
+  F32x16 raw;
+  explicit TRIMTAB_INLINE_MEMBER Unit(const uint8_t* p)
+      : raw(load(reinterpret_cast<const float*>(p))) {}
+  TRIMTAB_INLINE_MEMBER F32x16 at(int) const { return raw; }
 };
 
 template <>
 struct Unit<KVFormat::bf16> {
   static constexpr int kCount = 2;
-  F32x16 v[2];
-  TRIMTAB_INLINE Unit at(const uint8_t* p) {
-    const I32x16 pair = trimtab::TRIMTAB_ISA::load(reinterpret_cast<const int32_t*>(p));
-    const I32x16 high = set1(static_cast<int32_t>(0xffff0000u));
-    return {{as_f32(shift_left<16>(pair)), as_f32(bit_and(pair, high))}};
+  I32x16 raw;
+  explicit TRIMTAB_INLINE_MEMBER Unit(const uint8_t* p)
+      : raw(load(reinterpret_cast<const int32_t*>(p))) {}
+  TRIMTAB_INLINE_MEMBER F32x16 at(int i) const {
+    if (i == 0) return as_f32(shift_left<16>(raw));
+    return as_f32(bit_and(raw, set1(static_cast<int32_t>(0xffff0000u))));
   }
 };
 
 template <>
 struct Unit<KVFormat::int8> {
   static constexpr int kCount = 4;
-  F32x16 v[4];
-  TRIMTAB_INLINE Unit at(const uint8_t* p) {
-    const I32x16 quad = trimtab::TRIMTAB_ISA::load(reinterpret_cast<const int32_t*>(p));
-    return {{to_f32(shift_right_sign<24>(shift_left<24>(quad))),
-             to_f32(shift_right_sign<24>(shift_left<16>(quad))),
-             to_f32(shift_right_sign<24>(shift_left<8>(quad))),
-             to_f32(shift_right_sign<24>(quad))}};
+  I32x16 raw;
+  explicit TRIMTAB_INLINE_MEMBER Unit(const uint8_t* p)
+      : raw(load(reinterpret_cast<const int32_t*>(p))) {}
+  TRIMTAB_INLINE_MEMBER F32x16 at(int i) const {
+    if (i == 0) return to_f32(shift_right_sign<24>(shift_left<24>(raw)));
+    if (i == 1) return to_f32(shift_right_sign<24>(shift_left<16>(raw)));
+    if (i == 2) return to_f32(shift_right_sign<24>(shift_left<8>(raw)));
+    return to_f32(shift_right_sign<24>(raw));
   }
 };
 
@@ -82,13 +86,13 @@ TRIMTAB_INLINE void score_block(State& state, const KeyTile& keys, int64_t row, 
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sums[r][c] = zero_f32();
   for (int64_t d = 0; d < dim; d += Keys::kCount) {
-    Keys units[C];
-    for (int c = 0; c < C; ++c) units[c] = Keys::at(keys.blocks[block + c] + d / Keys::kCount * 64);
-    for (int i = 0; i < Keys::kCount; ++i)
-      for (int r = 0; r < R; ++r) {
-        const F32x16 q = set1(query[r * dim + d + i]);
-        for (int c = 0; c < C; ++c) sums[r][c] = fma(units[c].v[i], q, sums[r][c]);
+    for (int c = 0; c < C; ++c) {
+      const Keys unit(keys.blocks[block + c] + d / Keys::kCount * 64);
+      for (int i = 0; i < Keys::kCount; ++i) {
+        const F32x16 key = unit.at(i);
+        for (int r = 0; r < R; ++r) sums[r][c] = fma(key, set1(query[r * dim + d + i]), sums[r][c]);
       }
+    }
   }
   for (int c = 0; c < C; ++c) {
     F32x16 scale = set1(1.0f);
@@ -185,14 +189,14 @@ TRIMTAB_INLINE void value_block(State& state, const KeyTile& keys, int64_t row, 
     const uint8_t* values = layout.values(keys.blocks[block]) + column / kLanes * 64;
     const float* weights = state.scores + row * kTileKeys + block * kBlockTokens;
     for (int t = 0; t < kBlockTokens; t += Values::kCount) {
-      Values units[C];
-      for (int c = 0; c < C; ++c)
-        units[c] = Values::at(values + t / Values::kCount * dim * 4 + c * 64);
-      for (int i = 0; i < Values::kCount; ++i)
-        for (int r = 0; r < R; ++r) {
-          const F32x16 weight = set1(weights[r * kTileKeys + t + i]);
-          for (int c = 0; c < C; ++c) sums[r][c] = fma(units[c].v[i], weight, sums[r][c]);
+      for (int c = 0; c < C; ++c) {
+        const Values unit(values + t / Values::kCount * dim * 4 + c * 64);
+        for (int i = 0; i < Values::kCount; ++i) {
+          const F32x16 value = unit.at(i);
+          for (int r = 0; r < R; ++r)
+            sums[r][c] = fma(value, set1(weights[r * kTileKeys + t + i]), sums[r][c]);
         }
+      }
     }
   }
   for (int r = 0; r < R; ++r)
