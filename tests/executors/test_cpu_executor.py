@@ -105,6 +105,7 @@ def test_cache_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     # By default 16 sequences of max_context ...
     assert make(num_blocks=0, max_context=40).capacity.num_blocks == 16 * 3
     # ... but no more than a quarter of free memory
+    monkeypatch.setattr(cpu, "_check_weights_fit", lambda spec, config: None)
     monkeypatch.setattr(cpu, "available_memory", lambda: 4 * 7 * block + 5)
     assert make(num_blocks=0).capacity.num_blocks == 7
     with pytest.raises(ConfigError, match=r"num_blocks=30: needs .* GiB .*free; set a smaller"):
@@ -120,6 +121,20 @@ def test_cache_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert make(num_blocks=30).capacity.num_blocks == 30
     with pytest.raises(ConfigError, match="the system gives no"):
         make(num_blocks=1 << 33)
+
+
+@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
+def test_weights_that_do_not_fit_are_refused(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512}  # hardly any padding
+    checkpoint = memory_model(**sizes)
+    config = ExecutorConfig(weights=weights, group_size=32, num_blocks=1)  # type: ignore[arg-type]
+    needed = cpu._weight_bytes(checkpoint.spec, config)
+    actual = CpuExecutor(checkpoint, config).weight_bytes
+    assert needed <= actual < 1.2 * needed + (2 << 21)  # regions are rounded up to huge pages
+    monkeypatch.setattr(cpu, "available_memory", lambda: needed - 1)
+    label = config.weights_label
+    with pytest.raises(ConfigError, match=f"weights={label}: needs .* GiB of memory are free; ch"):
+        CpuExecutor(checkpoint, config)
 
 
 def test_shapes_that_cannot_run() -> None:

@@ -72,7 +72,7 @@ def test_float32_logits_and_greedy_tokens(
 
 
 @pytest.mark.parametrize(
-    ("name", "length"), [("llama-3.1", 3000), ("mistral", 3000), ("gemma3", 900)]
+    ("name", "length"), [("llama-3.1", 3000), ("mistral", 1500), ("gemma3", 700)]
 )
 def test_float32_logits_of_long_prompts(name: str, length: int, models: Any) -> None:
     model, checkpoint = models(name)

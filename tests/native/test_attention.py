@@ -78,7 +78,8 @@ CASES = [
     (7, 512, 8, 1, 64),
     (2, 513, 6, 3, 128),
     (1, 1030, 40, 1, 32),
-    (90, 600, 4, 2, 256),
+    (40, 530, 2, 1, 256),
+    (2, 50_001, 2, 1, 16),
 ]
 
 
@@ -117,8 +118,8 @@ def test_soft_cap_and_large_scores(isa: str) -> None:
 @pytest.mark.parametrize("window", [0, 37, 530])
 def test_a_row_never_depends_on_its_company(isa: str, kv_cache: str, window: int) -> None:
     """Any cut of a chunk, any number of threads, any block table: the same bits."""
-    tokens, rows = 1100, 90
-    q, k, v = random_case(9, rows, tokens, 6, 2, 48)
+    tokens, rows = 1060, 50
+    q, k, v = random_case(9, rows, tokens, 4, 2, 32)
     options = {"window": window, "scale": 0.15, "kv_cache": kv_cache, "isa": isa}
     whole = attend(q, k, v, **options)
     assert np.isfinite(whole).all()

@@ -73,6 +73,7 @@ class CpuExecutor:
             )
         except ValueError as error:
             raise ConfigError(f"{checkpoint.path}: {error}") from None
+        _check_weights_fit(self._spec, config)
         try:
             load_weights(builder, checkpoint)
             self.weight_bytes = builder.weight_bytes
@@ -214,6 +215,26 @@ def load_weights(builder: _native.ModelBuilder, checkpoint: Checkpoint) -> None:
 
 def _vector(tensor: StoredTensor) -> Float32Array:
     return np.ascontiguousarray(tensor.to_float32())
+
+
+def _weight_bytes(spec: ModelSpec, config: ExecutorConfig) -> int:
+    """What the matrices will take when packed, without padding."""
+    bits = {"f32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4 + 16 / config.group_size}
+    query, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    inputs = 2 * query + 2 * kv + 3 * spec.intermediate_size
+    layers = spec.num_layers * spec.hidden_size * inputs * bits[config.weights]
+    head = bits["int8" if config.weights == "int4" else config.weights]
+    embedding = bits["f32" if config.weights == "f32" else "bf16"]
+    return int(layers + spec.vocab_size * spec.hidden_size * (head + embedding)) // 8
+
+
+def _check_weights_fit(spec: ModelSpec, config: ExecutorConfig) -> None:
+    free, needed = available_memory(), _weight_bytes(spec, config)
+    if free is not None and needed > free:
+        raise ConfigError(
+            f"weights={config.weights_label}: needs {_gib(needed)}, but only {_gib(free)} of "
+            "memory are free; choose a smaller format or model"
+        )
 
 
 def _choose_capacity(spec: ModelSpec, config: ExecutorConfig) -> KVCapacity:

@@ -30,9 +30,13 @@ FORMATS: list[tuple[WeightFormat, KVFormat]] = [
 
 @contextmanager
 def executors(
-    isa: str, weights: WeightFormat, kv_cache: KVFormat, thread_counts: tuple[int, ...]
+    isa: str,
+    weights: WeightFormat,
+    kv_cache: KVFormat,
+    thread_counts: tuple[int, ...],
+    **changes: int,
 ) -> Iterator[list[CpuExecutor]]:
-    checkpoint = memory_model()
+    checkpoint = memory_model(**changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIMTAB_ISA", isa)
         made = [
@@ -129,7 +133,8 @@ def test_any_schedule_gives_the_same_logits(
 def test_long_contexts_over_partition_borders(isa: str, kv_cache: KVFormat) -> None:
     """Contexts beyond 512 and 1024 keys, where few rows are spread over threads by partition."""
     tokens = np.random.default_rng(5).integers(0, 77, size=1040).tolist()
-    with executors(isa, "int8", kv_cache, (1, 3)) as (one, three):
+    heads = {"num_heads": 2, "num_kv_heads": 1}
+    with executors(isa, "int8", kv_cache, (1, 3), **heads) as (one, three):
         whole = run_alone(one, tokens)
         assert (run_alone(three, tokens, chunk=500) == whole).all()
         # Decode the last tokens one by one, on the other's cache.
