@@ -119,6 +119,9 @@ std::vector<RowPlace> place_rows(const std::vector<StoredMatrix>& parts, RowOrde
 
 void size_matrix(Matrix& matrix, WeightFormat format, int32_t group_size, int64_t rows,
                  int64_t cols) {
+  if (cols > kMaxCols)
+    refuse("a matrix has " + std::to_string(cols) + " input columns; the kernels take at most " +
+           std::to_string(kMaxCols));
   PackedMatrix& packed = matrix.packed;
   packed = packed_shape(format, group_size, rows, cols);
   if (format == WeightFormat::int8) {

@@ -41,76 +41,77 @@ int64_t macs(ProbeArithmetic kind, int64_t rounds) {
   return rounds * kUnits * kChains * macs_of_unit(kind);
 }
 
+template <class Sum>
+Sum total(const Sum (&sums)[kChains]) {
+  Sum result = sums[0];
+  for (int i = 1; i < kChains; ++i) result = add(result, sums[i]);
+  return result;
+}
+
 float compute_f32(const uint8_t* data, int64_t rounds) {
   F32x16 sums[kChains];
-  for (F32x16& sum : sums) sum = zero_f32();
+  unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_f32(); });
   const float* values = reinterpret_cast<const float*>(data);
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; ++unit) {
       F32x16 w = load(values + 16 * unit);
-      for (int i = 0; i < kChains; ++i) sums[i] = fma(w, set1(values[unit + i]), sums[i]);
+      unroll<kChains>(
+          [&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = fma(w, set1(values[unit + i]), sums[i]); });
     }
   }
-  F32x16 total = zero_f32();
-  for (const F32x16& sum : sums) total = add(total, sum);
-  return reduce_add(total);
+  return reduce_add(total(sums));
 }
 
 float compute_bf16(const uint8_t* data, int64_t rounds) {
   F32x16 sums[kChains];
-  for (F32x16& sum : sums) sum = zero_f32();
+  unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_f32(); });
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; ++unit) {
-      for (int step = 0; step < kBf16Steps; ++step) {
+      unroll<kBf16Steps>([&](auto step) TRIMTAB_INLINE_LAMBDA {
         Bf16Weights w = load_bf16_weights(data + 64 * unit, step);
-        for (int i = 0; i < kChains; ++i) {
+        unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
           sums[i] = dot_bf16(sums[i], w, broadcast_bf16(data + 4 * (unit + i)));
-        }
-      }
+        });
+      });
     }
   }
-  F32x16 total = zero_f32();
-  for (const F32x16& sum : sums) total = add(total, sum);
-  return reduce_add(total);
+  return reduce_add(total(sums));
 }
 
 float compute_int8(const uint8_t* data, int64_t rounds) {
   I32x16 sums[kChains];
-  for (I32x16& sum : sums) sum = zero_i32();
+  unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_i32(); });
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; ++unit) {
       Int8Weights w = load_int8_weights(data + 64 * unit);
-      for (int i = 0; i < kChains; ++i) {
+      unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
         sums[i] = dot_int8(sums[i], w, broadcast_quad(data + 4 * (unit + i)));
-      }
+      });
     }
   }
-  I32x16 total = zero_i32();
-  for (const I32x16& sum : sums) total = add(total, sum);
-  return reduce_add(to_f32(total));
+  return reduce_add(to_f32(total(sums)));
 }
 
 // Groups of 32 inputs: kU4Quads quads or 8, whichever is fewer, then into int32.
 float compute_int4(const uint8_t* data, int64_t rounds) {
   constexpr int kQuads = kU4Quads < 8 ? kU4Quads : 8;
   I32x16 totals[kChains];
-  for (I32x16& total : totals) total = zero_i32();
+  unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { totals[i] = zero_i32(); });
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; unit += kQuads) {
       U4Sums sums[kChains];
-      for (U4Sums& sum : sums) sum = zero_u4();
+      unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_u4(); });
       for (int quad = 0; quad < kQuads; ++quad) {
         Bytes64 w = low_nibbles(load_bytes(data + 64 * (unit + quad)));
-        for (int i = 0; i < kChains; ++i) {
+        unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
           sums[i] = dot_u4(sums[i], w, broadcast_quad(data + 4 * (unit + quad + i)));
-        }
+        });
       }
-      for (int i = 0; i < kChains; ++i) totals[i] = add_u4(totals[i], sums[i]);
+      unroll<kChains>([&](auto i)
+                          TRIMTAB_INLINE_LAMBDA { totals[i] = add_u4(totals[i], sums[i]); });
     }
   }
-  I32x16 total = zero_i32();
-  for (const I32x16& sum : totals) total = add(total, sum);
-  return reduce_add(to_f32(total));
+  return reduce_add(to_f32(total(totals)));
 }
 
 float compute(ProbeArithmetic kind, const uint8_t* data, int64_t rounds) {
