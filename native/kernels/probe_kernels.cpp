@@ -7,21 +7,30 @@ namespace {
 
 // Enough chains to hide the latency of a dot product, few enough to stay in registers.
 #if defined(TRIMTAB_KERNELS_AVX512)
-constexpr int kChains = 12;
+constexpr int kChains = 12, kInt8Chains = 12;
 #else
-constexpr int kChains = 6;
+constexpr int kChains = 6, kInt8Chains = 3;
 #endif
 constexpr int64_t kUnits = 64;  // operands of 64 bytes that one round walks through
 
+constexpr int chains_of(ProbeArithmetic kind) {
+  return kind == ProbeArithmetic::int8 ? kInt8Chains : kChains;
+}
+
+// Four streams, as a matrix product of one row reads its panels.
 int32_t read(const uint8_t* data, int64_t bytes) {
+  const int64_t quarter = bytes / 4;
   I32x16 a = zero_i32(), b = a, c = a, d = a;
-  for (int64_t i = 0; i < bytes; i += 256) {
-    const int32_t* p = reinterpret_cast<const int32_t*>(data + i);
-    prefetch(data + i + 2048);
-    a = bit_xor(a, load(p));
-    b = bit_xor(b, load(p + 16));
-    c = bit_xor(c, load(p + 32));
-    d = bit_xor(d, load(p + 48));
+  for (int64_t i = 0; i < quarter; i += 64) {
+    const uint8_t* p = data + i;
+    prefetch(p + 1024);
+    prefetch(p + quarter + 1024);
+    prefetch(p + 2 * quarter + 1024);
+    prefetch(p + 3 * quarter + 1024);
+    a = bit_xor(a, load(reinterpret_cast<const int32_t*>(p)));
+    b = bit_xor(b, load(reinterpret_cast<const int32_t*>(p + quarter)));
+    c = bit_xor(c, load(reinterpret_cast<const int32_t*>(p + 2 * quarter)));
+    d = bit_xor(d, load(reinterpret_cast<const int32_t*>(p + 3 * quarter)));
   }
   return static_cast<int32_t>(reduce_add(to_f32(bit_xor(bit_xor(a, b), bit_xor(c, d)))));
 }
@@ -38,13 +47,13 @@ int64_t macs_of_unit(ProbeArithmetic kind) {
 }
 
 int64_t macs(ProbeArithmetic kind, int64_t rounds) {
-  return rounds * kUnits * kChains * macs_of_unit(kind);
+  return rounds * kUnits * chains_of(kind) * macs_of_unit(kind);
 }
 
-template <class Sum>
-Sum total(const Sum (&sums)[kChains]) {
+template <class Sum, int kCount>
+Sum total(const Sum (&sums)[kCount]) {
   Sum result = sums[0];
-  for (int i = 1; i < kChains; ++i) result = add(result, sums[i]);
+  for (int i = 1; i < kCount; ++i) result = add(result, sums[i]);
   return result;
 }
 
@@ -55,8 +64,9 @@ float compute_f32(const uint8_t* data, int64_t rounds) {
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; ++unit) {
       F32x16 w = load(values + 16 * unit);
-      unroll<kChains>(
-          [&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = fma(w, set1(values[unit + i]), sums[i]); });
+      unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
+        sums[i] = fma(w, set1(values[kChains * unit + i]), sums[i]);
+      });
     }
   }
   return reduce_add(total(sums));
@@ -69,8 +79,9 @@ float compute_bf16(const uint8_t* data, int64_t rounds) {
     for (int64_t unit = 0; unit < kUnits; ++unit) {
       unroll<kBf16Steps>([&](auto step) TRIMTAB_INLINE_LAMBDA {
         Bf16Weights w = load_bf16_weights(data + 64 * unit, step);
+        const uint8_t* activations = data + 4 * kChains * (kBf16Steps * unit + step);
         unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
-          sums[i] = dot_bf16(sums[i], w, broadcast_bf16(data + 4 * (unit + i)));
+          sums[i] = dot_bf16(sums[i], w, broadcast_bf16(activations + 4 * i));
         });
       });
     }
@@ -79,13 +90,13 @@ float compute_bf16(const uint8_t* data, int64_t rounds) {
 }
 
 float compute_int8(const uint8_t* data, int64_t rounds) {
-  I32x16 sums[kChains];
-  unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_i32(); });
+  I32x16 sums[kInt8Chains];
+  unroll<kInt8Chains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_i32(); });
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; ++unit) {
       Int8Weights w = load_int8_weights(data + 64 * unit);
-      unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
-        sums[i] = dot_int8(sums[i], w, broadcast_quad(data + 4 * (unit + i)));
+      unroll<kInt8Chains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
+        sums[i] = dot_int8(sums[i], w, broadcast_quad(data + 4 * (kInt8Chains * unit + i)));
       });
     }
   }
@@ -104,7 +115,7 @@ float compute_int4(const uint8_t* data, int64_t rounds) {
       for (int quad = 0; quad < kQuads; ++quad) {
         Bytes64 w = low_nibbles(load_bytes(data + 64 * (unit + quad)));
         unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
-          sums[i] = dot_u4(sums[i], w, broadcast_quad(data + 4 * (unit + quad + i)));
+          sums[i] = dot_u4(sums[i], w, broadcast_quad(data + 4 * (kChains * (unit + quad) + i)));
         });
       }
       unroll<kChains>([&](auto i)

@@ -10,8 +10,8 @@ namespace trimtab {
 enum class ProbeArithmetic : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
 
 struct ProbeKernels {
-  // Reads `bytes` (a multiple of 256) once, with the widest loads. The result keeps the reads
-  // alive.
+  // Reads `bytes` (a multiple of 256) once, in four streams, with the widest loads. The result
+  // keeps the reads alive.
   int32_t (*read)(const uint8_t* data, int64_t bytes);
   // Multiply-accumulates of one call of `compute` with `rounds` rounds.
   int64_t (*macs)(ProbeArithmetic kind, int64_t rounds);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from public_shapes import QWEN3_06B
 
@@ -19,8 +21,8 @@ MACHINE = MachineLimits(
     isa="portable",
     threads=2,
     read_bytes_per_s=50e9,
+    read_bytes_per_s_median=45e9,
     read_bytes_per_s_low=40e9,
-    read_bytes_per_s_high=60e9,
     macs_per_s={"f32": 0.1e12, "bf16": 0.25e12, "int8": 0.5e12, "int4": 0.5e12},
 )
 
@@ -57,6 +59,13 @@ def test_ceilings_of_the_measures() -> None:
     assert one < eight < 8 * one  # weights are read once for all, KV for each
     arithmetic = model.layer_macs_per_token / 0.5e12
     assert ceiling_of("prefill 512", model, config, MACHINE) < 1 / arithmetic
+
+
+def test_weights_may_be_computed_in_a_wider_format() -> None:
+    slow_bf16 = replace(MACHINE, macs_per_s=MACHINE.macs_per_s | {"bf16": 0.05e12})
+    assert slow_bf16.linear_macs_per_s("bf16") == 0.1e12  # as f32
+    assert slow_bf16.linear_macs_per_s("f32") == 0.1e12
+    assert slow_bf16.linear_macs_per_s("int4") == 0.5e12
 
 
 def test_table_names_every_figure() -> None:

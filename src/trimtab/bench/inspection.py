@@ -63,7 +63,7 @@ def model_ceilings(
     return ceilings(
         model,
         machine.read_bytes_per_s,
-        machine.macs_per_s[config.weights],
+        machine.linear_macs_per_s(config.weights),
         machine.attention_macs_per_s,
         contexts=tuple(n for n in CONTEXTS if n <= longest) or (longest,),
         prompts=tuple(n for n in PROMPTS if n <= longest) or (longest,),
@@ -105,8 +105,9 @@ def describe(found: Inspection) -> list[str]:
         f"KV cache ({found.config.kv_cache}): {_human(model.kv_bytes_per_token)} per token",
         "",
         f"this machine: {machine.cpu}, {machine.isa}, {machine.threads} threads",
-        f"  reads {machine.read_bytes_per_s / 1e9:.1f} GB/s "
-        f"({machine.read_bytes_per_s_low / 1e9:.1f} to {machine.read_bytes_per_s_high / 1e9:.1f})",
+        f"  reads {machine.read_bytes_per_s / 1e9:.1f} GB/s at best "
+        f"(median {machine.read_bytes_per_s_median / 1e9:.1f}, "
+        f"lowest {machine.read_bytes_per_s_low / 1e9:.1f})",
         "  multiply-accumulates per second: "
         + ", ".join(f"{name} {rate / 1e9:,.0f} G" for name, rate in machine.macs_per_s.items()),
         "",

@@ -12,18 +12,22 @@ from trimtab.config import WEIGHT_FORMATS, WeightFormat
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """Medians of several short readings, with all compute threads at work at once."""
+    """The best of several short readings, with all compute threads at work at once: what slows a
+    reading on a shared machine is not the machine's limit."""
 
     cpu: str
     isa: str
     threads: int
     read_bytes_per_s: float
+    read_bytes_per_s_median: float
     read_bytes_per_s_low: float
-    read_bytes_per_s_high: float
     macs_per_s: dict[WeightFormat, float]  # multiply-accumulates in registers
 
     def linear_macs_per_s(self, weights: WeightFormat) -> float:
-        return self.macs_per_s[weights]
+        """The fastest arithmetic that weights of this format can be computed in: their own dot
+        products, or those of a wider format that they are widened to."""
+        wider = WEIGHT_FORMATS[: WEIGHT_FORMATS.index(weights) + 1]
+        return max(self.macs_per_s[name] for name in wider)
 
     @property
     def attention_macs_per_s(self) -> float:
@@ -57,10 +61,10 @@ def measure_bandwidth(isa: str, threads: int, repeats: int = 7) -> list[float]:
 
 
 def measure_arithmetic(isa: str, threads: int, weights: WeightFormat, repeats: int = 5) -> float:
-    """Multiply-accumulates a second in registers, median of `repeats`."""
+    """Multiply-accumulates a second in registers, the best of `repeats`."""
     from trimtab import _native
 
-    return statistics.median(_native.probe_arithmetic(isa, threads, weights, repeats))
+    return max(_native.probe_arithmetic(isa, threads, weights, repeats))
 
 
 def measure_machine(isa: str, threads: int) -> MachineLimits:
@@ -70,8 +74,8 @@ def measure_machine(isa: str, threads: int) -> MachineLimits:
         cpu=cpu_name(),
         isa=isa,
         threads=threads,
-        read_bytes_per_s=statistics.median(bandwidth),
+        read_bytes_per_s=max(bandwidth),
+        read_bytes_per_s_median=statistics.median(bandwidth),
         read_bytes_per_s_low=min(bandwidth),
-        read_bytes_per_s_high=max(bandwidth),
         macs_per_s={name: measure_arithmetic(isa, threads, name) for name in WEIGHT_FORMATS},
     )

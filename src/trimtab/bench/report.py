@@ -36,7 +36,7 @@ def ceiling_of(
     """The limit of one measure of `trimtab.bench.speed`, in tokens a second."""
     mean_context = PROMPT_TOKENS + OUTPUT_TOKENS // 2
     lengths = (int(measure.split()[1]),) if measure.startswith("prefill") else (PROMPT_TOKENS,)
-    macs_per_s = machine.macs_per_s[config.weights]
+    macs_per_s = machine.linear_macs_per_s(config.weights)
     limits = ceilings(
         model,
         machine.read_bytes_per_s,
