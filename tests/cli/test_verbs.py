@@ -169,6 +169,8 @@ def interrupt(process: subprocess.Popen[bytes], terminal: int) -> None:
 def test_chat_in_a_terminal(model: Path) -> None:
     """Ctrl-C stops an answer, another one clears a line, Ctrl-D ends."""
     terminal, other = pty.openpty()
+    # A shell's background job ignores SIGINT, and children inherit that; not from a handler.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [sys.executable, "-m", "trimtab", "chat", str(model), "--temperature", "1"],
         stdin=other,
@@ -177,6 +179,7 @@ def test_chat_in_a_terminal(model: Path) -> None:
         env=environment() | {"TERM": "dumb"},
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, inherited)
     os.close(other)
     try:
         read_until(terminal, "> ")
