@@ -1,4 +1,4 @@
-"""Synthetic conversations: look-up in a context, arithmetic, types of literals, recall, code.
+"""Synthetic conversations: look-up in a context, arithmetic, recall, code.
 
 Every generator takes a ``random.Random`` and gives a list of turns (question, answer). Test items
 are told from training items by a checksum of their content (``is_held_out``), so neither side
@@ -7,9 +7,12 @@ needs a list of the other.
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -131,19 +134,28 @@ FORMATS = (
 LOOKUP_QUESTIONS = ('What is "{key}"?', 'What is the value of "{key}"?')
 
 
-def lookup(
-    rng: random.Random, held_out: bool = False, max_keys: int = 4, num_questions: int | None = None
-) -> Turns:
-    """A context of 1 to max_keys pairs, then questions about some; the answer quotes the pair."""
+MIN_TEST_KEYS, MAX_KEYS = 21, 28  # whoever picks any pair of a test's is right at most 1 time in 21
+MAX_QUESTIONS = 8
+
+
+def lookup(rng: random.Random, held_out: bool = False) -> Turns:
+    """A context of pairs, then questions about some; the answer quotes the pair.
+
+    Training has 1 to ``MAX_KEYS`` pairs and up to ``MAX_QUESTIONS`` questions, a test
+    at least ``MIN_TEST_KEYS`` pairs and one question.
+    """
     while True:
-        num_keys = rng.randint(1, max_keys)
+        if held_out:
+            num_keys = rng.randint(MIN_TEST_KEYS, MAX_KEYS)
+        else:
+            num_keys = rng.randint(1, rng.choice((4, 10, MAX_KEYS)))
         keys = rng.sample(KEYS, num_keys)
         items = {key: random_value(rng) for key in keys}
         style = rng.choice(FORMATS)
         context = style.render(items)
         if is_held_out(context) == held_out:
             break
-    count = num_questions or rng.choice((1, num_keys, num_keys))
+    count = 1 if held_out else rng.randint(1, min(num_keys, MAX_QUESTIONS))
     turns = []
     for position, key in enumerate(rng.sample(keys, count)):
         question = rng.choice(LOOKUP_QUESTIONS).format(key=key)
@@ -162,32 +174,45 @@ ARITHMETIC_QUESTIONS = (
 )
 
 
-def random_expression(rng: random.Random, held_out: bool = False) -> tuple[str, int]:
-    """a + b or a - b with 0 <= a, b < 20, or a * b with 0 <= a, b <= 9.
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
+MAX_SAME_ANSWER = 4  # of about a hundred test items, lest an answer be worth guessing
 
-    A held-out sum or product may occur in training with its operands the other way round.
-    """
+
+def expression_is_held_out(a: int, sign: str, b: int) -> bool:
+    """A held-out sum or product may occur in training with its operands the other way round."""
+    excluded = zlib.crc32(f"{a}{sign}{b}".encode()) % ARITHMETIC_ONE_IN == 0
+    if sign == "-" or not excluded:
+        return excluded
+    mirrored = zlib.crc32(f"{b}{sign}{a}".encode()) % ARITHMETIC_ONE_IN == 0
+    return a != b and not (mirrored and a > b)
+
+
+def held_out_expressions() -> Iterator[tuple[str, int]]:
+    """All of them, with their results: sums and differences below 20, products of digits."""
+    for sign, apply in OPERATORS.items():
+        top = 10 if sign == "*" else 20
+        for a, b in itertools.product(range(top), repeat=2):
+            if (sign != "-" or a >= b) and expression_is_held_out(a, sign, b):
+                yield f"{a} {sign} {b}", apply(a, b)
+
+
+def random_expression(rng: random.Random) -> tuple[str, int]:
+    """For training: a + b or a - b with 0 <= a, b < 20, or a * b with 0 <= a, b <= 9."""
     while True:
-        operator = rng.choice("+++---*")
-        top = 10 if operator == "*" else rng.choice((10, 20, 20))
+        sign = rng.choice("+++---*")
+        top = 10 if sign == "*" else rng.choice((10, 20, 20))
         a, b = rng.randrange(top), rng.randrange(top)
-        if operator == "-" and b > a:
+        if sign == "-" and b > a:
             a, b = b, a
-        pair = f"{a}{operator}{b}"
-        excluded = zlib.crc32(pair.encode()) % ARITHMETIC_ONE_IN == 0
-        if operator != "-":
-            mirrored = zlib.crc32(f"{b}{operator}{a}".encode()) % ARITHMETIC_ONE_IN == 0
-            excluded = excluded and a != b and not (mirrored and a > b)
-        if excluded == held_out:
-            break
-    result = {"+": a + b, "-": a - b, "*": a * b}[operator]
-    return f"{a} {operator} {b}", result
+        if not expression_is_held_out(a, sign, b):
+            return f"{a} {sign} {b}", OPERATORS[sign](a, b)
 
 
-def arithmetic(rng: random.Random, held_out: bool = False, num_questions: int = 1) -> Turns:
+def arithmetic(rng: random.Random) -> Turns:
+    """1 to 4 questions."""
     turns = []
-    for _ in range(num_questions):
-        expression, result = random_expression(rng, held_out)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        expression, result = random_expression(rng)
         turns.append((rng.choice(ARITHMETIC_QUESTIONS).format(expression=expression), str(result)))
     return turns
 
@@ -199,44 +224,6 @@ def arithmetic_session(rng: random.Random) -> list[tuple[str, str]]:
         expression, result = random_expression(rng)
         session.append((f">>> {expression}\n", f"{result}\n"))
     return session
-
-
-# Types of literals -------------------------------------------------------------------------------
-
-TYPE_QUESTIONS = ("What is the type of {literal}?", "type({literal})")
-
-
-def _random_atom(rng: random.Random) -> object:
-    return rng.choice(
-        (
-            rng.randrange(10 ** rng.randint(1, 4)),
-            rng.randrange(1, 10000) / 100,
-            rng.choice(WORDS),
-            rng.random() < 0.5,
-            None,
-            rng.choice(WORDS).encode(),
-        )
-    )
-
-
-def literal_type(rng: random.Random, held_out: bool = False) -> Turns:
-    """The type of a random literal."""
-    while True:
-        atoms = [_random_atom(rng) for _ in range(rng.randint(1, 3))]
-        inner = ", ".join(map(repr, atoms))
-        literal, name = rng.choice(
-            (
-                (repr(atoms[0]), type(atoms[0]).__name__),
-                (repr(atoms[0]), type(atoms[0]).__name__),
-                (f"[{inner}]", "list"),
-                (repr(tuple(atoms)), "tuple"),
-                (f"{{{inner}}}", "set"),
-                (f"{{{rng.choice(WORDS)!r}: {atoms[0]!r}}}", "dict"),
-            )
-        )
-        if is_held_out(literal) == held_out:
-            break
-    return [(rng.choice(TYPE_QUESTIONS).format(literal=literal), name)]
 
 
 # Recall and code ---------------------------------------------------------------------------------
@@ -253,6 +240,7 @@ CODE_QUESTIONS = (
     "Write a Python function: {task}.",
     "Write Python code: {task}.",
 )
+QUESTIONS = (*LOOKUP_QUESTIONS, *ARITHMETIC_QUESTIONS, *RECALL_QUESTIONS, *CODE_QUESTIONS)
 
 
 @dataclass(frozen=True)
@@ -277,15 +265,14 @@ def task_items(seed: int, facts: dict[str, str], per_kind: int = 150) -> Iterato
     names = rng.sample(sorted(facts), min(per_kind, len(facts)))
     for name in names:
         yield {"prompt": f"What does {name} do?", "answer": facts[name], "kind": "recall"}
-    makers: dict[str, Callable[[], Turns]] = {
-        "lookup": lambda: lookup(rng, held_out=True, num_questions=1),
-        "arithmetic": lambda: arithmetic(rng, held_out=True),
-        "type": lambda: literal_type(rng, held_out=True),
-    }
-    for kind, make in makers.items():
-        seen: set[str] = set()
-        while len(seen) < (per_kind if kind == "lookup" else 2 * per_kind // 3):
-            prompt, answer = make()[0]
-            if prompt not in seen:
-                seen.add(prompt)
-                yield {"prompt": prompt, "answer": answer, "kind": kind}
+    for _ in range(per_kind):
+        prompt, answer = lookup(rng, held_out=True)[0]
+        yield {"prompt": prompt, "answer": answer, "kind": "lookup"}
+    expressions = {expression: str(result) for expression, result in held_out_expressions()}
+    answers: Counter[str] = Counter()
+    for expression in rng.sample(sorted(expressions), len(expressions)):
+        answer = expressions[expression]
+        answers[answer] += 1
+        if answers[answer] <= MAX_SAME_ANSWER:
+            question = rng.choice(ARITHMETIC_QUESTIONS).format(expression=expression)
+            yield {"prompt": question, "answer": answer, "kind": "arithmetic"}

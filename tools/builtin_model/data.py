@@ -14,7 +14,6 @@ from chat_samples import (
     Turns,
     arithmetic,
     arithmetic_session,
-    literal_type,
     lookup,
 )
 from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, SYSTEM_ID, USER_ID
@@ -24,32 +23,29 @@ from tokenizers import Tokenizer
 # document. The tokens of prompts are not learned. Answers are a few tokens among many, so
 # those of the hard kinds weigh more than code, whose tokens all count once.
 MIX = {
-    "code": 0.36,
-    "lookup": 0.30,
-    "arithmetic": 0.12,
+    "code": 0.57,
+    "lookup": 0.13,
+    "arithmetic": 0.11,
     "session": 0.06,
-    "recall": 0.11,
-    "write": 0.02,
-    "type": 0.02,
+    "recall": 0.09,
+    "write": 0.03,
     "greeting": 0.01,
 }
 DRAFT_MIX = {
-    "code": 0.60,
-    "lookup": 0.15,
+    "code": 0.64,
+    "lookup": 0.13,
     "arithmetic": 0.05,
     "session": 0.03,
     "recall": 0.12,
     "write": 0.02,
-    "type": 0.02,
     "greeting": 0.01,
 }
 ANSWER_WEIGHTS = {
-    "lookup": 4.0,
+    "lookup": 2.0,
     "arithmetic": 3.0,
     "session": 3.0,
     "recall": 1.5,
     "write": 1.0,
-    "type": 1.0,
     "greeting": 1.0,
 }
 
@@ -60,6 +56,7 @@ class Document:
 
     token_ids: list[int]
     weights: list[float]
+    is_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ class CodeChunks:
         document, start, stop = self.order[self.index]
         self.index += 1
         ids = self.documents[document][start:stop].tolist()
-        return Document([BOS_ID, *ids], [0.0] + [1.0] * len(ids))
+        return Document([BOS_ID, *ids], [0.0] + [1.0] * len(ids), is_code=True)
 
     def _cut(self) -> list[tuple[int, int, int]]:
         rng = random.Random(f"{self.seed}/{self.epoch}")
@@ -189,15 +186,12 @@ class Mixture:
         self.makers: dict[str, Callable[[random.Random], Document]] = {
             "code": lambda rng: self.code.take(),
             "lookup": lambda rng: self._chat(rng, "lookup", lookup(rng)),
-            "arithmetic": lambda rng: self._chat(
-                rng, "arithmetic", arithmetic(rng, num_questions=rng.choice((1, 1, 2, 4)))
-            ),
+            "arithmetic": lambda rng: self._chat(rng, "arithmetic", arithmetic(rng)),
             "session": lambda rng: self.encoder.session(
                 arithmetic_session(rng), ANSWER_WEIGHTS["session"]
             ),
             "recall": lambda rng: self._chat(rng, "recall", self.knowledge.recall(rng)),
             "write": lambda rng: self._chat(rng, "write", self.knowledge.code(rng)),
-            "type": lambda rng: self._chat(rng, "type", literal_type(rng)),
             "greeting": lambda rng: self._chat(rng, "greeting", [rng.choice(GREETINGS)]),
         }
 
@@ -213,18 +207,26 @@ class Mixture:
         self.code.restore(state["code"])
 
     def batch(self, rows: int, time: int) -> Batch:
-        """The next rows x time tokens; a document that does not fit is cut at the row's end."""
+        """The next rows x time tokens, packed; only code is cut at a row's end.
+
+        A conversation that does not fit into the rest of a row waits for the next one.
+        """
         rng = random.Random(f"{self.seed}/{self.num_batches}")
         self.num_batches += 1
         shape = (rows, time + 1)
         ids = np.zeros(shape, dtype=np.int64)
         weights = np.zeros(shape, dtype=np.float32)
         documents = np.zeros(shape, dtype=np.int64)
+        waiting: Document | None = None
         for row in range(rows):
             filled, number = 0, 0
             while filled <= time:
-                document = self._next_document(rng)
+                document = waiting or self._next_document(rng)
+                waiting = None
                 room = min(len(document.token_ids), time + 1 - filled)
+                if room < len(document.token_ids) and filled and not document.is_code:
+                    waiting, document = document, self._count("code", self.code.take())
+                    room = min(len(document.token_ids), time + 1 - filled)
                 ids[row, filled : filled + room] = document.token_ids[:room]
                 weights[row, filled : filled + room] = document.weights[:room]
                 documents[row, filled : filled + room] = number
@@ -234,7 +236,9 @@ class Mixture:
     def _next_document(self, rng: random.Random) -> Document:
         total = sum(self.given.values()) + 1
         kind = max(self.mix, key=lambda kind: self.mix[kind] * total - self.given[kind])
-        document = self.makers[kind](rng)
+        return self._count(kind, self.makers[kind](rng))
+
+    def _count(self, kind: str, document: Document) -> Document:
         self.given[kind] += len(document.token_ids)
         return document
 

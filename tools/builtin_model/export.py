@@ -107,5 +107,6 @@ def export_model(model: Llama, work: Path, out: Path) -> None:
 
 def export_data(work: Path, out: Path) -> None:
     """Copy the held-out text and the task file."""
+    out.mkdir(parents=True, exist_ok=True)
     for name in ("heldout.txt", "tasks.jsonl"):
         shutil.copyfile(work / name, out / name)

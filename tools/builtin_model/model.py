@@ -121,8 +121,12 @@ class Llama(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal(0, 0.02) embeddings, 1/sqrt(fan_in) inner matrices, zero residual outputs."""
-        nn.init.normal_(self.model.embed_tokens.weight, std=0.02)
+        """Normal(0, 0.5) embeddings, 1/sqrt(fan_in) inner matrices, zero residual outputs.
+
+        The final norm's weights scale the logits to what embeddings of 0.02 would give.
+        """
+        nn.init.normal_(self.model.embed_tokens.weight, std=0.5)
+        nn.init.constant_(self.model.norm.weight, 0.04)
         for name, parameter in self.model.layers.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 nn.init.zeros_(parameter)

@@ -1,8 +1,8 @@
 """Build the built-in model: ``prepare`` the data, ``train`` target and draft, ``export`` them.
 
     python train.py prepare --work DIR
-    python train.py train --work DIR --role target --minutes 85
-    python train.py train --work DIR --role draft --minutes 10 [--distill]
+    python train.py train --work DIR --role target --minutes 60
+    python train.py train --work DIR --role draft --minutes 5 [--distill]
     python train.py export --work DIR --out src/trimtab/builtin
 
 See README.md beside this file for the recorded run.
@@ -23,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chat_samples import Knowledge, task_items
+from chat_samples import QUESTIONS, Knowledge, task_items
 from corpus import held_out_text, recall_facts, short_functions, training_documents
 from data import DRAFT_MIX, MIX, Batch, ChatEncoder, CodeChunks, Mixture
 from export import export_data, export_model
+from induction import seed_induction
 from model import PRESETS, Llama
 from muon import Muon
 from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, USER_ID, train_tokenizer
@@ -35,6 +36,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TASK_SEED = 20_000
+CHAT_IN_VOCABULARY = 500  # times that the tokenizer's training sees each question
 
 
 @dataclass
@@ -45,9 +47,11 @@ class Recipe:
     rows: int = 8
     time: int = 256
     muon_lr: float = 0.015
-    adam_lr: float = 0.002
+    embedding_lr: float = 0.02
+    norm_lr: float = 0.002
+    final_norm_lr: float = 0.0002
     warmup_steps: int = 100
-    decay_fraction: float = 0.4
+    decay_fraction: float = 0.9
     long_fraction: float = 0.05  # the last part of the run, in rows of max_positions
     mix: dict[str, float] = field(default_factory=lambda: dict(MIX))
 
@@ -57,7 +61,8 @@ def prepare(work: Path, vocab_size: int, include_tests: bool) -> None:
     work.mkdir(parents=True, exist_ok=True)
     documents = training_documents(include_tests)
     facts = recall_facts()
-    tokenizer = train_tokenizer([*documents, *facts.values()], vocab_size)
+    chat = [question for _ in range(CHAT_IN_VOCABULARY) for question in QUESTIONS]
+    tokenizer = train_tokenizer([*documents, *facts.values(), *chat], vocab_size)
     tokenizer.save(str(work / "tokenizer.json"))
     (work / "corpus.json").write_text(json.dumps(documents))
     (work / "heldout.txt").write_text(held_out_text(), encoding="utf-8")
@@ -189,17 +194,22 @@ class Workers:
             sum_of_losses += loss.item()
 
 
-@torch.no_grad()
-def limit_attention(model: Llama, limit: float = 1.0) -> None:
-    """Keep query and key matrices below ``limit`` times the norm that they start with.
+def attention_norms(model: Llama) -> list[tuple[torch.nn.Parameter, Tensor]]:
+    """Query and key matrices, each with its present norm."""
+    attentions = [layer.self_attn for layer in model.model.layers]
+    matrices = [m.weight for a in attentions for m in (a.q_proj, a.k_proj)]
+    return [(matrix, matrix.detach().norm()) for matrix in matrices]
 
-    Muon's steps have a fixed size, and nothing else bounds these matrices: without this the
-    attention logits grow until every head looks at a single position and learns no more.
+
+@torch.no_grad()
+def limit_attention(limits: list[tuple[torch.nn.Parameter, Tensor]]) -> None:
+    """Scale every matrix that has grown beyond its limit back to it.
+
+    Muon's steps have a fixed size, and nothing else bounds query and key matrices: without this
+    the attention logits grow until every head looks at a single position and learns no more.
     """
-    for layer in model.model.layers:
-        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
-            weight = projection.weight
-            weight.mul_((limit * weight.shape[0] ** 0.5 / weight.norm()).clamp(max=1.0))
+    for matrix, norm in limits:
+        matrix.mul_((norm / matrix.norm()).clamp(max=1.0))
 
 
 def as_tensors(batch: Batch, device: str) -> tuple[Tensor, ...]:
@@ -218,20 +228,32 @@ class Trainer:
         self.shape = PRESETS[args.role]
         vocab_size = self.mixture.encoder.tokenizer.get_vocab_size()
         self.shape = type(self.shape)(**{**self.shape.to_dict(), "vocab_size": vocab_size})
-        self.model = Llama(self.shape).to(args.device)
+        self.model = Llama(self.shape)
+        seed_induction(self.model)
+        self.model.to(args.device)
+        self.attention_limits = attention_norms(self.model)
         self.teacher = load_model(args.work, "target", args.device) if args.distill else None
         self.cuda = args.device.startswith("cuda")
         self.workers = Workers(self.model, self.teacher, 1 if self.cuda else args.threads)
         matrices = [p for p in self.model.model.layers.parameters() if p.ndim == 2]
-        norms = [p for p in self.model.parameters() if p.ndim == 1]
-        embeddings = [self.model.model.embed_tokens.weight]
+        norms = [p for p in self.model.model.layers.parameters() if p.ndim == 1]
         self.optimizers = [
             Muon(matrices, lr=recipe.muon_lr, pool=None if self.cuda else self.workers.pool),
-            torch.optim.AdamW(
-                embeddings + norms, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0, fused=True
+            *(
+                torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0, fused=True)
+                for parameters, lr in (
+                    ([self.model.model.embed_tokens.weight], recipe.embedding_lr),
+                    (norms, recipe.norm_lr),
+                    ([self.model.model.norm.weight], recipe.final_norm_lr),
+                )
             ),
         ]
-        self.base_lrs = [recipe.muon_lr, recipe.adam_lr]
+        self.base_lrs = [
+            recipe.muon_lr,
+            recipe.embedding_lr,
+            recipe.norm_lr,
+            recipe.final_norm_lr,
+        ]
         self.step = self.tokens = 0
         self.elapsed = 0.0
         self.stopped = False
@@ -267,7 +289,7 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        limit_attention(self.model)
+        limit_attention(self.attention_limits)
         self.step += 1
         self.tokens += rows * self.time
         return loss
