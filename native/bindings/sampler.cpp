@@ -3,6 +3,7 @@
 
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
 #include <array>
@@ -10,6 +11,7 @@
 
 #include "bindings/module.h"
 #include "bindings/sampling_arrays.h"
+#include "core/isa.h"
 #include "core/philox.h"
 
 namespace nb = nanobind;
@@ -27,7 +29,9 @@ nb::object own(std::vector<T>&& values, std::initializer_list<size_t> shape) {
   return nb::cast(nb::ndarray<nb::numpy, T>(held->data(), shape, owner));
 }
 
-nb::tuple sample(const Logits& logits, nb::handle batch, const std::optional<Targets>& targets) {
+nb::tuple sample(const Logits& logits, nb::handle batch, const std::optional<Targets>& targets,
+                 const std::string& isa) {
+  const trimtab::KernelTable& kernels = trimtab::kernel_table(trimtab::select_isa(isa));
   const auto rows = static_cast<int64_t>(logits.shape(0));
   const auto vocab = static_cast<int64_t>(logits.shape(1));
   const SamplingArrays arrays(batch, rows, vocab);
@@ -51,8 +55,8 @@ nb::tuple sample(const Logits& logits, nb::handle batch, const std::optional<Tar
                                       top_logprobs.data() + row * width,
                                       width,
                                       target_logprobs.data() + row};
-      trimtab::sample_row(logits.data() + row * vocab, vocab, arrays.view(), row, target, scratch,
-                          out);
+      trimtab::sample_row(kernels.sampling, logits.data() + row * vocab, vocab, arrays.view(), row,
+                          target, scratch, out);
     }
   }
   const auto shape_rows = count;
@@ -76,7 +80,9 @@ std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
 void bind_sampler(nb::module_& m) {
   m.def(
       "sample", &sample, "logits"_a.noconvert(), "sampling"_a, "targets"_a.none() = nb::none(),
-      "Samples each row of logits [R, vocab] by a SamplingBatch. Returns (tokens, logprobs, "
+      "isa"_a = "",
+      "Samples each row of logits [R, vocab] by a SamplingBatch, on the named or best ISA path. "
+      "Returns (tokens, logprobs, "
       "top_ids, top_logprobs, target_logprobs or None), as in StepResult. Raises ValueError for a "
       "batch that breaks its contract.");
   m.def("philox4x32_10", &philox, "counter"_a, "key"_a);

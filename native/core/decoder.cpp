@@ -29,6 +29,7 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
                  int64_t num_blocks)
     : gemm_(kernels.gemm),
       layers_(kernels.layers),
+      sampling_(kernels.sampling),
       pool_(std::move(pool)),
       model_(checked(std::move(model))),
       cache_(model_.shape.kv_format, model_.shape.head_dim, model_.shape.num_kv_heads,
@@ -260,8 +261,9 @@ void Decoder::sample_rows(Team& team, const StepInput& step, const StepOutput& o
                              out.top_logprobs + row * out.top_width,
                              out.top_width,
                              step.targets != nullptr ? out.target_logprobs + row : nullptr};
-    sample_row(logits, vocab, step.sampling, row, step.targets != nullptr ? step.targets[row] : -1,
-               sampler_scratch_[team.thread()], slots);
+    sample_row(sampling_, logits, vocab, step.sampling, row,
+               step.targets != nullptr ? step.targets[row] : -1, sampler_scratch_[team.thread()],
+               slots);
   });
 }
 

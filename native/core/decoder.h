@@ -52,6 +52,7 @@ class Decoder {
 
   const GemmKernels& gemm_;
   const LayerKernels& layers_;
+  const SamplingKernels& sampling_;
   std::shared_ptr<ThreadPool> pool_;
   Model model_;
   KVCache cache_;

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/sampling_kernels.h"
+
 namespace trimtab {
 
 // The arrays of a SamplingBatch with `rows` rows. Nothing is owned. Ragged fields have rows + 1
@@ -57,11 +59,12 @@ struct SamplerScratch {
     float logit;
     int32_t id;
   };
-  std::vector<float> logits;        // adjusted copy, when a row needs one
-  std::vector<float> block_max;     // of the model's logits
-  std::vector<float> adjusted_max;  // of the adjusted copy
-  std::vector<float> selected_max;  // block maxima again, for selection
-  std::vector<int32_t> counts;      // all zero between rows
+  std::vector<float> logits;         // adjusted copy, when a row needs one
+  std::vector<float> block_max;      // of the model's logits
+  std::vector<float> adjusted_max;   // of the adjusted copy
+  std::vector<float> selected_max;   // block maxima again, for selection
+  std::vector<float> block_weights;  // of the block maxima
+  std::vector<int32_t> counts;       // all zero between rows
   std::vector<Candidate> candidates;
 };
 
@@ -83,12 +86,13 @@ struct SampleOutput {
 // `target` (or -1) is a token to score, independent of what is chosen. NaN or +inf anywhere in
 // the logits gives token -1; -inf is an ordinary impossible token. No allocation once the scratch
 // has seen this vocabulary.
-void sample_row(const float* logits, int64_t vocab, const SamplingView& sampling, int64_t row,
-                int32_t target, SamplerScratch& scratch, const SampleOutput& out);
+void sample_row(const SamplingKernels& kernels, const float* logits, int64_t vocab,
+                const SamplingView& sampling, int64_t row, int32_t target, SamplerScratch& scratch,
+                const SampleOutput& out);
 
 // The noise of one token: a standard Gumbel variate, a pure function of its arguments.
 // v = (52 random bits + 1/2) / 2^52, never 0 or 1; the result is -log(-log1p(-v)). Which bits is
-// written at sampling::noise_bits.
+// written in sampler_race.cpp.
 double gumbel_noise(uint64_t seed, int32_t position, int32_t token_id);
 
 }  // namespace trimtab

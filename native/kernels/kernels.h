@@ -12,6 +12,7 @@
 
 #include "kernels/layer_kernels.h"
 #include "kernels/probe_kernels.h"
+#include "kernels/sampling_kernels.h"
 
 namespace trimtab {
 
@@ -147,6 +148,7 @@ struct KernelTable {
   const char* name;
   GemmKernels gemm;
   LayerKernels layers;
+  SamplingKernels sampling;
   ProbeKernels probe;
   void (*evaluate)(VectorFunction function, const float* x, float* y, int64_t count);
 };

@@ -11,6 +11,7 @@
 //   fma(a, b, c)          a * b + c, rounded once, on every path
 //   max/min(a, b)         b where either is NaN, as in the x86 instructions
 //   to_i32(x)             round half to even; out of range and NaN give an unspecified integer
+//   multiply_wide(x, y)   unsigned 64-bit products: returns the low halves, *high gets the rest
 //   to_bf16 (store_bf16)  round to nearest even, denormals kept, NaN stays NaN, on every path
 //   reduce_*              a fixed tree: lanes i and i+8, then i+4, i+2, i+1, on every path
 //

@@ -94,6 +94,16 @@ TRIMTAB_INLINE I32x16 bit_or(I32x16 x, I32x16 y) {
 TRIMTAB_INLINE I32x16 bit_xor(I32x16 x, I32x16 y) {
   return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)};
 }
+TRIMTAB_INLINE __m256i multiply_halves(__m256i x, __m256i y, __m256i* high) {
+  const __m256i even = _mm256_mul_epu32(x, y);
+  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), y);
+  *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+  return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+TRIMTAB_INLINE I32x16 multiply_wide(I32x16 x, uint32_t y, I32x16* high) {
+  const __m256i factor = _mm256_set1_epi32(static_cast<int32_t>(y));
+  return {multiply_halves(x.a, factor, &high->a), multiply_halves(x.b, factor, &high->b)};
+}
 template <int N>
 TRIMTAB_INLINE I32x16 shift_left(I32x16 x) {
   return {_mm256_slli_epi32(x.a, N), _mm256_slli_epi32(x.b, N)};

@@ -59,6 +59,13 @@ TRIMTAB_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.
 TRIMTAB_INLINE I32x16 bit_and(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 TRIMTAB_INLINE I32x16 bit_or(I32x16 a, I32x16 b) { return {_mm512_or_si512(a.v, b.v)}; }
 TRIMTAB_INLINE I32x16 bit_xor(I32x16 a, I32x16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+TRIMTAB_INLINE I32x16 multiply_wide(I32x16 x, uint32_t y, I32x16* high) {
+  const __m512i factor = _mm512_set1_epi32(static_cast<int32_t>(y));
+  const __m512i even = _mm512_mul_epu32(x.v, factor);
+  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x.v, 32), factor);
+  *high = {_mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd)};
+  return {_mm512_mask_mov_epi32(even, 0xaaaa, _mm512_slli_epi64(odd, 32))};
+}
 template <int N>
 TRIMTAB_INLINE I32x16 shift_left(I32x16 x) {
   return {_mm512_slli_epi32(x.v, N)};

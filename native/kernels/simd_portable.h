@@ -100,6 +100,15 @@ TRIMTAB_INLINE I32x16 max(I32x16 a, I32x16 b) { return {a.v > b.v ? a.v : b.v}; 
 TRIMTAB_INLINE I32x16 bit_and(I32x16 a, I32x16 b) { return {a.v & b.v}; }
 TRIMTAB_INLINE I32x16 bit_or(I32x16 a, I32x16 b) { return {a.v | b.v}; }
 TRIMTAB_INLINE I32x16 bit_xor(I32x16 a, I32x16 b) { return {a.v ^ b.v}; }
+TRIMTAB_INLINE I32x16 multiply_wide(I32x16 x, uint32_t y, I32x16* high) {
+  I32x16 low;
+  for (int i = 0; i < kLanes; ++i) {
+    const uint64_t product = uint64_t{static_cast<uint32_t>(x.v[i])} * y;
+    low.v[i] = static_cast<int32_t>(product);
+    high->v[i] = static_cast<int32_t>(product >> 32);
+  }
+  return low;
+}
 template <int N>
 TRIMTAB_INLINE I32x16 shift_left(I32x16 x) {
   return {(IntVector)((UnsignedVector)x.v << N)};

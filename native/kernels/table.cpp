@@ -48,8 +48,8 @@ void evaluate(VectorFunction function, const float* x, float* y, int64_t count) 
 }  // namespace
 
 const KernelTable& kernel_table() {
-  static const KernelTable table = {kName, gemm_kernels(), layer_kernels(), probe_kernels(),
-                                    evaluate};
+  static const KernelTable table = {
+      kName, gemm_kernels(), layer_kernels(), sampling_kernels(), probe_kernels(), evaluate};
   return table;
 }
 
