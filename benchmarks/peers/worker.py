@@ -1,18 +1,24 @@
-"""One contender of benchmarks/compare.py: loads a model and times the generations it is told to.
+"""One contender of the benchmarks: loads a model and answers requests about it.
 
     python worker.py PEER MODEL --options JSON
 
 Runs in the peer's own environment, so neither this file nor the adapters beside it import trimtab
-(but for trimtab's own). JSON lines: for each request on standard input
+(but for trimtab's own). JSON lines: for each request on standard input one reply on standard
+output.
 
     {"prompts": [[token ids], ...], "tokens": n}
+    {"seconds": s, "first_seconds": f, "peak_bytes": b, "about": text}
 
-one reply on standard output, where seconds is the wall time from all prompts in hand to the last of
-n tokens of each, greedy, end tokens ignored:
+seconds is the wall time from all prompts in hand to the last of n tokens of each, greedy, end
+tokens ignored; first_seconds that to the first token, null unless there is one prompt; peak_bytes
+the highest resident memory so far; about the peer's version and settings.
 
-    {"seconds": s, "first": [first token of each prompt], "peak_bytes": highest resident memory}
+    {"windows": [[token ids], ...], "logits": path}
+    {"about": text}
 
-or {"error": "..."}. What a peer prints goes to standard error.
+writes the logits of every position of every window, all of one length, to a .npy file, float32
+[windows, length, vocabulary]. {"error": "..."} where something failed. What a peer prints goes to
+standard error.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Options:
@@ -37,29 +45,60 @@ class Options:
     max_streams: int
     max_tokens: int  # of all streams together
     format: str
+    prefix_cache: bool = False  # reuse what earlier prompts left
+
+
+@dataclass(frozen=True)
+class Generated:
+    tokens: list[list[int]]  # of each prompt
+    first_at: float | None = None  # time.perf_counter() at the first token, of one prompt
 
 
 class Peer(Protocol):
-    def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    @property
+    def about(self) -> str:
+        """Version and settings, one line."""
+        ...
+
+    def generate(self, prompts: list[list[int]], num_tokens: int) -> Generated:
         """Exactly num_tokens greedy tokens after each prompt, all prompts at once."""
         ...
 
 
-def load(peer: str, model: Path, options: Options) -> Peer:
-    """`benchmarks/peers/PEER.py` has a function `load(model, options)`."""
-    loaded: Peer = importlib.import_module(peer).load(model, options)
-    return loaded
+class Scorer(Protocol):
+    @property
+    def about(self) -> str: ...
+
+    def logits(self, window: list[int]) -> np.ndarray:
+        """Of every position, float32 [length, vocabulary]."""
+        ...
 
 
-def answer(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
+def load(peer: str, model: Path, options: Options) -> Any:
+    """A Peer or a Scorer, or both: `PEER.py` beside this file has `load(model, options)`."""
+    return importlib.import_module(peer).load(model, options)
+
+
+def score(scorer: Scorer, request: dict[str, Any]) -> dict[str, Any]:
+    logits = [scorer.logits(window) for window in request["windows"]]
+    np.save(request["logits"], np.stack(logits).astype(np.float32, copy=False))
+    return {"about": scorer.about}
+
+
+def generate(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
-    outputs = peer.generate(request["prompts"], request["tokens"])
+    generated = peer.generate(request["prompts"], request["tokens"])
     seconds = time.perf_counter() - start
-    lengths = {len(output) for output in outputs}
-    if len(outputs) != len(request["prompts"]) or lengths != {request["tokens"]}:
+    lengths = {len(tokens) for tokens in generated.tokens}
+    if len(generated.tokens) != len(request["prompts"]) or lengths != {request["tokens"]}:
         raise RuntimeError(f"asked for {request['tokens']} tokens each, got {sorted(lengths)}")
-    first = [int(output[0]) for output in outputs]
-    return {"seconds": seconds, "first": first, "peak_bytes": peak_bytes()}
+    first = generated.first_at
+    return {
+        "seconds": seconds,
+        "first_seconds": None if first is None else first - start,
+        "peak_bytes": peak_bytes(),
+        "about": peer.about,
+    }
 
 
 def peak_bytes() -> int:
@@ -80,9 +119,12 @@ def main() -> None:
     try:
         peer = load(args.peer, args.model, Options(**json.loads(args.options)))
         for line in sys.stdin:
-            print(json.dumps(answer(peer, json.loads(line))), file=replies)
+            request = json.loads(line)
+            reply = (score if "windows" in request else generate)(peer, request)
+            print(json.dumps(reply), file=replies)
     except Exception as error:  # one line for the table; the whole of it for whoever looks
-        print(json.dumps({"error": f"{type(error).__name__}: {error}"[:300]}), file=replies)
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(json.dumps({"error": text[:300]}), file=replies)
         raise
 
 
