@@ -49,13 +49,14 @@ def render(document: dict[str, Any]) -> list[str]:
 
 def preamble(document: dict[str, Any]) -> list[str]:
     settings, machine = document["settings"], document["machine"]
-    bandwidth = machine["bandwidth"]
+    readings = [reading / 1e9 for reading in machine["bandwidth"]]
+    best, median, lowest = max(readings), statistics.median(readings), min(readings)
     rounds = max((len(result["rounds"]) for result in document["results"]), default=0)
     return [
         f"{settings['model']} shape, random weights. {machine['cpu']}, path {machine['isa']}, "
         f"{machine['threads']} threads on as many cores. Rounds: {rounds}, contenders in turn, "
-        f"fresh processes for each. Read bandwidth in the run: {max(bandwidth) / 1e9:.1f} GB/s "
-        f"at best, {statistics.median(bandwidth) / 1e9:.1f} median, {min(bandwidth) / 1e9:.1f} lowest.",
+        f"fresh processes for each. Read bandwidth in the run: {best:.1f} GB/s at best, "
+        f"{median:.1f} median, {lowest:.1f} lowest.",
         "",
         "Cells: **median** [lowest, highest], tokens/s where no unit is named; percent of what "
         "the best bandwidth and arithmetic of the run permit in the contender's own formats. "
