@@ -12,6 +12,7 @@
 #include "bindings/decoder.h"
 #include "bindings/sampling_arrays.h"
 #include "core/isa.h"
+#include "core/packed_model.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -52,7 +53,17 @@ void check_shape(const std::string& name, const StoredMatrix& matrix, int64_t ro
                                 ", " + std::to_string(cols) + "]");
 }
 
-// Takes tensors one by one, packs each at once, and gives them away as a decoder.
+// What Python wants done between pieces of a long conversion; None for nothing.
+BetweenPieces between_pieces(const nb::object& callback) {
+  if (callback.is_none()) return [] {};
+  return [callback] {
+    nb::gil_scoped_acquire acquired;
+    callback();
+  };
+}
+
+// Takes tensors one by one, packs each at once, and gives them away as a decoder. Or takes the
+// whole model from a packed file.
 class ModelBuilder {
  public:
   ModelBuilder(const ModelShape& shape, const std::string& isa, int threads)
@@ -76,7 +87,8 @@ class ModelBuilder {
   }
 
   void set_matrix(int layer, const std::string& name, const std::vector<AnyArray>& parts,
-                  const std::vector<ConstArray<float, 1>>& biases) {
+                  const std::vector<ConstArray<float, 1>>& biases, const nb::object& between) {
+    const BetweenPieces callback = between_pieces(between);
     std::vector<StoredMatrix> matrices;
     for (const AnyArray& part : parts) matrices.push_back(stored_matrix(part));
     std::vector<const float*> bias_data;
@@ -88,21 +100,30 @@ class ModelBuilder {
     const bool gated = name == "gate_up";
     check_parts(name, matrices);
     Matrix& slot = matrix_slot(layer, name);
-    const WeightFormat format =
-        name == "lm_head" ? model_.shape.head_format() : model_.shape.weights;
     nb::gil_scoped_release released;
-    slot = pack_matrix(*pool_, kernels_.gemm, format, model_.shape.group_size, matrices, bias_data,
-                       gated ? RowOrder::interleaved_panels : RowOrder::concatenated);
+    reserve();
+    pack_matrix(*pool_, kernels_.gemm, model_, slot, matrices, bias_data,
+                gated ? RowOrder::interleaved_panels : RowOrder::concatenated, callback);
   }
 
-  void set_embedding(const AnyArray& table) {
+  void set_embedding(const AnyArray& table, const nb::object& between) {
+    const BetweenPieces callback = between_pieces(between);
     const StoredMatrix source = stored_matrix(table);
     check_shape("embed", source, model_.shape.vocab_size, model_.shape.hidden_size);
     nb::gil_scoped_release released;
-    model_.embedding = load_embedding(*pool_, model_.shape.embedding_format(), source);
+    reserve();
+    load_embedding(*pool_, model_, source, callback);
   }
 
-  int64_t weight_bytes() const { return model_.weight_bytes(); }
+  void map_packed(int descriptor, int64_t file_bytes, int64_t arena_offset,
+                  int64_t vectors_offset) {
+    nb::gil_scoped_release released;
+    model_ = map_model(model_.shape, descriptor, file_bytes, arena_offset, vectors_offset);
+  }
+
+  int64_t weight_bytes() const { return model_.arena_bytes(); }
+
+  const Model& model() const { return model_; }
 
   std::unique_ptr<Decoder> build(int64_t num_blocks) {
     return std::make_unique<Decoder>(kernels_, pool_, std::move(model_), num_blocks);
@@ -157,10 +178,29 @@ class ModelBuilder {
       throw std::invalid_argument("unknown matrix '" + name + "'");
   }
 
+  // The first tensor asks the system for the memory of all.
+  void reserve() {
+    if (model_.memory.data() != nullptr) return;
+    model_.place(Region(static_cast<size_t>(model_.arena_bytes()), "weights"), 0);
+  }
+
   const KernelTable& kernels_;
   std::shared_ptr<ThreadPool> pool_;
   Model model_;
 };
+
+// A read-only view of the packed matrices, all of them; valid until `build`.
+nb::object packed_arena(nb::handle_t<ModelBuilder> self) {
+  const Model& model = nb::cast<ModelBuilder&>(self).model();
+  model.check_complete();
+  return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(
+      model.arena(), {static_cast<size_t>(model.arena_bytes())}, self));
+}
+
+nb::bytes packed_vectors(const ModelBuilder& builder) {
+  const std::string bytes = save_vectors(builder.model());
+  return nb::bytes(bytes.data(), bytes.size());
+}
 
 // A StepBatch, held for the length of a step.
 class StepArrays {
@@ -328,9 +368,15 @@ void bind_decoder(nb::module_& m) {
       .def(nb::init<const ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a, "threads"_a)
       .def("set_norm", &ModelBuilder::set_norm, "layer"_a, "name"_a, "values"_a.noconvert())
       .def("set_matrix", &ModelBuilder::set_matrix, "layer"_a, "name"_a, "parts"_a, "biases"_a,
+           "between"_a = nb::none(),
            "Packs one matrix: qkv (q, k, v), o, gate_up (gate, up), down or lm_head; biases is "
-           "empty or has one float32 vector for each part.")
-      .def("set_embedding", &ModelBuilder::set_embedding, "table"_a)
+           "empty or has one float32 vector for each part. `between` is called now and then.")
+      .def("set_embedding", &ModelBuilder::set_embedding, "table"_a, "between"_a = nb::none())
+      .def("map_packed", &ModelBuilder::map_packed, "descriptor"_a, "file_bytes"_a,
+           "arena_offset"_a, "vectors_offset"_a,
+           "Takes the whole model from a file; see core/packed_model.h.")
+      .def("packed_arena", &packed_arena)
+      .def("packed_vectors", &packed_vectors)
       .def_prop_ro("weight_bytes", &ModelBuilder::weight_bytes)
       .def("build", &ModelBuilder::build, "num_blocks"_a,
            "The decoder; the builder is empty afterwards.");
@@ -347,6 +393,7 @@ void bind_decoder(nb::module_& m) {
         return KVCache::bytes_per_block(kv_format(format), head_dim, num_kv_heads, num_layers);
       },
       "kv_cache"_a, "head_dim"_a, "num_kv_heads"_a, "num_layers"_a);
+  m.attr("PACKED_REVISION") = kPackedRevision;
   m.attr("KV_BLOCK_TOKENS") = static_cast<int>(kBlockTokens);
   bind_attention(m);
 }

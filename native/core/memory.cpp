@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include <cerrno>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 
@@ -10,6 +12,19 @@ namespace {
 
 constexpr size_t kPage = 4096;
 constexpr size_t kHugePage = size_t{2} << 20;
+constexpr int kPopulateRead = 22;  // MADV_POPULATE_READ of Linux 5.14; older headers lack it
+
+// [offset, offset + bytes), widened to whole pages.
+struct Pages {
+  uint8_t* first;
+  size_t bytes;
+
+  Pages(uint8_t* base, size_t offset, size_t count) {
+    const size_t begin = offset / kPage * kPage;
+    first = base + begin;
+    bytes = (offset + count + kPage - 1) / kPage * kPage - begin;
+  }
+};
 
 }  // namespace
 
@@ -24,6 +39,29 @@ Region::Region(size_t bytes, const std::string& what) {
   if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);  // a hint: refusal is no error
   data_ = static_cast<uint8_t*>(data);
   size_ = size;
+}
+
+Region Region::map_file(int descriptor, size_t bytes) {
+  void* data = mmap(nullptr, bytes, PROT_READ, MAP_SHARED, descriptor, 0);
+  if (data == MAP_FAILED)
+    throw std::runtime_error(std::string("the file cannot be mapped: ") + std::strerror(errno));
+  madvise(data, bytes, MADV_HUGEPAGE);  // a hint: larger pages where the file system has them
+  Region region;
+  region.data_ = static_cast<uint8_t*>(data);
+  region.size_ = bytes;
+  return region;
+}
+
+void Region::populate(size_t offset, size_t bytes) const {
+  const Pages pages(data_, offset, bytes);
+  if (madvise(pages.first, pages.bytes, kPopulateRead) == 0 || errno == EINVAL || errno == EAGAIN)
+    return;
+  throw std::runtime_error(std::string("the file cannot be read: ") + std::strerror(errno));
+}
+
+void Region::read_ahead(size_t offset, size_t bytes) const {
+  const Pages pages(data_, offset, bytes);
+  madvise(pages.first, pages.bytes, MADV_WILLNEED);  // a hint: refusal is no error
 }
 
 Region::~Region() {

@@ -8,6 +8,7 @@
 namespace trimtab {
 
 // A private mapping, zero-filled, not yet touched: pages cost memory when they are first written.
+// Or a file (map_file).
 class Region {
  public:
   Region() = default;
@@ -16,6 +17,16 @@ class Region {
   ~Region();
   Region(Region&& other) noexcept;
   Region& operator=(Region&& other) noexcept;
+
+  // The first `bytes` of a file, mapped read-only: its pages are those of the system's cache,
+  // shared with every process that maps it. Writing to data() of such a region ends the process.
+  // Throws std::runtime_error if the system refuses.
+  static Region map_file(int descriptor, size_t bytes);
+  // Brings a mapped range into memory now, not fault by fault. Throws std::runtime_error if the
+  // file cannot be read there; a system that cannot do this leaves it to the faults.
+  void populate(size_t offset, size_t bytes) const;
+  // Asks the system to read a mapped range ahead; nothing becomes resident.
+  void read_ahead(size_t offset, size_t bytes) const;
 
   uint8_t* data() const { return data_; }
   size_t size() const { return size_; }

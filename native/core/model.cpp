@@ -1,8 +1,10 @@
 #include "core/model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 namespace trimtab {
 namespace {
@@ -95,6 +97,16 @@ void widen(const StoredMatrix& source, int64_t row, float* dst) {
 
 namespace {
 
+constexpr int64_t kPieceBytes = int64_t{32} << 20;  // of the source, between two calls of `between`
+
+int64_t embedding_element(EmbeddingFormat format) { return format == EmbeddingFormat::f32 ? 4 : 2; }
+
+// Rows of a piece, in units of `granule` rows.
+int64_t rows_of_a_piece(const StoredMatrix& source, int64_t granule) {
+  const int64_t row_bytes = source.cols * (source.type == StoredType::f32 ? 4 : 2);
+  return std::max<int64_t>(1, kPieceBytes / (granule * row_bytes));
+}
+
 // Part and row of every packed row; part -1 is a row of zeros.
 struct RowPlace {
   int32_t part;
@@ -117,23 +129,6 @@ std::vector<RowPlace> place_rows(const std::vector<StoredMatrix>& parts, RowOrde
   return places;
 }
 
-void size_matrix(Matrix& matrix, WeightFormat format, int32_t group_size, int64_t rows,
-                 int64_t cols) {
-  if (cols > kMaxCols)
-    refuse("a matrix has " + std::to_string(cols) + " input columns; the kernels take at most " +
-           std::to_string(kMaxCols));
-  PackedMatrix& packed = matrix.packed;
-  packed = packed_shape(format, group_size, rows, cols);
-  if (format == WeightFormat::int8) {
-    matrix.scales.assign(static_cast<size_t>(packed.padded_rows), 0.0f);
-    matrix.sums.assign(static_cast<size_t>(packed.padded_rows), 0);
-  }
-  matrix.data = Region(static_cast<size_t>(packed_bytes(packed)), "weights");
-  packed.data = matrix.data.data();
-  packed.scales = matrix.scales.data();
-  packed.sums = matrix.sums.data();
-}
-
 void check_parts(const std::vector<StoredMatrix>& parts, const std::vector<const float*>& biases,
                  RowOrder order) {
   if (parts.empty()) refuse("a matrix needs at least one part");
@@ -148,76 +143,155 @@ void check_parts(const std::vector<StoredMatrix>& parts, const std::vector<const
 
 }  // namespace
 
-Matrix pack_matrix(ThreadPool& pool, const GemmKernels& kernels, WeightFormat format,
-                   int32_t group_size, const std::vector<StoredMatrix>& parts,
-                   const std::vector<const float*>& biases, RowOrder order) {
+void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Matrix& matrix,
+                 const std::vector<StoredMatrix>& parts, const std::vector<const float*>& biases,
+                 RowOrder order, const BetweenPieces& between) {
   check_parts(parts, biases, order);
   const std::vector<RowPlace> places = place_rows(parts, order);
   const int64_t cols = parts[0].cols;
-  Matrix matrix;
-  size_matrix(matrix, format, group_size, static_cast<int64_t>(places.size()), cols);
+  if (static_cast<int64_t>(places.size()) != matrix.packed.rows || cols != matrix.packed.cols)
+    refuse("the parts do not fill their matrix");
+  matrix.bias.clear();
   if (!biases.empty()) {
     matrix.bias.assign(static_cast<size_t>(matrix.packed.padded_rows), 0.0f);
     for (size_t n = 0; n < places.size(); ++n)
       if (places[n].part >= 0) matrix.bias[n] = biases[places[n].part][places[n].row];
   }
+  uint8_t* data = model.arena() + (matrix.packed.data - model.arena());
   constexpr int64_t kPanels = 2;  // at a time: what every format accepts
-  const int64_t panels = matrix.packed.padded_rows / kPanel;
+  const int64_t items = (matrix.packed.padded_rows / kPanel + kPanels - 1) / kPanels;
+  const int64_t piece = rows_of_a_piece(parts[0], kPanels * kPanel);
   std::vector<std::vector<float>> rows(
       pool.num_threads(), std::vector<float>(static_cast<size_t>(kPanels * kPanel * cols)));
-  pool.run([&](Team& team) {
-    float* source = rows[team.thread()].data();
-    team.for_dynamic((panels + kPanels - 1) / kPanels, [&](int64_t item) {
-      const int64_t panel0 = item * kPanels;
-      const int64_t panel1 = std::min(panels, panel0 + kPanels);
-      for (int64_t n = panel0 * kPanel; n < panel1 * kPanel; ++n) {
-        float* row = source + (n - panel0 * kPanel) * cols;
-        const bool stored = n < static_cast<int64_t>(places.size()) && places[n].part >= 0;
-        if (stored)
-          widen(parts[places[n].part], places[n].row, row);
-        else
-          std::memset(row, 0, static_cast<size_t>(cols) * 4);
-      }
-      kernels.pack(matrix.packed, matrix.data.data(), matrix.scales.data(), matrix.sums.data(),
-                   source, panel0, panel1);
+  const auto pack_item = [&](float* source, int64_t item) {
+    const int64_t panel0 = item * kPanels;
+    const int64_t panel1 = std::min(matrix.packed.padded_rows / kPanel, panel0 + kPanels);
+    for (int64_t n = panel0 * kPanel; n < panel1 * kPanel; ++n) {
+      float* row = source + (n - panel0 * kPanel) * cols;
+      const bool stored = n < static_cast<int64_t>(places.size()) && places[n].part >= 0;
+      if (stored)
+        widen(parts[places[n].part], places[n].row, row);
+      else
+        std::memset(row, 0, static_cast<size_t>(cols) * 4);
+    }
+    kernels.pack(matrix.packed, data, matrix.scales.data(), matrix.sums.data(), source, panel0,
+                 panel1);
+  };
+  for (int64_t first = 0; first < items; first += piece) {
+    pool.run([&](Team& team) {
+      team.for_dynamic(std::min(piece, items - first),
+                       [&](int64_t item) { pack_item(rows[team.thread()].data(), first + item); });
     });
-  });
-  return matrix;
+    between();
+  }
+  matrix.loaded = true;
 }
 
-Region load_embedding(ThreadPool& pool, EmbeddingFormat format, const StoredMatrix& source) {
+void load_embedding(ThreadPool& pool, Model& model, const StoredMatrix& source,
+                    const BetweenPieces& between) {
+  const EmbeddingFormat format = model.shape.embedding_format();
   const int64_t cols = source.cols;
-  const int64_t element = format == EmbeddingFormat::f32 ? 4 : 2;
-  Region table(static_cast<size_t>(source.rows * cols * element), "the embedding table");
+  const int64_t element = embedding_element(format);
+  if (source.rows * cols * element != static_cast<int64_t>(model.embedding.size()))
+    refuse("the embedding table has another size");
+  uint8_t* table = model.arena();
   std::vector<std::vector<float>> scratch(pool.num_threads(), std::vector<float>(cols));
-  pool.run([&](Team& team) {
-    float* row = scratch[team.thread()].data();
-    team.for_static(source.rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) {
-        uint8_t* dst = table.data() + n * cols * element;
-        if (format == EmbeddingFormat::f32) {
-          widen(source, n, reinterpret_cast<float*>(dst));
-          continue;
-        }
-        widen(source, n, row);
-        for (int64_t i = 0; i < cols; ++i) reinterpret_cast<uint16_t*>(dst)[i] = round_bf16(row[i]);
-      }
+  const auto convert = [&](float* row, int64_t n) {
+    uint8_t* dst = table + n * cols * element;
+    if (format == EmbeddingFormat::f32) {
+      widen(source, n, reinterpret_cast<float*>(dst));
+      return;
+    }
+    widen(source, n, row);
+    for (int64_t i = 0; i < cols; ++i) reinterpret_cast<uint16_t*>(dst)[i] = round_bf16(row[i]);
+  };
+  const int64_t piece = rows_of_a_piece(source, 1);
+  for (int64_t first = 0; first < source.rows; first += piece) {
+    pool.run([&](Team& team) {
+      float* row = scratch[team.thread()].data();
+      team.for_static(std::min(piece, source.rows - first), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) convert(row, first + n);
+      });
     });
-  });
-  return table;
+    between();
+  }
+  model.embedding_loaded = true;
+}
+
+namespace {
+
+void size_matrix(Matrix& matrix, WeightFormat format, int32_t group_size, int64_t rows,
+                 int64_t cols) {
+  if (cols > kMaxCols)
+    refuse("a matrix has " + std::to_string(cols) + " input columns; the kernels take at most " +
+           std::to_string(kMaxCols));
+  matrix.packed = packed_shape(format, group_size, rows, cols);
+}
+
+// Gives every matrix its shape and its data `base` + offset; returns the size of the arena.
+int64_t lay_out(Model& model, const uint8_t* base) {
+  const ModelShape& shape = model.shape;
+  int64_t end = 0;
+  const auto take = [&](int64_t bytes) {
+    const int64_t offset = end;
+    end = round_up(end + bytes, 64);
+    return offset;
+  };
+  const int64_t table =
+      shape.vocab_size * shape.hidden_size * embedding_element(shape.embedding_format());
+  const int64_t table_offset = take(table);
+  if (base != nullptr) model.embedding = {base + table_offset, static_cast<size_t>(table)};
+  const auto add = [&](Matrix& matrix, WeightFormat format, int64_t rows, int64_t cols) {
+    size_matrix(matrix, format, shape.group_size, rows, cols);
+    const int64_t offset = take(packed_bytes(matrix.packed));
+    if (base == nullptr) return;
+    const bool int8 = format == WeightFormat::int8;
+    matrix.scales.assign(int8 ? static_cast<size_t>(matrix.packed.padded_rows) : 0, 0.0f);
+    matrix.sums.assign(matrix.scales.size(), 0);
+    matrix.packed.data = base + offset;
+    matrix.packed.scales = matrix.scales.data();
+    matrix.packed.sums = matrix.sums.data();
+    matrix.loaded = false;
+  };
+  add(model.lm_head, shape.head_format(), shape.vocab_size, shape.hidden_size);
+  for (LayerWeights& layer : model.layers) {
+    add(layer.qkv, shape.weights, shape.query_size() + 2 * shape.kv_size(), shape.hidden_size);
+    add(layer.o, shape.weights, shape.hidden_size, shape.query_size());
+    add(layer.gate_up, shape.weights, 2 * round_up(shape.intermediate_size, kPanel),
+        shape.hidden_size);
+    add(layer.down, shape.weights, shape.hidden_size, shape.intermediate_size);
+  }
+  return end;
+}
+
+}  // namespace
+
+int64_t Model::arena_bytes() const {
+  Model sketch;
+  sketch.shape = shape;
+  sketch.layers.resize(shape.layers.size());
+  return lay_out(sketch, nullptr);
+}
+
+void Model::place(Region region, size_t offset) {
+  memory = std::move(region);
+  arena_offset = offset;
+  layers.resize(shape.layers.size());
+  lay_out(*this, arena());
+  embedding_loaded = false;
 }
 
 void Model::check_complete() const {
-  require_loaded(embedding.data() != nullptr, "embed");
+  require_loaded(embedding_loaded, "embed");
   require_loaded(!final_norm.empty(), "final_norm");
-  require_loaded(lm_head.loaded(), "lm_head");
+  require_loaded(lm_head.loaded, "lm_head");
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerWeights& layer = layers[i];
     const std::string prefix = "layers." + std::to_string(i) + ".";
-    require_loaded(layer.qkv.loaded(), prefix + "qkv");
-    require_loaded(layer.o.loaded(), prefix + "o");
-    require_loaded(layer.gate_up.loaded(), prefix + "gate_up");
-    require_loaded(layer.down.loaded(), prefix + "down");
+    require_loaded(layer.qkv.loaded, prefix + "qkv");
+    require_loaded(layer.o.loaded, prefix + "o");
+    require_loaded(layer.gate_up.loaded, prefix + "gate_up");
+    require_loaded(layer.down.loaded, prefix + "down");
     require_loaded(!layer.attn_norm.empty(), prefix + "attn_norm");
     require_loaded(!layer.mlp_norm.empty(), prefix + "mlp_norm");
     require_loaded(!shape.post_norms || !layer.post_attn_norm.empty(), prefix + "post_attn_norm");
@@ -225,14 +299,6 @@ void Model::check_complete() const {
     require_loaded(!shape.qk_norm || !layer.q_norm.empty(), prefix + "q_norm");
     require_loaded(!shape.qk_norm || !layer.k_norm.empty(), prefix + "k_norm");
   }
-}
-
-int64_t Model::weight_bytes() const {
-  int64_t bytes = static_cast<int64_t>(embedding.size() + lm_head.data.size());
-  for (const LayerWeights& layer : layers)
-    for (const Matrix* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
-      bytes += static_cast<int64_t>(matrix->data.size());
-  return bytes;
 }
 
 }  // namespace trimtab

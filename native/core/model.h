@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -78,13 +80,11 @@ struct StoredMatrix {
 void widen(const StoredMatrix& source, int64_t row, float* dst);
 
 struct Matrix {
-  PackedMatrix packed{};
-  Region data;
+  PackedMatrix packed{};  // data lies in Model::memory
   std::vector<float> scales;
   std::vector<int32_t> sums;
   std::vector<float> bias;  // [padded_rows] or empty
-
-  bool loaded() const { return packed.data != nullptr; }
+  bool loaded = false;
 };
 
 struct LayerWeights {
@@ -96,29 +96,47 @@ struct LayerWeights {
   std::vector<float> q_norm, k_norm;                                      // [head_dim]
 };
 
+// The bytes of all matrices of a model are one piece of memory, the arena: the embedding table
+// first, then lm_head, then qkv, o, gate_up, down of each layer, each at a multiple of 64 bytes.
+// Its layout follows from the shape alone.
+//
+//   memory  | skipped (mapped file: its header) | arena | (mapped file: its vectors) |
 struct Model {
   ModelShape shape;
   std::vector<LayerWeights> layers;
-  Region embedding;  // [vocab][hidden] in shape.embedding_format()
+  std::span<const uint8_t> embedding;  // [vocab][hidden] in shape.embedding_format()
   std::vector<float> final_norm;
   Matrix lm_head;
+  Region memory;
+  size_t arena_offset = 0;
+  bool embedding_loaded = false;
+
+  // Throws std::invalid_argument for matrices that the kernels do not take.
+  int64_t arena_bytes() const;
+  // Takes memory that holds an arena (or room for one) at `offset`, and points every matrix into
+  // it; scales and sums get their sizes. Nothing counts as loaded yet.
+  void place(Region region, size_t offset);
+  uint8_t* arena() const { return memory.data() + arena_offset; }
 
   // Throws std::invalid_argument naming the first tensor that was never loaded.
   void check_complete() const;
-  int64_t weight_bytes() const;
 };
 
 // Which stored row becomes which row of a packed matrix.
 enum class RowOrder { concatenated, interleaved_panels };
 
-// Packs the parts into one matrix, panel by panel, on all threads; scratch is a few rows of f32 a
-// thread. `biases` is empty or holds one array [rows] a part. Throws std::invalid_argument if the
-// parts do not fit together.
-Matrix pack_matrix(ThreadPool& pool, const GemmKernels& kernels, WeightFormat format,
-                   int32_t group_size, const std::vector<StoredMatrix>& parts,
-                   const std::vector<const float*>& biases, RowOrder order);
+// Called between pieces of a long conversion, when what has been read of the source is done with.
+using BetweenPieces = std::function<void()>;
 
-// The embedding table in `format`, converted row by row on all threads.
-Region load_embedding(ThreadPool& pool, EmbeddingFormat format, const StoredMatrix& source);
+// Packs the parts into a matrix of a placed model, panel by panel, on all threads; scratch is a few
+// rows of f32 a thread. `biases` is empty or holds one array [rows] a part. Throws
+// std::invalid_argument if the parts do not fit together or into the matrix.
+void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Matrix& matrix,
+                 const std::vector<StoredMatrix>& parts, const std::vector<const float*>& biases,
+                 RowOrder order, const BetweenPieces& between);
+
+// The embedding table of a placed model, converted row by row on all threads.
+void load_embedding(ThreadPool& pool, Model& model, const StoredMatrix& source,
+                    const BetweenPieces& between);
 
 }  // namespace trimtab

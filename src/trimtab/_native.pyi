@@ -1,6 +1,6 @@
 """The native core (native/bindings). One section for each bindings file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -18,6 +18,7 @@ def probe_arithmetic(isa: str, threads: int, weights: str, repeats: int) -> list
 
 # bindings/decoder.cpp
 KV_BLOCK_TOKENS: int
+PACKED_REVISION: int
 
 class LayerShape:
     def __init__(self, window: int, rope: int) -> None: ...
@@ -56,8 +57,16 @@ class ModelBuilder:
         name: str,
         parts: Sequence[npt.NDArray[Any]],
         biases: Sequence[Float32Array],
+        between: Callable[[], None] | None = None,
     ) -> None: ...
-    def set_embedding(self, table: npt.NDArray[Any]) -> None: ...
+    def set_embedding(
+        self, table: npt.NDArray[Any], between: Callable[[], None] | None = None
+    ) -> None: ...
+    def map_packed(
+        self, descriptor: int, file_bytes: int, arena_offset: int, vectors_offset: int
+    ) -> None: ...
+    def packed_arena(self) -> UInt8Array: ...
+    def packed_vectors(self) -> bytes: ...
     @property
     def weight_bytes(self) -> int: ...
     def build(self, num_blocks: int) -> Decoder: ...

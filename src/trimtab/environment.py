@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 from trimtab.errors import ConfigError
@@ -33,3 +34,41 @@ def debug_checks() -> bool:
 def api_key() -> str | None:
     """`TRIMTAB_API_KEY`: the server's key, for those who do not want it in a process list."""
     return os.environ.get("TRIMTAB_API_KEY") or None
+
+
+def packed_cache_directory() -> Path | None:
+    """`TRIMTAB_PACKED_CACHE`: where packed models are kept, or `off`; see docs/models.md.
+
+    By default `trimtab/packed` in `XDG_CACHE_HOME`, or in `~/.cache`. None: keep none. Raises
+    ConfigError for a path that is not absolute.
+    """
+    value = os.environ.get("TRIMTAB_PACKED_CACHE", "")
+    if value == "off":
+        return None
+    if value:
+        directory = Path(value).expanduser()
+        if not directory.is_absolute():
+            raise ConfigError(f"TRIMTAB_PACKED_CACHE={value!r}: must be an absolute path, or off")
+        return directory
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the specification: such a value is to be ignored
+        home = os.environ.get("HOME", "")
+        if not Path(home).is_absolute():
+            return None
+        base = Path(home) / ".cache"
+    return base / "trimtab" / "packed"
+
+
+DEFAULT_PACKED_CACHE_GIB = 32.0
+
+
+def packed_cache_bytes() -> int:
+    """`TRIMTAB_PACKED_CACHE_GIB`: the most that packed models may take on disk together."""
+    value = os.environ.get("TRIMTAB_PACKED_CACHE_GIB", "") or str(DEFAULT_PACKED_CACHE_GIB)
+    try:
+        gib = float(value)
+    except ValueError:
+        gib = -1.0
+    if not 0 <= gib < 1 << 30:
+        raise ConfigError(f"TRIMTAB_PACKED_CACHE_GIB={value!r}: must be a number of GiB, 0 or more")
+    return int(gib * (1 << 30))

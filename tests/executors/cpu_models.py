@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.checkpoints.base import StoredTensor
+from trimtab.checkpoints.stored_file import StoredFile
 from trimtab.executors.base import Executor, SamplingBatch, StepBatch, StepResult
 from trimtab.models.spec import LayerSpec, ModelSpec, RopeSpec
 
@@ -27,12 +28,16 @@ class MemoryCheckpoint:
     tensors: dict[str, StoredTensor]
     path: Path = Path("memory")
     identity: str = "a model in memory"
+    weight_files: tuple[StoredFile, ...] = ()
 
     def names(self) -> Iterable[str]:
         return self.tensors.keys()
 
     def tensor(self, name: str) -> StoredTensor:
         return self.tensors[name]
+
+    def release(self) -> None:
+        pass
 
     def map(self, change: Callable[[str, Float32], Float32]) -> MemoryCheckpoint:
         """The same model with other weights, in float32."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from trimtab.checkpoints.stored_file import StoredFile
 from trimtab.models.spec import ModelSpec
 
 StoredDtype = Literal["f32", "f16", "bf16"]
@@ -42,10 +43,19 @@ class Checkpoint(Protocol):
         """Hex digest that changes when the config or any weight does."""
         ...
 
+    @property
+    def weight_files(self) -> Sequence[StoredFile]:
+        """The files whose bytes, with the config, are the model; empty if it is in no file."""
+        ...
+
     def names(self) -> Iterable[str]:
         """The canonical tensor names (see models/spec.py) that this model has."""
         ...
 
     def tensor(self, name: str) -> StoredTensor:
-        """By canonical name; rows of fused tensors already cut out."""
+        """By canonical name; rows of fused tensors already cut out. Raises CheckpointError."""
+        ...
+
+    def release(self) -> None:
+        """Gives back the memory of what has been read; tensors stay valid and are read again."""
         ...

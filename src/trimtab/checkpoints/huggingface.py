@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, NoReturn
 
 from trimtab.checkpoints.base import Checkpoint, StoredTensor
 from trimtab.checkpoints.json_file import read_json_object
 from trimtab.checkpoints.safetensors_file import SafetensorsFile
 from trimtab.checkpoints.shards import open_shards, open_single
+from trimtab.checkpoints.stored_file import StoredFile
 from trimtab.errors import CheckpointError
 from trimtab.models.config_reader import ConfigReader, show
 from trimtab.models.family import Family
@@ -28,7 +26,7 @@ HARMLESS_SUFFIXES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_
 
 SAMPLE_PIECES = 8
 SAMPLE_BYTES = 256
-COMPARED_BYTES = 16 << 20
+COMPARED_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,8 @@ STYLES = (
 
 
 def open_checkpoint(path: str | Path, max_context: int = 0) -> Checkpoint:
-    """Open and validate a checkpoint; nothing of its weights is read yet.
+    """Open and validate a checkpoint; nothing of its weights is read yet. Whether the head
+    that some tied models store once more is the same is checked with the first tensor.
 
     `path` is a directory in Hugging Face layout, or a .safetensors file that has its config.json
     beside it. `max_context` is the longest context that will be served (0 = the model's own):
@@ -119,19 +118,33 @@ class HuggingFaceCheckpoint:
         }
         for name, source in self._sources.items():
             self._check_tensor(name, source)
-        self._check_tied_head(_stored_name("lm_head.weight", style))
+        self._tied_head = self._find_tied_head(_stored_name("lm_head.weight", style))
         self._check_no_strangers(family)
 
     def names(self) -> Iterable[str]:
         return self._sources.keys()
 
+    @property
+    def weight_files(self) -> Sequence[StoredFile]:
+        return [StoredFile(file.path, file.signature) for file in self._unique_files()]
+
     def tensor(self, name: str) -> StoredTensor:
+        self._check_tied_head()
         source = self._sources[name]
         stored = self._files[source.name].tensor(source.name)
         if source.fused_rows is None:
             return stored
         rows = slice(source.first_row, source.first_row + source.shape[0])
         return StoredTensor(stored.data[rows], stored.dtype)
+
+    def release(self) -> None:
+        for file in self._unique_files():
+            file.release()
+
+    def _unique_files(self) -> list[SafetensorsFile]:
+        """By name: an order that does not depend on the directory's."""
+        unique = {id(file): file for file in self._files.values()}
+        return sorted(unique.values(), key=lambda file: file.path.name)
 
     @cached_property
     def identity(self) -> str:
@@ -145,16 +158,14 @@ class HuggingFaceCheckpoint:
         digest = hashlib.sha256(b"trimtab checkpoint 1\n")
         digest.update(json.dumps(self._config, sort_keys=True).encode())
         digest.update(repr(self.spec.ropes).encode())
-        unique = {id(file): file for file in self._files.values()}
-        for file in sorted(unique.values(), key=lambda file: file.path.name):
+        for file in self._unique_files():
             digest.update(f"\n{file.size} {len(file.header)}\n".encode())
             digest.update(file.header)
         for name in sorted(self._files):
-            data = self._files[name].raw(name)
-            last = max(len(data) - SAMPLE_BYTES, 0)
+            file = self._files[name]
+            last = max(file.entries[name].end - file.entries[name].start - SAMPLE_BYTES, 0)
             for piece in range(SAMPLE_PIECES if last else 1):
-                start = last * piece // (SAMPLE_PIECES - 1)
-                digest.update(data[start : start + SAMPLE_BYTES].tobytes())
+                digest.update(file.read(name, last * piece // (SAMPLE_PIECES - 1), SAMPLE_BYTES))
         return digest.hexdigest()
 
     def _find_style(self) -> NameStyle:
@@ -186,20 +197,34 @@ class HuggingFaceCheckpoint:
                 "only F32, F16 and BF16 are supported"
             )
 
-    def _check_tied_head(self, head: str) -> None:
+    def _find_tied_head(self, head: str) -> str | None:
         """Some tied models store their head once more; then it must be the same bytes."""
         if not self.spec.tied_embeddings or head not in self._files:
+            return None
+        embed = self._sources["embed"].name
+        ours, theirs = self._files[embed].entries[embed], self._files[head].entries[head]
+        if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
+            self._refuse_tied_head(head)
+        return head
+
+    def _check_tied_head(self) -> None:
+        """Both tables are read for it, so it waits until the weights are wanted."""
+        head = self._tied_head
+        if head is None:
             return
         embed = self._sources["embed"].name
-        ours, theirs = self._files[embed], self._files[head]
-        same = replace(ours.entries[embed], start=0, end=0) == replace(
-            theirs.entries[head], start=0, end=0
+        entry = self._files[embed].entries[embed]
+        for start in range(0, entry.end - entry.start, COMPARED_BYTES):
+            ours = self._files[embed].read(embed, start, COMPARED_BYTES)
+            if ours != self._files[head].read(head, start, COMPARED_BYTES):
+                self._refuse_tied_head(head)
+        self._tied_head = None
+
+    def _refuse_tied_head(self, head: str) -> NoReturn:
+        raise CheckpointError(
+            f"{self.path}: {head} differs from {self._sources['embed'].name}, but config.json says "
+            "tie_word_embeddings; set it to false to use both"
         )
-        if not same or not _equal_bytes(ours.raw(embed), theirs.raw(head)):
-            raise CheckpointError(
-                f"{self.path}: {head} differs from {embed}, but config.json says "
-                "tie_word_embeddings; set it to false to use both"
-            )
 
     def _check_no_strangers(self, family: Family) -> None:
         """A weight that the spec has no place for (a bias, a layer) would change the answer."""
@@ -226,11 +251,3 @@ def _stored_name(name: str, style: NameStyle) -> str:
     if name.startswith("model."):
         return style.decoder + name.removeprefix("model.")
     return style.head + name
-
-
-def _equal_bytes(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> bool:
-    """Of equal lengths; piece by piece, for a comparison of arrays makes one as large."""
-    return all(
-        np.array_equal(a[start : start + COMPARED_BYTES], b[start : start + COMPARED_BYTES])
-        for start in range(0, len(a), COMPARED_BYTES)
-    )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from trimtab.checkpoints.base import StoredDtype, StoredTensor
 from trimtab.checkpoints.json_file import open_regular, parse_json_object
+from trimtab.checkpoints.stored_file import FileSignature
 from trimtab.errors import CheckpointError
 from trimtab.models.config_reader import show
 
@@ -62,14 +64,33 @@ class SafetensorsFile:
         """Raises CheckpointError, one line naming the file and what is wrong with it."""
         self.path = path
         descriptor, self.size = open_regular(path)
+        weakref.finalize(self, os.close, descriptor)
+        self._descriptor = descriptor
         try:
+            self.signature = FileSignature.of(os.fstat(descriptor))
             self.header = _read_header(descriptor, self.size, str(path))
             self.entries = _parse_entries(self.header, self.size, str(path))
             self._map = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-        finally:
-            os.close(descriptor)
+
+    def read(self, name: str, start: int, count: int) -> bytes:
+        """A piece of a tensor's bytes, read and not mapped: it makes nothing else resident."""
+        entry = self.entries[name]
+        start = min(start, entry.end - entry.start)
+        count = min(count, entry.end - entry.start - start)
+        try:
+            data = os.pread(self._descriptor, count, entry.start + start)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error.strerror}") from None
+        if len(data) != count:
+            raise CheckpointError(f"{self.path}: truncated while it was read")
+        return data
+
+    def release(self) -> None:
+        """Gives back the memory of mapped pages; they stay valid and are read again."""
+        if hasattr(self._map, "madvise"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """A tensor's bytes, mapped."""

@@ -13,14 +13,11 @@ import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
-import numpy as np
-
-from trimtab.checkpoints.base import Checkpoint, StoredTensor
+from trimtab.checkpoints.base import Checkpoint
 from trimtab.config import ExecutorConfig
 from trimtab.environment import forced_isa
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.executors.base import (
-    Float32Array,
     Int32Array,
     KVCapacity,
     StepBatch,
@@ -28,6 +25,7 @@ from trimtab.executors.base import (
     UInt8Array,
 )
 from trimtab.executors.resources import available_cpus, available_memory
+from trimtab.executors.weights import load_model
 from trimtab.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -38,19 +36,13 @@ NUMERICS_REVISION = 1
 DEFAULT_SEQUENCES = 16  # of max_context tokens each, if a quarter of free memory allows
 MAX_THREADS = 1024
 
-# (matrix, its parts, bias names) in the order in which the native decoder fuses them.
-LAYER_MATRICES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("qkv", ("q", "k", "v")),
-    ("o", ("o",)),
-    ("gate_up", ("gate", "up")),
-    ("down", ("down",)),
-)
-
 
 class CpuExecutor:
     """Implements `trimtab.executors.base.Executor`.
 
-    Loading reads each tensor once and keeps nothing of the checkpoint. Raises ConfigError for
+    Loading maps the packed model if an earlier start has left it (see
+    `trimtab.executors.packed_cache`); otherwise it reads each tensor once, packs it, and keeps
+    nothing of the checkpoint. Raises ConfigError for
     settings that cannot work here: a kernel path that this CPU lacks, more threads than 1024, a
     shape that the kernels do not take, a KV cache that does not fit into memory; and
     CheckpointError for a tensor that is missing or misshapen.
@@ -75,9 +67,11 @@ class CpuExecutor:
             raise ConfigError(f"{checkpoint.path}: {error}") from None
         _check_weights_fit(self._spec, config)
         try:
-            load_weights(builder, checkpoint)
+            self._mapped = load_model(builder, checkpoint, config, self.threads)
             self.weight_bytes = builder.weight_bytes
-            self._capacity = _choose_capacity(self._spec, config)
+            self._capacity = _choose_capacity(
+                self._spec, config, builder.weight_bytes if self._mapped else 0
+            )
             self._decoder: _native.Decoder | None = builder.build(self._capacity.num_blocks)
         except RuntimeError as error:  # the system refused memory
             raise ConfigError(f"{checkpoint.path}: {error}") from None
@@ -119,6 +113,8 @@ class CpuExecutor:
     def close(self) -> None:
         """Idempotent. Gives back the weights, the cache and the threads."""
         self._decoder = None
+        if self._mapped is not None:
+            self._mapped.close()
 
     def _open_decoder(self) -> _native.Decoder:
         if self._decoder is None:
@@ -179,44 +175,6 @@ def _native_shape(spec: ModelSpec, config: ExecutorConfig) -> _native.ModelShape
     return shape
 
 
-def load_weights(builder: _native.ModelBuilder, checkpoint: Checkpoint) -> None:
-    """Hands every tensor of the checkpoint to the builder, which packs it at once."""
-    names = set(checkpoint.names())
-
-    def norm(layer: int, name: str, prefix: str) -> None:
-        if prefix + name in names:
-            builder.set_norm(layer, name, _vector(checkpoint.tensor(prefix + name)))
-
-    def matrix(layer: int, name: str, parts: tuple[str, ...], prefix: str) -> None:
-        tensors = [checkpoint.tensor(prefix + part).data for part in parts]
-        biased = [prefix + part + "_bias" in names for part in parts]
-        biases: list[Float32Array] = []
-        if any(biased):
-            biases = [
-                _vector(checkpoint.tensor(prefix + part + "_bias"))
-                if has_bias
-                else np.zeros(tensor.shape[0], np.float32)
-                for part, has_bias, tensor in zip(parts, biased, tensors, strict=True)
-            ]
-        builder.set_matrix(layer, name, tensors, biases)
-
-    builder.set_embedding(checkpoint.tensor("embed").data)
-    norm(-1, "final_norm", "")
-    matrix(-1, "lm_head", ("lm_head",) if "lm_head" in names else ("embed",), "")
-    for layer in range(checkpoint.spec.num_layers):
-        prefix = f"layers.{layer}."
-        for name in ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm"):
-            norm(layer, name, prefix)
-        for name in ("q_norm", "k_norm"):
-            norm(layer, name, prefix)
-        for name, parts in LAYER_MATRICES:
-            matrix(layer, name, parts, prefix)
-
-
-def _vector(tensor: StoredTensor) -> Float32Array:
-    return np.ascontiguousarray(tensor.to_float32())
-
-
 def _weight_bytes(spec: ModelSpec, config: ExecutorConfig) -> int:
     """What the matrices will take when packed, without padding."""
     bits = {"f32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4 + 16 / config.group_size}
@@ -237,8 +195,9 @@ def _check_weights_fit(spec: ModelSpec, config: ExecutorConfig) -> None:
         )
 
 
-def _choose_capacity(spec: ModelSpec, config: ExecutorConfig) -> KVCapacity:
-    """Called when the weights are loaded, so that free memory is what the cache may take."""
+def _choose_capacity(spec: ModelSpec, config: ExecutorConfig, mapped_bytes: int) -> KVCapacity:
+    """Called when the weights are loaded, so that free memory is what the cache may take. But the
+    system counts mapped weights as free, since it could drop them: they must stay."""
     from trimtab import _native
 
     block_size = _native.KV_BLOCK_TOKENS
@@ -246,6 +205,8 @@ def _choose_capacity(spec: ModelSpec, config: ExecutorConfig) -> KVCapacity:
         config.kv_cache, spec.head_dim, spec.num_kv_heads, spec.num_layers
     )
     free = available_memory()
+    if free is not None:
+        free = max(0, free - mapped_bytes)
     if config.num_blocks:
         num_blocks, asked = config.num_blocks, f"num_blocks={config.num_blocks}"
     elif config.kv_cache_gib:
