@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -13,16 +14,44 @@ template <typename T, int dims>
 using ConstArray =
     nanobind::ndarray<const T, nanobind::ndim<dims>, nanobind::c_contig, nanobind::device::cpu>;
 
-// The attribute `name` of a Python object as an array of exactly that dtype and rank; throws
-// std::invalid_argument that names it. The array keeps its memory alive.
+// An attribute that from call to call is often the very same array: then it is not looked into
+// again. It is held until the next `read`, and so keeps its memory where it is.
 template <typename T, int dims>
-ConstArray<T, dims> array_attribute(nanobind::handle object, const char* name) {
-  ConstArray<T, dims> array;
-  if (!nanobind::try_cast<ConstArray<T, dims>>(object.attr(name), array, false))
-    throw std::invalid_argument(std::string(name) +
-                                ": must be a contiguous array of the documented dtype and rank");
-  return array;
-}
+class HeldArray {
+ public:
+  // `name`: of the attribute, perhaps after a prefix and a dot that only messages show.
+  explicit HeldArray(const char* name)
+      : name_(name), attribute_(nanobind::steal(PyUnicode_InternFromString(after_dot(name)))) {}
+
+  // object.name as an array of exactly that dtype and rank; throws std::invalid_argument that names
+  // it.
+  const ConstArray<T, dims>& read(nanobind::handle object) {
+    nanobind::object value = nanobind::getattr(object, attribute_);
+    if (value.is(held_)) return array_;
+    ConstArray<T, dims> array;
+    if (!nanobind::try_cast<ConstArray<T, dims>>(value, array, false))
+      throw std::invalid_argument(std::string(name_) +
+                                  ": must be a contiguous array of the documented dtype and rank");
+    array_ = std::move(array);
+    held_ = std::move(value);
+    return array_;
+  }
+
+  const char* name() const { return name_; }
+  const T* data() const { return array_.data(); }
+  int64_t length() const { return static_cast<int64_t>(array_.shape(0)); }
+
+ private:
+  static const char* after_dot(const char* name) {
+    const char* dot = std::strrchr(name, '.');
+    return dot == nullptr ? name : dot + 1;
+  }
+
+  const char* name_;
+  nanobind::object attribute_;
+  nanobind::object held_;
+  ConstArray<T, dims> array_;
+};
 
 // Memory that becomes a numpy array; not initialized.
 template <typename T>

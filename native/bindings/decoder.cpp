@@ -10,7 +10,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/decoder.h"
-#include "bindings/sampling_arrays.h"
+#include "bindings/step_arrays.h"
 #include "core/isa.h"
 #include "core/packed_model.h"
 
@@ -202,60 +202,25 @@ nb::bytes packed_vectors(const ModelBuilder& builder) {
   return nb::bytes(bytes.data(), bytes.size());
 }
 
-// A StepBatch, held for the length of a step.
-class StepArrays {
+// The decoder as Python sees it.
+class BoundDecoder {
  public:
-  StepArrays(nb::handle batch, int64_t vocab)
-      : token_ids_(array_attribute<int32_t, 1>(batch, "token_ids")),
-        positions_(array_attribute<int32_t, 1>(batch, "positions")),
-        seq_starts_(array_attribute<int32_t, 1>(batch, "seq_starts")),
-        block_starts_(array_attribute<int32_t, 1>(batch, "block_starts")),
-        block_ids_(array_attribute<int32_t, 1>(batch, "block_ids")),
-        logit_rows_(array_attribute<int32_t, 1>(batch, "logit_rows")),
-        sampling_(batch.attr("sampling"), static_cast<int64_t>(logit_rows_.shape(0)), vocab) {
-    step_.token_ids = token_ids_.data();
-    step_.positions = positions_.data();
-    step_.num_rows = length(token_ids_);
-    step_.seq_starts = seq_starts_.data();
-    step_.block_starts = block_starts_.data();
-    step_.num_seqs = length(seq_starts_) - 1;
-    step_.block_ids = block_ids_.data();
-    step_.num_block_ids = length(block_ids_);
-    step_.logit_rows = logit_rows_.data();
-    step_.num_logits = length(logit_rows_);
-    step_.sampling = sampling_.view();
-    if (length(positions_) != step_.num_rows)
-      throw std::invalid_argument("positions: one for each of token_ids");
-    if (length(block_starts_) != length(seq_starts_))
-      throw std::invalid_argument("block_starts: as long as seq_starts");
-    if (batch.attr("targets").is_none()) return;
-    targets_ = array_attribute<int32_t, 1>(batch, "targets");
-    if (length(targets_) != step_.num_logits)
-      throw std::invalid_argument("targets: one for each of logit_rows");
-    step_.targets = targets_.data();
-  }
+  explicit BoundDecoder(std::unique_ptr<Decoder> decoder) : decoder_(std::move(decoder)) {}
 
-  const StepInput& input() const { return step_; }
-  int64_t top_width() const { return sampling_.top_width(); }
+  KVCache& cache() { return decoder_->cache(); }
+  nb::tuple step(nb::handle batch);
 
  private:
-  static int64_t length(const ConstArray<int32_t, 1>& array) {
-    return static_cast<int64_t>(array.shape(0));
-  }
-
-  ConstArray<int32_t, 1> token_ids_, positions_, seq_starts_, block_starts_, block_ids_;
-  ConstArray<int32_t, 1> logit_rows_, targets_;
-  SamplingArrays sampling_;
-  StepInput step_;
+  std::unique_ptr<Decoder> decoder_;
+  StepArrays arrays_;
 };
 
-nb::tuple run_step(Decoder& decoder, nb::handle batch) {
-  const int64_t vocab = decoder.model().shape.vocab_size;
-  const StepArrays arrays(batch, vocab);
-  const StepInput& step = arrays.input();
+nb::tuple BoundDecoder::step(nb::handle batch) {
+  const int64_t vocab = decoder_->model().shape.vocab_size;
+  const StepInput& step = arrays_.read(batch, vocab);
   const bool with_logits = nb::cast<bool>(batch.attr("return_logits"));
   const bool with_targets = step.targets != nullptr;
-  const int64_t rows = step.num_logits, width = arrays.top_width();
+  const int64_t rows = step.num_logits, width = arrays_.top_width();
   OwnedArray<int32_t> tokens(rows), top_ids(rows * width);
   OwnedArray<float> logprobs(rows), top_logprobs(rows * width);
   OwnedArray<float> target_logprobs(with_targets ? rows : 0);
@@ -270,7 +235,7 @@ nb::tuple run_step(Decoder& decoder, nb::handle batch) {
   out.logits = with_logits ? logits.data() : nullptr;
   {
     nb::gil_scoped_release released;
-    decoder.step(step, out);
+    decoder_->step(step, out);
   }
   const auto n = static_cast<size_t>(rows), w = static_cast<size_t>(width);
   return nb::make_tuple(tokens.release({n}), logprobs.release({n}), top_ids.release({n, w}),
@@ -279,7 +244,7 @@ nb::tuple run_step(Decoder& decoder, nb::handle batch) {
                         with_logits ? logits.release({n, static_cast<size_t>(vocab)}) : nb::none());
 }
 
-void copy_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& sources,
+void copy_blocks(BoundDecoder& decoder, const ConstArray<int32_t, 1>& sources,
                  const ConstArray<int32_t, 1>& destinations) {
   if (sources.shape(0) != destinations.shape(0))
     throw std::invalid_argument("sources and destinations differ in length");
@@ -288,7 +253,7 @@ void copy_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& sources,
                               static_cast<int64_t>(sources.shape(0)));
 }
 
-nb::object export_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& block_ids) {
+nb::object export_blocks(BoundDecoder& decoder, const ConstArray<int32_t, 1>& block_ids) {
   const int64_t count = static_cast<int64_t>(block_ids.shape(0));
   const int64_t bytes = decoder.cache().bytes_per_block();
   OwnedArray<uint8_t> data(count * bytes);
@@ -299,7 +264,7 @@ nb::object export_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& block_i
   return data.release({static_cast<size_t>(count), static_cast<size_t>(bytes)});
 }
 
-void import_blocks(Decoder& decoder, const ConstArray<int32_t, 1>& block_ids,
+void import_blocks(BoundDecoder& decoder, const ConstArray<int32_t, 1>& block_ids,
                    const ConstArray<uint8_t, 2>& data) {
   if (data.shape(0) != block_ids.shape(0) ||
       static_cast<int64_t>(data.shape(1)) != decoder.cache().bytes_per_block())
@@ -378,10 +343,14 @@ void bind_decoder(nb::module_& m) {
       .def("packed_arena", &packed_arena)
       .def("packed_vectors", &packed_vectors)
       .def_prop_ro("weight_bytes", &ModelBuilder::weight_bytes)
-      .def("build", &ModelBuilder::build, "num_blocks"_a,
-           "The decoder; the builder is empty afterwards.");
-  nb::class_<Decoder>(m, "Decoder")
-      .def("step", &run_step, "batch"_a,
+      .def(
+          "build",
+          [](ModelBuilder& self, int64_t num_blocks) {
+            return std::make_unique<BoundDecoder>(self.build(num_blocks));
+          },
+          "num_blocks"_a, "The decoder; the builder is empty afterwards.");
+  nb::class_<BoundDecoder>(m, "Decoder")
+      .def("step", &BoundDecoder::step, "batch"_a,
            "Runs a StepBatch. Returns (tokens, logprobs, top_ids, top_logprobs, target_logprobs "
            "or None, logits or None), as in StepResult.")
       .def("copy_blocks", &copy_blocks, "sources"_a.noconvert(), "destinations"_a.noconvert())

@@ -34,7 +34,8 @@ nb::tuple sample(const Logits& logits, nb::handle batch, const std::optional<Tar
   const trimtab::KernelTable& kernels = trimtab::kernel_table(trimtab::select_isa(isa));
   const auto rows = static_cast<int64_t>(logits.shape(0));
   const auto vocab = static_cast<int64_t>(logits.shape(1));
-  const SamplingArrays arrays(batch, rows, vocab);
+  SamplingArrays arrays;
+  const trimtab::SamplingView& view = arrays.read(batch, rows, vocab);
   if (targets && static_cast<int64_t>(targets->shape(0)) != rows) {
     throw std::invalid_argument("targets: one a row");
   }
@@ -55,8 +56,8 @@ nb::tuple sample(const Logits& logits, nb::handle batch, const std::optional<Tar
                                       top_logprobs.data() + row * width,
                                       width,
                                       target_logprobs.data() + row};
-      trimtab::sample_row(kernels.sampling, logits.data() + row * vocab, vocab, arrays.view(), row,
-                          target, scratch, out);
+      trimtab::sample_row(kernels.sampling, logits.data() + row * vocab, vocab, view, row, target,
+                          scratch, out);
     }
   }
   const auto shape_rows = count;

@@ -2,52 +2,50 @@
 // reads.
 #pragma once
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "bindings/arrays.h"
 #include "core/sampler.h"
 
 class SamplingArrays {
  public:
-  // Keeps the batch's arrays alive. Throws std::invalid_argument for a wrong dtype, shape or value.
-  SamplingArrays(nanobind::handle batch, int64_t rows, int64_t vocab) {
+  // Keeps the batch's arrays alive until the next call. Throws std::invalid_argument for a wrong
+  // dtype, shape or value.
+  const trimtab::SamplingView& read(nanobind::handle batch, int64_t rows, int64_t vocab) {
     trimtab::SamplingView& v = view_;
     trimtab::SamplingLengths lengths;
     v.rows = rows;
-    v.temperature = vector<float>(batch, "temperature", rows);
-    v.top_k = vector<int32_t>(batch, "top_k", rows);
-    v.top_p = vector<float>(batch, "top_p", rows);
-    v.min_p = vector<float>(batch, "min_p", rows);
-    v.repetition_penalty = vector<float>(batch, "repetition_penalty", rows);
-    v.presence_penalty = vector<float>(batch, "presence_penalty", rows);
-    v.frequency_penalty = vector<float>(batch, "frequency_penalty", rows);
-    v.seeds = vector<uint64_t>(batch, "seeds", rows);
-    v.positions = vector<int32_t>(batch, "positions", rows);
-    v.num_logprobs = vector<int32_t>(batch, "num_logprobs", rows);
-    v.bias_starts = vector<int32_t>(batch, "bias_starts", rows + 1);
-    v.bias_ids = vector<int32_t>(batch, "bias_ids", any, &lengths.bias);
-    v.bias_values = vector<float>(batch, "bias_values", lengths.bias);
-    v.banned_starts = vector<int32_t>(batch, "banned_starts", rows + 1);
-    v.banned_ids = vector<int32_t>(batch, "banned_ids", any, &lengths.banned);
-    v.prompt_starts = vector<int32_t>(batch, "prompt_starts", rows + 1);
-    v.prompt_ids = vector<int32_t>(batch, "prompt_ids", any, &lengths.prompt);
-    v.output_starts = vector<int32_t>(batch, "output_starts", rows + 1);
-    v.output_ids = vector<int32_t>(batch, "output_ids", any, &lengths.output);
-    v.mask_rows = vector<int32_t>(batch, "mask_rows", rows);
+    v.temperature = vector(temperature_, batch, rows);
+    v.top_k = vector(top_k_, batch, rows);
+    v.top_p = vector(top_p_, batch, rows);
+    v.min_p = vector(min_p_, batch, rows);
+    v.repetition_penalty = vector(repetition_penalty_, batch, rows);
+    v.presence_penalty = vector(presence_penalty_, batch, rows);
+    v.frequency_penalty = vector(frequency_penalty_, batch, rows);
+    v.seeds = vector(seeds_, batch, rows);
+    v.positions = vector(positions_, batch, rows);
+    v.num_logprobs = vector(num_logprobs_, batch, rows);
+    v.bias_starts = vector(bias_starts_, batch, rows + 1);
+    v.bias_ids = vector(bias_ids_, batch, any, &lengths.bias);
+    v.bias_values = vector(bias_values_, batch, lengths.bias);
+    v.banned_starts = vector(banned_starts_, batch, rows + 1);
+    v.banned_ids = vector(banned_ids_, batch, any, &lengths.banned);
+    v.prompt_starts = vector(prompt_starts_, batch, rows + 1);
+    v.prompt_ids = vector(prompt_ids_, batch, any, &lengths.prompt);
+    v.output_starts = vector(output_starts_, batch, rows + 1);
+    v.output_ids = vector(output_ids_, batch, any, &lengths.output);
+    v.mask_rows = vector(mask_rows_, batch, rows);
     read_mask(batch, (vocab + 31) / 32);
     trimtab::validate_sampling(v, lengths, vocab);
+    top_width_ = 0;
     for (int64_t row = 0; row < rows; ++row) {
       top_width_ = std::max<int64_t>(top_width_, v.num_logprobs[row]);
     }
+    return view_;
   }
-
-  const trimtab::SamplingView& view() const { return view_; }
 
   // Columns of top_ids and top_logprobs: the largest num_logprobs, at least 0.
   int64_t top_width() const { return top_width_; }
@@ -55,42 +53,38 @@ class SamplingArrays {
  private:
   static constexpr int64_t any = -1;
 
-  [[noreturn]] static void refuse(const char* name, const std::string& rule) {
-    throw std::invalid_argument("sampling." + std::string(name) + ": must be " + rule);
-  }
-
   template <typename T>
-  const T* vector(nanobind::handle batch, const char* name, int64_t length,
-                  int64_t* found = nullptr) {
-    using Array =
-        nanobind::ndarray<const T, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
-    keep_.push_back(batch.attr(name));
-    Array array;
-    if (!nanobind::try_cast<Array>(keep_.back(), array, false)) {
-      refuse(name, "a contiguous vector of the documented dtype");
-    }
-    const auto size = static_cast<int64_t>(array.shape(0));
-    if (length != any && size != length) refuse(name, "of length " + std::to_string(length));
-    if (found != nullptr) *found = size;
+  static const T* vector(HeldArray<T, 1>& array, nanobind::handle batch, int64_t length,
+                         int64_t* found = nullptr) {
+    array.read(batch);
+    if (length != any && array.length() != length)
+      throw std::invalid_argument(std::string(array.name()) + ": must be of length " +
+                                  std::to_string(length));
+    if (found != nullptr) *found = array.length();
     return array.data();
   }
 
   void read_mask(nanobind::handle batch, int64_t words) {
-    using Array = nanobind::ndarray<const uint32_t, nanobind::ndim<2>, nanobind::c_contig,
-                                    nanobind::device::cpu>;
-    keep_.push_back(batch.attr("mask"));
-    Array array;
-    if (!nanobind::try_cast<Array>(keep_.back(), array, false)) {
-      refuse("mask", "a contiguous uint32 matrix");
-    }
-    view_.mask = array.data();
-    view_.num_masks = static_cast<int64_t>(array.shape(0));
-    if (view_.num_masks > 0 && static_cast<int64_t>(array.shape(1)) != words) {
-      refuse("mask", "ceil(vocab / 32) words wide");
-    }
+    const ConstArray<uint32_t, 2>& mask = mask_.read(batch);
+    view_.mask = mask.data();
+    view_.num_masks = mask_.length();
+    if (view_.num_masks > 0 && static_cast<int64_t>(mask.shape(1)) != words)
+      throw std::invalid_argument("sampling.mask: must be ceil(vocab / 32) words wide");
   }
+
+  HeldArray<float, 1> temperature_{"sampling.temperature"}, top_p_{"sampling.top_p"},
+      min_p_{"sampling.min_p"}, repetition_penalty_{"sampling.repetition_penalty"},
+      presence_penalty_{"sampling.presence_penalty"},
+      frequency_penalty_{"sampling.frequency_penalty"}, bias_values_{"sampling.bias_values"};
+  HeldArray<uint64_t, 1> seeds_{"sampling.seeds"};
+  HeldArray<int32_t, 1> top_k_{"sampling.top_k"}, positions_{"sampling.positions"},
+      num_logprobs_{"sampling.num_logprobs"}, bias_starts_{"sampling.bias_starts"},
+      bias_ids_{"sampling.bias_ids"}, banned_starts_{"sampling.banned_starts"},
+      banned_ids_{"sampling.banned_ids"}, prompt_starts_{"sampling.prompt_starts"},
+      prompt_ids_{"sampling.prompt_ids"}, output_starts_{"sampling.output_starts"},
+      output_ids_{"sampling.output_ids"}, mask_rows_{"sampling.mask_rows"};
+  HeldArray<uint32_t, 2> mask_{"sampling.mask"};
 
   trimtab::SamplingView view_;
   int64_t top_width_ = 0;
-  std::vector<nanobind::object> keep_;
 };

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from trimtab.config import SchedulerConfig
@@ -86,7 +87,7 @@ def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
             order=(0, 0),
             cache_root=b"",
         )
-        sampling = BatchBuilder().build_sampling([bare], array("i", [len(tokens)]))
+        sampling = BatchBuilder().build_sampling([bare], np.array([len(tokens)], np.int32))
         token = sample_row(executor.logits(tokens), sampling, 0)
         if token in stops:
             answer.finish_reason, answer.stop_token_id = "stop", token

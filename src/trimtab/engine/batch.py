@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -13,73 +14,133 @@ from trimtab.engine.request import Request
 from trimtab.engine.scheduler import Chunk
 from trimtab.executors.base import Int32Array, SamplingBatch, StepBatch
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+Span = tuple[int, int, int]  # rows of a chunk; of these, [first, last) need logits
 
-def logit_positions(chunk: Chunk) -> range:
-    """Positions whose logits the chunk needs: its last row if it emits, or all that are scored."""
-    end = chunk.start + chunk.count
-    if chunk.request.score_prompt:
-        return range(chunk.start, min(end, chunk.request.num_prompt_tokens - 1))
-    return range(end - 1, end) if chunk.emits else range(0)
+_ONE = np.array(1, np.int32)
+
+
+def logit_span(chunk: Chunk) -> tuple[int, int]:
+    """[first, last) of the chunk's rows whose logits are needed: its last one if it emits, or all
+    those whose next token is a prompt token to be scored."""
+    request = chunk.request
+    if request.score_prompt:
+        return 0, max(0, min(chunk.count, request.num_prompt_tokens - 1 - chunk.start))
+    return chunk.count - chunk.emits, chunk.count
+
+
+class _Memo(Generic[Key, Value]):
+    """What `make` gave for the latest key, made anew only when the key changes."""
+
+    def __init__(self, make: Callable[[Key], Value]) -> None:
+        self._make = make
+        self._latest: tuple[Key, Value] | None = None
+
+    def __call__(self, key: Key) -> Value:
+        if self._latest is None or self._latest[0] != key:
+            self._latest = key, self._make(key)
+        return self._latest[1]
 
 
 class BatchBuilder:
-    """Keeps what did not change since the last batch: while the same requests decode, most of
-    their sampling parameters are the very same arrays."""
+    """From one step to the next most arrays stay the very same objects: while the same requests
+    decode, all but token ids and positions; and whoever reads them need not look again."""
 
     def __init__(self) -> None:
-        self._requests: list[Request] | None = None
-        self._fixed: dict[str, Any] = {}
+        self._rows = _Memo(_row_arrays)
+        self._tables = _Memo(_table_arrays)
+        self._fixed = _Memo(_fixed_arrays)
+        self._banned = _Memo(_ragged)
+        self._outputs = _Memo(_ragged)
 
     def build(self, chunks: Sequence[Chunk]) -> StepBatch:
-        """The chunks in their order; logit rows ascending, `logit_positions` of each in turn."""
-        token_ids, positions, block_ids = array("i"), array("i"), array("i")
-        logit_rows, targets = array("i"), array("i")
-        sampled: list[Request] = []
-        sampled_positions = array("i")
-        scoring = False
+        """The chunks in their order; logit rows ascending, `logit_span` of each in turn."""
+        token_ids = array("i")
         for chunk in chunks:
-            request, first_row = chunk.request, len(token_ids)
-            token_ids.extend(request.token_ids[chunk.start : chunk.start + chunk.count])
-            positions.extend(range(chunk.start, chunk.start + chunk.count))
-            block_ids.extend(request.block_ids)
-            for position in logit_positions(chunk):
-                logit_rows.append(first_row + position - chunk.start)
-                targets.append(request.token_ids[position + 1] if request.score_prompt else -1)
-                sampled.append(request)
-                sampled_positions.append(position + 1)
-            scoring = scoring or request.score_prompt
+            token_ids.extend(chunk.request.token_ids[chunk.start : chunk.start + chunk.count])
+        spans = [(chunk.count, *logit_span(chunk)) for chunk in chunks]
+        rows = self._rows(spans)
+        starts = np.array([chunk.start for chunk in chunks], np.int32)
+        positions = starts.take(rows.chunks) + rows.offsets
+        chosen_positions = positions.take(rows.logit_rows) + _ONE
+        block_starts, block_ids = self._tables(
+            [(chunk.request.block_ids, len(chunk.request.block_ids)) for chunk in chunks]
+        )
+        sampled = [
+            chunk.request
+            for chunk, (_, first, last) in zip(chunks, spans, strict=True)
+            for _ in range(first, last)
+        ]
         return StepBatch(
             token_ids=_int32(token_ids),
-            positions=_int32(positions),
-            seq_starts=_starts(chunk.count for chunk in chunks),
-            block_starts=_starts(len(chunk.request.block_ids) for chunk in chunks),
-            block_ids=_int32(block_ids),
-            logit_rows=_int32(logit_rows),
-            sampling=self.build_sampling(sampled, sampled_positions),
-            targets=_int32(targets) if scoring else None,
+            positions=positions,
+            seq_starts=rows.seq_starts,
+            block_starts=block_starts,
+            block_ids=block_ids,
+            logit_rows=rows.logit_rows,
+            sampling=self.build_sampling(sampled, chosen_positions),
+            targets=_targets(chunks, spans),
         )
 
-    def build_sampling(self, requests: list[Request], positions: array[int]) -> SamplingBatch:
+    def build_sampling(self, requests: list[Request], positions: Int32Array) -> SamplingBatch:
         """One row for each (request, position of the token to choose)."""
-        if requests != self._requests:
-            self._requests, self._fixed = requests, _fixed_arrays(requests)
-        banned = [
-            sorted(request.banned_ids) if request.params.min_tokens else () for request in requests
-        ]
-        outputs = [
-            request.token_ids[request.num_prompt_tokens :] if _has_penalties(request) else ()
-            for request in requests
-        ]
-        banned_starts, banned_ids = _ragged(banned)
-        output_starts, output_ids = _ragged(outputs)
+        banned_starts, banned_ids = self._banned(
+            [sorted(r.banned_ids) if r.params.min_tokens else () for r in requests]
+        )
+        output_starts, output_ids = self._outputs(
+            [r.token_ids[r.num_prompt_tokens :] if _has_penalties(r) else () for r in requests]
+        )
         return SamplingBatch(
-            positions=_int32(positions),
+            positions=positions,
             banned_starts=banned_starts,
             banned_ids=banned_ids,
             output_starts=output_starts,
             output_ids=output_ids,
-            **self._fixed,
+            **self._fixed(requests),
         )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What depends on how many rows each chunk brings, not on where it starts."""
+
+    seq_starts: Int32Array
+    chunks: Int32Array  # [num_rows] the row's chunk
+    offsets: Int32Array  # [num_rows] its place in the chunk
+    logit_rows: Int32Array
+
+
+def _row_arrays(spans: list[Span]) -> _Rows:
+    seq_starts = _starts(count for count, _, _ in spans)
+    offsets, logit_rows = array("i"), array("i")
+    for (count, first, last), start in zip(spans, seq_starts.tolist(), strict=False):
+        offsets.extend(range(count))
+        logit_rows.extend(range(start + first, start + last))
+    return _Rows(
+        seq_starts=seq_starts,
+        chunks=np.repeat(np.arange(len(spans), dtype=np.int32), np.diff(seq_starts)),
+        offsets=_int32(offsets),
+        logit_rows=_int32(logit_rows),
+    )
+
+
+def _targets(chunks: Sequence[Chunk], spans: list[Span]) -> Int32Array | None:
+    if not any(chunk.request.score_prompt for chunk in chunks):
+        return None
+    targets = array("i")
+    for chunk, (_, first, last) in zip(chunks, spans, strict=True):
+        if chunk.request.score_prompt:
+            next_token = chunk.start + 1
+            targets.extend(chunk.request.token_ids[next_token + first : next_token + last])
+        else:
+            targets.extend([-1] * (last - first))
+    return _int32(targets)
+
+
+def _table_arrays(tables: list[tuple[array[int], int]]) -> tuple[Int32Array, Int32Array]:
+    """Of (block table, its length): a table only grows while it is held."""
+    return _ragged([table for table, _ in tables])
 
 
 def _has_penalties(request: Request) -> bool:
@@ -132,7 +193,7 @@ def _ragged(rows: Sequence[Collection[int]]) -> tuple[Int32Array, Int32Array]:
 
 
 def _int32(values: array[int]) -> Int32Array:
-    return np.array(values, np.int32)
+    return np.asarray(values)  # the same memory
 
 
 def _starts(lengths: Iterable[int]) -> Int32Array:

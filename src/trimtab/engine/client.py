@@ -37,7 +37,7 @@ class TokenLogprobs:
     top: list[tuple[int, float]] = field(default_factory=list)  # most likely first
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # never changed; freezing costs a microsecond for each token
 class TokenOutput:
     """What one step added to one request. The last one of a request has a finish_reason."""
 

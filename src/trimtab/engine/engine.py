@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.admission import max_total_tokens, validate_request
-from trimtab.engine.batch import BatchBuilder, logit_positions
+from trimtab.engine.batch import BatchBuilder, logit_span
 from trimtab.engine.client import (
     EngineInfo,
     EngineRequest,
@@ -149,21 +149,23 @@ class Engine:
     def _commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []
         tokens = result.tokens.tolist()
-        row = 0
+        all_finite = min(tokens, default=0) >= 0
+        end = 0
         for chunk in plan.chunks:
-            rows = range(row, row + len(logit_positions(chunk)))
-            row = rows.stop
-            if chunk.request.state is not RequestState.RUNNING:
+            request = chunk.request
+            first, last = logit_span(chunk)
+            row, end = end, end + last - first
+            if request.state is not RequestState.RUNNING:
                 continue  # aborted while the step ran
-            if rows and min(tokens[rows.start : rows.stop]) < 0:
+            if not all_finite and min(tokens[row:end], default=0) < 0:
                 error = "the model's logits were not finite"
-                outputs.append(self._finish(chunk.request, "error", error=error))
+                outputs.append(self._finish(request, "error", error=error))
                 continue
             self.scheduler.commit(chunk)
-            if chunk.request.score_prompt:
-                outputs.extend(self._score(chunk, result, rows))
+            if request.score_prompt:
+                outputs.extend(self._score(chunk, result, range(row, end)))
             elif chunk.emits:
-                outputs.append(self._emit(chunk.request, tokens[rows.start], result, rows.start))
+                outputs.append(self._emit(request, tokens[row], result, row))
         return outputs
 
     def _emit(self, request: Request, token_id: int, result: StepResult, row: int) -> TokenOutput:
@@ -218,14 +220,14 @@ def _output(
     error: str | None = None,
 ) -> TokenOutput:
     return TokenOutput(
-        request_id=request.request_id,
-        token_ids=token_ids,
-        logprobs=logprobs,
-        finish_reason=reason,
-        stop_token_id=stop_token_id,
-        error=error,
-        num_cached_tokens=request.num_cached_tokens or 0,
-        prompt_logprobs=request.prompt_logprobs if request.score_prompt and reason else None,
+        request.request_id,
+        token_ids,
+        logprobs,
+        reason,
+        stop_token_id,
+        error,
+        request.num_cached_tokens or 0,
+        request.prompt_logprobs if request.score_prompt and reason else None,
     )
 
 

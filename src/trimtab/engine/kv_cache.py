@@ -66,7 +66,7 @@ class KVCacheManager:
 
     def grow(self, request: Request) -> bool:
         """Room for the newest token. False, with nothing changed, when no block is free."""
-        if self.blocks_for(request.num_tokens) <= len(request.block_ids):
+        if len(request.token_ids) <= len(request.block_ids) * self.block_size:
             return True
         if not self.pool.num_free:
             return False

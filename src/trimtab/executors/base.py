@@ -26,7 +26,7 @@ Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # never changed; freezing costs microseconds a step
 class SamplingBatch:
     """Sampling parameters of the R logit rows. The order in which they apply:
 
@@ -65,7 +65,7 @@ class SamplingBatch:
     mask: UInt32Array  # [num_masks, ceil(vocab / 32)], bit i%32 of word i//32 = id i allowed
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # never changed; freezing costs microseconds a step
 class StepBatch:
     token_ids: Int32Array  # [num_rows]
     positions: Int32Array  # [num_rows] absolute, consecutive within a sequence
@@ -86,7 +86,7 @@ class StepBatch:
         return int(self.seq_starts.shape[0]) - 1
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # never changed; freezing costs microseconds a step
 class StepResult:
     """Logprobs are log-softmax of the model's own logits, before any sampling parameter."""
 
