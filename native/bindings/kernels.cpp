@@ -68,11 +68,11 @@ WeightFormat format_from_name(const std::string& name) {
 }
 
 struct KernelActivations {
-  Buffer data, scales, sums;
+  Buffer data, scales, starts;
   int64_t rows, row_bytes;
 
   Activations view() const {
-    return {data.as<uint8_t>(), row_bytes, scales.as<float>(), sums.as<int32_t>()};
+    return {data.as<uint8_t>(), row_bytes, scales.as<float>(), starts.as<int32_t>()};
   }
 };
 
@@ -102,7 +102,6 @@ class KernelMatrix {
 
   int64_t num_panels() const { return shape_.padded_rows / kPanel; }
   int64_t padded_cols() const { return shape_.padded_cols; }
-  int int8_flip() const { return table_.gemm.int8_flip; }
   const Buffer& data() const { return data_; }
   const Buffer& scales() const { return scales_; }
   const Buffer& sums() const { return sums_; }
@@ -117,7 +116,8 @@ class KernelMatrix {
     int64_t row_bytes = table_.gemm.activation_bytes(shape_.format, shape_.padded_cols);
     bool scaled = grouped || shape_.format == WeightFormat::int8;
     KernelActivations result = {Buffer(rows * row_bytes), Buffer(scaled ? rows * groups * 4 : 0),
-                                Buffer(grouped ? rows * groups * 4 : 0), rows, row_bytes};
+                                Buffer(grouped ? rows * int4_starts(shape_.padded_cols) * 4 : 0),
+                                rows, row_bytes};
     for (int64_t first = 0; first < rows; first += step) {
       int64_t count = rows - first < step ? rows - first : step;
       table_.gemm.prepare(shape_.format, shape_.group_size, x.data() + first * cols, cols, count,
@@ -196,7 +196,7 @@ void bind_gemm(nb::module_& m) {
           "scales", [](const KernelActivations& a) { return a.scales.copy<float>(); },
           nb::rv_policy::move)
       .def_prop_ro(
-          "sums", [](const KernelActivations& a) { return a.sums.copy<int32_t>(); },
+          "starts", [](const KernelActivations& a) { return a.starts.copy<int32_t>(); },
           nb::rv_policy::move);
   nb::class_<KernelMatrix>(m, "KernelMatrix", "A packed weight matrix and one path's GEMM on it.")
       .def(nb::init<const std::string&, const std::string&, FloatMatrix, int,
@@ -205,7 +205,6 @@ void bind_gemm(nb::module_& m) {
            nb::arg("splits") = std::vector<int64_t>{})
       .def_prop_ro("num_panels", &KernelMatrix::num_panels)
       .def_prop_ro("padded_cols", &KernelMatrix::padded_cols)
-      .def_prop_ro("int8_flip", &KernelMatrix::int8_flip)
       .def_prop_ro(
           "data", [](const KernelMatrix& w) { return w.data().copy<uint8_t>(); },
           nb::rv_policy::move)

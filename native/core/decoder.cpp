@@ -52,6 +52,7 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
     const int64_t groups =
         packed.format == WeightFormat::int4 ? packed.padded_cols / packed.group_size : 1;
     activation_row_scales_ = std::max(activation_row_scales_, groups);
+    activation_row_starts_ = std::max(activation_row_starts_, int4_starts(packed.padded_cols));
   }
 }
 
@@ -71,7 +72,7 @@ void Decoder::reserve(const StepInput& step) {
   logits_.reserve(logits_chunk_ * vocab_stride_);
   activations_.data = activation_data_.get<uint8_t>(rows_ * activation_row_bytes_);
   activations_.scales = activation_scales_.get<float>(rows_ * activation_row_scales_);
-  activations_.sums = activation_sums_.get<int32_t>(rows_ * activation_row_scales_);
+  activations_.starts = activation_starts_.get<int32_t>(rows_ * activation_row_starts_);
 }
 
 Activations Decoder::activations(const Matrix& reader) const {

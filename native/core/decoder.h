@@ -64,6 +64,7 @@ class Decoder {
   const int64_t hidden_stride_, qkv_stride_, query_stride_, mlp_stride_, vocab_stride_;
   int64_t activation_row_bytes_ = 0;   // of the matrix that needs most
   int64_t activation_row_scales_ = 0;  // same
+  int64_t activation_row_starts_ = 0;  // same
 
   // Of the current step; all memory is reused from step to step.
   int64_t rows_ = 0;
@@ -82,7 +83,7 @@ class Decoder {
   Buffer cosines_;   // [ropes][rows][head_dim / 2]
   Buffer sines_;     // same
   Buffer logits_;    // [logits_chunk][vocab_stride]
-  Scratch activation_data_, activation_scales_, activation_sums_;
+  Scratch activation_data_, activation_scales_, activation_starts_;
   Activations activations_{};  // row_bytes is set for each matrix
 };
 

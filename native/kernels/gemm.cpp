@@ -17,7 +17,7 @@ namespace trimtab::TRIMTAB_ISA {
 namespace {
 
 constexpr int64_t kRowBlock = 64;
-constexpr int64_t kUnitBlock = 1024;  // 64 KiB of weights a panel
+constexpr int64_t kUnitBlock = 512;  // 32 KiB of weights a panel
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -34,12 +34,11 @@ void start_sums(const Call&, const Sums& sums, float* values) {
   }
 }
 
-// Flipped activations are 128 too large.
 void start_sums(const Call& call, const Sums& sums, int32_t* values) {
   for (int p = 0; p < sums.panels; ++p) {
     int32_t start[kLanes];
     for (int i = 0; i < kLanes; ++i) {
-      start[i] = -static_cast<int32_t>(kInt8Flip) * call.w.sums[(sums.panel + p) * kPanel + i];
+      start[i] = int8_start(call.w.sums[(sums.panel + p) * kPanel + i]);
     }
     for (int64_t r = 0; r < sums.rows; ++r) {
       store(values + r * kSumStride + p * kLanes, load(start));
@@ -77,18 +76,21 @@ void gemm_int4(const Call& call, Sums sums) {
   const int64_t group_size = call.w.group_size, groups = call.w.padded_cols / group_size;
   const int64_t pair_bytes = groups * int4_block_bytes(group_size);
   const uint8_t* weights = call.w.data + sums.panel / 2 * pair_bytes;
+  const int64_t starts = int4_starts(call.w.padded_cols);
+  const int64_t chunk = smaller(group_size, 4 * kU4Quads);
   Int4Tile tile = {weights,
                    pair_bytes,
                    call.a.data + sums.m * call.a.row_bytes,
                    call.a.row_bytes,
                    call.a.scales + sums.m * groups,
-                   call.a.sums + sums.m * groups,
                    groups,
+                   call.a.starts + sums.m * starts,
+                   starts,
                    groups,
                    group_size,
                    values};
-  if (sums.rows <= kPackedMaxRows) {
-    multiply_packed(tile, static_cast<int>(sums.rows), sums.panels);
+  if (sums.rows <= kPackedRows) {
+    multiply_packed(tile, sums.rows, sums.panels);
   } else {
     const int64_t block_groups = kInt4BlockColumns / group_size;
     tile.weights = unpacked;
@@ -102,7 +104,7 @@ void gemm_int4(const Call& call, Sums sums) {
       multiply_unpacked(tile, sums.rows, sums.panels);
       tile.activations += tile.groups * group_size;
       tile.scales += tile.groups;
-      tile.sums += tile.groups;
+      tile.starts += tile.groups * (group_size / chunk);
     }
   }
   write_output(sums, call.w, call.out);
@@ -135,6 +137,6 @@ void gemm(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, i
 
 }  // namespace
 
-GemmKernels gemm_kernels() { return {kInt8Flip, activation_bytes, pack, prepare, gemm}; }
+GemmKernels gemm_kernels() { return {activation_bytes, pack, prepare, gemm}; }
 
 }  // namespace trimtab::TRIMTAB_ISA

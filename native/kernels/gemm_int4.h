@@ -1,10 +1,9 @@
-// Register tiles of int4. Within a group the sums are integers and exact; they start at
-// -8 * (sum of the group's activations), so that stored nibbles (weight + 8) need no correction.
-// Then, in ascending order of groups, one fma a group: y += float(sum) * (weight scale * activation
-// scale).
+// Register tiles of int4. Within a group the sums are integers and exact; what they start at turns
+// stored nibbles (weight + 8) into weights (u4_start). Then, in ascending order of groups, one fma
+// a group: y += float(sum) * (weight scale * activation scale).
 //
-// A few rows read the packed nibbles straight from memory, two panels at a time. Many rows have
-// them unpacked once for a block of K, one panel at a time, by unpack_int4:
+// A few rows read the packed nibbles straight from memory. Many rows have them unpacked once for a
+// block of K, one panel at a time, by unpack_int4:
 //
 //   packed    [pair][group] { f16 scale[32]; u8 nibble[g/4][16][4] }   64 + 16 g bytes a block
 //   unpacked  [panel][group] { f32 scale[16]; u8 weight[g/4][16][4] }  the same
@@ -15,17 +14,24 @@
 
 namespace trimtab::TRIMTAB_ISA {
 
+// Where a tile's weights come from: pairs of panels from packed nibbles, one panel of such a pair,
+// or unpacked panels.
+enum class Nibbles { pairs, low, high, unpacked };
+
+// Up to kPairRows rows multiply the pairs of panels at once, up to kPackedMaxRows rows one panel of
+// a pair after the other, so that their sums fit the registers.
 #if defined(TRIMTAB_KERNELS_AVX512)
-constexpr int kPackedMaxRows = 8;
+constexpr int kPairRows = 8, kPackedMaxRows = 8;
 constexpr int packed_panels(int rows) { return rows <= 4 ? 4 : 2; }
-constexpr int kUnpackedMaxRows = 12;
-constexpr int unpacked_panels(int) { return 2; }
+constexpr int kUnpackedMaxRows = 12, kUnpackedPanels = 2;
 #else
-constexpr int kPackedMaxRows = 2;
+constexpr int kPairRows = 2, kPackedMaxRows = 6;
 constexpr int packed_panels(int) { return 2; }
-constexpr int kUnpackedMaxRows = 4;
-constexpr int unpacked_panels(int) { return 1; }
+constexpr int kUnpackedMaxRows = 6, kUnpackedPanels = 1;
 #endif
+
+// More rows than this are worth unpacking for.
+constexpr int64_t kPackedRows = 2 * kPackedMaxRows;
 
 constexpr int64_t kInt4BlockColumns = 512;  // columns unpacked at a time
 constexpr int64_t kScaleBytes = 64;
@@ -39,33 +45,40 @@ struct Int4Tile {
   int64_t stride;          // bytes between panels (unpacked) or pairs (packed)
   const uint8_t* activations;
   int64_t row_bytes;
-  const float* scales;         // activation scales of the first row and group
-  const int32_t* sums;         // activation sums, likewise
-  int64_t activation_groups;   // groups in a row of scales and sums
+  const float* scales;    // activation scales of the first row and group
+  int64_t scales_stride;  // groups in a row
+  const int32_t* starts;  // likewise, of the first chunk
+  int64_t starts_stride;
   int64_t groups, group_size;  // to multiply
   float* out;                  // [row][kSumStride], the tile's first panel
 };
 
-template <int P, bool kUnpacked>
+template <int P, Nibbles source>
 TRIMTAB_INLINE void load_u4(const uint8_t* quad, int64_t stride, Bytes64* w) {
-  if constexpr (kUnpacked) {
-    unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA { w[p] = load_bytes(quad + p * stride); });
-  } else {
+  if constexpr (source == Nibbles::pairs) {
     unroll<P / 2>([&](auto pair) TRIMTAB_INLINE_LAMBDA {
       Bytes64 nibbles = load_bytes(quad + pair * stride);
       w[pair * 2] = low_nibbles(nibbles);
       w[pair * 2 + 1] = high_nibbles(nibbles);
     });
+  } else {
+    unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
+      w[p] = load_bytes(quad + p * stride);
+      if (source == Nibbles::low) w[p] = low_nibbles(w[p]);
+      if (source == Nibbles::high) w[p] = high_nibbles(w[p]);
+    });
   }
 }
 
-template <int P, bool kUnpacked>
+template <int P, Nibbles source>
 TRIMTAB_INLINE void load_scales(const uint8_t* block, int64_t stride, F32x16* scales) {
   unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
-    if constexpr (kUnpacked) {
+    if constexpr (source == Nibbles::unpacked) {
       scales[p] = load(reinterpret_cast<const float*>(block + p * stride));
     } else {
-      const uint8_t* half = block + p / 2 * stride + p % 2 * (kScaleBytes / 2);
+      const int pair = source == Nibbles::pairs ? p / 2 : p;
+      const bool second = source == Nibbles::pairs ? p % 2 == 1 : source == Nibbles::high;
+      const uint8_t* half = block + pair * stride + (second ? kScaleBytes / 2 : 0);
       scales[p] = load_f16(reinterpret_cast<const uint16_t*>(half));
     }
   });
@@ -76,16 +89,16 @@ struct Vectors {
   Vector at[R][P];
 };
 
-// Adds the integer products of a chunk of quads, at most kU4Quads, to the sums.
-template <int R, int P, bool kUnpacked>
+// Adds the integer products of `quads` quads to the sums.
+template <int R, int P, Nibbles source>
 TRIMTAB_INLINE void multiply_quads(const uint8_t* weights, int64_t stride,
                                    const uint8_t* activations, int64_t row_bytes, int quads,
                                    Vectors<U4Sums, R, P>& sums) {
 #pragma GCC unroll 1  // unrolled, GCC reorders the additions until they no longer fit the registers
   for (int q = 0; q < quads; ++q) {
     Bytes64 w[P];
-    load_u4<P, kUnpacked>(weights, stride, w);
-    if constexpr (R == 1 && !kUnpacked) {
+    load_u4<P, source>(weights, stride, w);
+    if constexpr (R == 1 && source == Nibbles::pairs) {
       unroll<P / 2>([&](auto pair) TRIMTAB_INLINE_LAMBDA {
         prefetch(weights + pair * stride + kPrefetchBytes);
       });
@@ -100,56 +113,62 @@ TRIMTAB_INLINE void multiply_quads(const uint8_t* weights, int64_t stride,
   }
 }
 
-// Integer sums of a group (8, 16 or 32 quads), in as many chunks as U4Sums needs.
-template <int R, int P, bool kUnpacked>
-TRIMTAB_INLINE Vectors<I32x16, R, P> multiply_group(const Int4Tile& tile, int64_t g,
-                                                    const uint8_t* weights,
-                                                    const uint8_t* activations) {
-  const int quads = static_cast<int>(tile.group_size / 4);
-  const int32_t* row_sums = tile.sums + g;
-  const int64_t groups = tile.activation_groups;
+// One group: integer sums in kChunks chunks of as many quads as U4Sums takes, then out.
+template <int R, int P, Nibbles source, int kChunks>
+TRIMTAB_INLINE void multiply_group(const Int4Tile& tile, const uint8_t* block,
+                                   const uint8_t* activations, int64_t g, float* out) {
+  const int64_t chunk = tile.group_size / kChunks;
   Vectors<I32x16, R, P> totals;
-  Vectors<U4Sums, R, P> sums;
-  if constexpr (kU4Quads >= 32) {
-    for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
-      sums.at[r][p] = start_u4(-8 * row_sums[r * groups]);
+  unroll<kChunks>([&](auto c) TRIMTAB_INLINE_LAMBDA {
+    Vectors<U4Sums, R, P> sums;
+    unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+      const U4Sums start = start_u4(tile.starts[r * tile.starts_stride + g * kChunks + c]);
+      unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = start; });
     });
-    multiply_quads<R, P, kUnpacked>(weights, tile.stride, activations, tile.row_bytes, quads, sums);
-    for_tile<R, P>([&](int r, int p)
-                       TRIMTAB_INLINE_LAMBDA { totals.at[r][p] = total_u4(sums.at[r][p]); });
-  } else {
+    multiply_quads<R, P, source>(block + kScaleBytes + c * chunk * 16, tile.stride,
+                                 activations + c * chunk, tile.row_bytes,
+                                 static_cast<int>(chunk / 4), sums);
     for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
-      totals.at[r][p] = set1(-8 * row_sums[r * groups]);
+      const I32x16 total = total_u4(sums.at[r][p]);
+      totals.at[r][p] = c == 0 ? total : add(totals.at[r][p], total);
     });
-    for (int q = 0; q < quads; q += kU4Quads) {
-      for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = zero_u4(); });
-      multiply_quads<R, P, kUnpacked>(weights + q * 64, tile.stride, activations + q * 4,
-                                      tile.row_bytes, kU4Quads, sums);
-      for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
-        totals.at[r][p] = add_u4(totals.at[r][p], sums.at[r][p]);
-      });
+  });
+  F32x16 scales[P];
+  load_scales<P, source>(block, tile.stride, scales);
+  for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
+    const F32x16 scale = mul(scales[p], set1(tile.scales[r * tile.scales_stride + g]));
+    float* y = out + r * kSumStride + p * kLanes;
+    store(y, fma(to_f32(totals.at[r][p]), scale, load(y)));
+  });
+}
+
+template <int R, int P, bool kUnpacked, int kChunks>
+TRIMTAB_INLINE void multiply_groups(const Int4Tile& tile) {
+  const uint8_t* block = tile.weights;
+  const uint8_t* activations = tile.activations;
+  for (int64_t g = 0; g < tile.groups; ++g) {
+    if constexpr (kUnpacked) {
+      multiply_group<R, P, Nibbles::unpacked, kChunks>(tile, block, activations, g, tile.out);
+    } else if constexpr (R <= kPairRows) {
+      multiply_group<R, P, Nibbles::pairs, kChunks>(tile, block, activations, g, tile.out);
+    } else {
+      static_assert(P == 2);
+      float* second = tile.out + kLanes;
+      multiply_group<R, 1, Nibbles::low, kChunks>(tile, block, activations, g, tile.out);
+      multiply_group<R, 1, Nibbles::high, kChunks>(tile, block, activations, g, second);
     }
+    block += int4_block_bytes(tile.group_size);
+    activations += tile.group_size;
   }
-  return totals;
 }
 
 template <int R, int P, bool kUnpacked>
 void multiply_int4(const Int4Tile& tile) {
-  const uint8_t* block = tile.weights;
-  const uint8_t* activations = tile.activations;
-  for (int64_t g = 0; g < tile.groups; ++g) {
-    Vectors<I32x16, R, P> totals =
-        multiply_group<R, P, kUnpacked>(tile, g, block + kScaleBytes, activations);
-    F32x16 scales[P];
-    load_scales<P, kUnpacked>(block, tile.stride, scales);
-    for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
-      F32x16 scale = mul(scales[p], set1(tile.scales[r * tile.activation_groups + g]));
-      float* out = tile.out + r * kSumStride + p * kLanes;
-      store(out, fma(to_f32(totals.at[r][p]), scale, load(out)));
-    });
-    block += int4_block_bytes(tile.group_size);
-    activations += tile.group_size;
+  constexpr int kMostChunks = 128 / (4 * kU4Quads);
+  if constexpr (kMostChunks > 1) {
+    if (tile.group_size == 128) return multiply_groups<R, P, kUnpacked, kMostChunks>(tile);
   }
+  multiply_groups<R, P, kUnpacked, 1>(tile);
 }
 
 using MultiplyInt4 = void (*)(const Int4Tile&);
@@ -166,40 +185,48 @@ MultiplyInt4 multiply_int4_rows(int rows) {
   }
 }
 
-// Packed weights: rows <= kPackedMaxRows, panels even.
-TRIMTAB_INLINE void multiply_packed(Int4Tile tile, int rows, int panels) {
-  while (panels > 0) {
-    int p = packed_panels(rows);
-    while (p > panels) p /= 2;
-    if constexpr (packed_panels(1) == 4) {
-      (p == 4 ? multiply_int4_rows<4, false>(rows) : multiply_int4_rows<2, false>(rows))(tile);
-    } else {
-      multiply_int4_rows<2, false>(rows)(tile);
-    }
-    tile.weights += p / 2 * tile.stride;
-    tile.out += p * kLanes;
-    panels -= p;
+// Calls tile(part, r) for tiles of r <= max_rows rows, as even as can be.
+template <class Function>
+TRIMTAB_INLINE void for_row_tiles(Int4Tile part, int64_t rows, int64_t max_rows,
+                                  const Function& function) {
+  for (int64_t tiles = (rows + max_rows - 1) / max_rows; tiles > 0; --tiles) {
+    const int64_t r = (rows + tiles - 1) / tiles;
+    function(part, static_cast<int>(r));
+    part.activations += r * part.row_bytes;
+    part.scales += r * part.scales_stride;
+    part.starts += r * part.starts_stride;
+    part.out += r * kSumStride;
+    rows -= r;
   }
 }
 
-// Unpacked weights: any number of rows, in tiles as even as can be; panels even.
-TRIMTAB_INLINE void multiply_unpacked(Int4Tile tile, int64_t rows, int panels) {
-  int64_t tiles = (rows + kUnpackedMaxRows - 1) / kUnpackedMaxRows;
-  for (; tiles > 0; --tiles) {
-    int r = static_cast<int>((rows + tiles - 1) / tiles);
-    constexpr int kPanels = unpacked_panels(1);
-    Int4Tile part = tile;
-    for (int p = 0; p < panels; p += kPanels) {
-      multiply_int4_rows<kPanels, true>(r)(part);
-      part.weights += kPanels * tile.stride;
-      part.out += kPanels * kLanes;
+// Packed weights; panels even.
+TRIMTAB_INLINE void multiply_packed(const Int4Tile& tile, int64_t rows, int panels) {
+  for_row_tiles(tile, rows, kPackedMaxRows, [&](Int4Tile part, int r) {
+    for (int left = panels; left > 0;) {
+      int p = packed_panels(r);
+      while (p > left) p /= 2;
+      if constexpr (packed_panels(1) == 4) {
+        (p == 4 ? multiply_int4_rows<4, false>(r) : multiply_int4_rows<2, false>(r))(part);
+      } else {
+        multiply_int4_rows<2, false>(r)(part);
+      }
+      part.weights += p / 2 * part.stride;
+      part.out += p * kLanes;
+      left -= p;
     }
-    tile.activations += r * tile.row_bytes;
-    tile.scales += r * tile.activation_groups;
-    tile.sums += r * tile.activation_groups;
-    tile.out += r * kSumStride;
-    rows -= r;
-  }
+  });
+}
+
+// Unpacked weights; panels even.
+TRIMTAB_INLINE void multiply_unpacked(const Int4Tile& tile, int64_t rows, int panels) {
+  for_row_tiles(tile, rows, kUnpackedMaxRows, [&](Int4Tile part, int r) {
+    for (int p = 0; p < panels; p += kUnpackedPanels) {
+      multiply_int4_rows<kUnpackedPanels, true>(r)(part);
+      part.weights += kUnpackedPanels * part.stride;
+      part.out += kUnpackedPanels * kLanes;
+    }
+  });
 }
 
 // `groups` groups of a pair of panels, from packed to unpacked form; `out` holds the first panel,
@@ -208,7 +235,7 @@ TRIMTAB_INLINE void unpack_int4(const uint8_t* packed, int64_t groups, int64_t g
                                 uint8_t* out, int64_t panel_bytes) {
   for (int64_t g = 0; g < groups; ++g) {
     F32x16 scales[2];
-    load_scales<2, false>(packed, 0, scales);
+    load_scales<2, Nibbles::pairs>(packed, 0, scales);
     store(reinterpret_cast<float*>(out), scales[0]);
     store(reinterpret_cast<float*>(out + panel_bytes), scales[1]);
     for (int64_t q = 0; q < group_size / 4; ++q) {

@@ -4,7 +4,7 @@
 //   format  a unit is    steps
 //   f32     1 column     1
 //   bf16    2 columns    kBf16Steps
-//   int8    4 columns    1
+//   int8    4 columns    kInt8Steps
 //
 // A tile multiplies R rows by P panels and adds to R x P vectors of sums. Each sum is one chain
 // over ascending units, whatever R and P and wherever a range of units was cut: the law.
@@ -61,17 +61,14 @@ struct Int8Format {
   using Sum = I32x16;
   using Lane = int32_t;
   static constexpr bool kInteger = true;
-  static constexpr int kSteps = 1;
-#if defined(TRIMTAB_KERNELS_AVX512)
-  static constexpr int kMaxRows = 12;
-  static constexpr int panels(int rows) { return rows <= 6 ? 4 : 2; }
-#else
-  static constexpr int kMaxRows = 4;
-  static constexpr int panels(int rows) { return rows == 1 ? 2 : 1; }
-#endif
-  TRIMTAB_INLINE Int8Weights weights(const uint8_t* p, int) { return load_int8_weights(p); }
-  TRIMTAB_INLINE Quad activation(const uint8_t* p) { return broadcast_quad(p); }
-  TRIMTAB_INLINE I32x16 dot(I32x16 sum, Int8Weights w, Quad a) { return dot_int8(sum, w, a); }
+  static constexpr int kSteps = kInt8Steps;
+  static constexpr int kMaxRows = F32Format::kMaxRows;
+  static constexpr int panels(int rows) { return F32Format::panels(rows); }
+  TRIMTAB_INLINE Int8Weights weights(const uint8_t* p, int step) {
+    return load_int8_weights(p, step);
+  }
+  TRIMTAB_INLINE Int8Pairs activation(const uint8_t* p) { return broadcast_int8(p); }
+  TRIMTAB_INLINE I32x16 dot(I32x16 sum, Int8Weights w, Int8Pairs a) { return dot_int8(sum, w, a); }
 };
 
 template <class Format>

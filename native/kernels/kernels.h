@@ -85,14 +85,16 @@ constexpr TRIMTAB_SHARED int64_t packed_bytes(const PackedMatrix& w) {
 // everything but `prepare` and `gemm`.
 //   f32   float
 //   bf16  values rounded to bf16: pairs of bf16 (avx512), floats (other paths)
-//   int8  s8 ^ int8_flip, one scale a row
-//   int4  s8, one scale and one sum of the s8 values for each (row, group)
+//   int8  one byte (avx2: two) a value, one scale a row
+//   int4  s8, one scale for each (row, group), and what integer sums of the row begin with
 struct Activations {
   uint8_t* data;      // rows row_bytes apart, 64-byte aligned
   int64_t row_bytes;  // GemmKernels::activation_bytes(format, padded_cols), or more
   float* scales;      // int8 [rows]; int4 [rows][padded_cols / group]
-  int32_t* sums;      // int4 [rows][padded_cols / group]
+  int32_t* starts;    // int4 [rows][int4_starts(padded_cols)]
 };
+
+constexpr TRIMTAB_SHARED int64_t int4_starts(int64_t padded_cols) { return padded_cols / 32; }
 
 enum class Epilogue : int32_t {
   store = 0,       // out[m][n]  = y
@@ -110,7 +112,6 @@ struct GemmOutput {
 
 // GEMM, packing and quantization of activations: kernels/gemm*.h, kernels/quantize*.h
 struct GemmKernels {
-  uint8_t int8_flip;  // see Activations
   // Bytes of one activation row, a multiple of 64.
   int64_t (*activation_bytes)(WeightFormat format, int64_t padded_cols);
   // Packs panels [panel0, panel1) of a matrix of w's shape into data (and, for int8, scales and

@@ -7,15 +7,11 @@ namespace {
 
 // Enough chains to hide the latency of a dot product, few enough to stay in registers.
 #if defined(TRIMTAB_KERNELS_AVX512)
-constexpr int kChains = 12, kInt8Chains = 12;
+constexpr int kChains = 12;
 #else
-constexpr int kChains = 6, kInt8Chains = 3;
+constexpr int kChains = 6;
 #endif
 constexpr int64_t kUnits = 64;  // operands of 64 bytes that one round walks through
-
-constexpr int chains_of(ProbeArithmetic kind) {
-  return kind == ProbeArithmetic::int8 ? kInt8Chains : kChains;
-}
 
 // Four streams, as a matrix product of one row reads its panels.
 int32_t read(const uint8_t* data, int64_t bytes) {
@@ -47,7 +43,7 @@ int64_t macs_of_unit(ProbeArithmetic kind) {
 }
 
 int64_t macs(ProbeArithmetic kind, int64_t rounds) {
-  return rounds * kUnits * chains_of(kind) * macs_of_unit(kind);
+  return rounds * kUnits * kChains * macs_of_unit(kind);
 }
 
 template <class Sum, int kCount>
@@ -90,36 +86,40 @@ float compute_bf16(const uint8_t* data, int64_t rounds) {
 }
 
 float compute_int8(const uint8_t* data, int64_t rounds) {
-  I32x16 sums[kInt8Chains];
-  unroll<kInt8Chains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_i32(); });
+  I32x16 sums[kChains];
+  unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_i32(); });
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; ++unit) {
-      Int8Weights w = load_int8_weights(data + 64 * unit);
-      unroll<kInt8Chains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
-        sums[i] = dot_int8(sums[i], w, broadcast_quad(data + 4 * (kInt8Chains * unit + i)));
+      unroll<kInt8Steps>([&](auto step) TRIMTAB_INLINE_LAMBDA {
+        Int8Weights w = load_int8_weights(data + 64 * unit, step);
+        const uint8_t* activations = data + 4 * kChains * (kInt8Steps * unit + step);
+        unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
+          sums[i] = dot_int8(sums[i], w, broadcast_int8(activations + 4 * i));
+        });
       });
     }
   }
   return reduce_add(to_f32(total(sums)));
 }
 
-// Groups of 32 inputs: kU4Quads quads or 8, whichever is fewer, then into int32.
+// Groups of 64 inputs, unpacked from memory; what follows a group's integer sum is not counted.
 float compute_int4(const uint8_t* data, int64_t rounds) {
-  constexpr int kQuads = kU4Quads < 8 ? kU4Quads : 8;
+  constexpr int kQuads = 16;
   I32x16 totals[kChains];
   unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { totals[i] = zero_i32(); });
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t unit = 0; unit < kUnits; unit += kQuads) {
       U4Sums sums[kChains];
-      unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = zero_u4(); });
+      unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA { sums[i] = start_u4(0); });
+#pragma GCC unroll 1
       for (int quad = 0; quad < kQuads; ++quad) {
-        Bytes64 w = low_nibbles(load_bytes(data + 64 * (unit + quad)));
+        Bytes64 w = load_bytes(data + 64 * (unit + quad));
         unroll<kChains>([&](auto i) TRIMTAB_INLINE_LAMBDA {
           sums[i] = dot_u4(sums[i], w, broadcast_quad(data + 4 * (kChains * (unit + quad) + i)));
         });
       }
       unroll<kChains>([&](auto i)
-                          TRIMTAB_INLINE_LAMBDA { totals[i] = add_u4(totals[i], sums[i]); });
+                          TRIMTAB_INLINE_LAMBDA { totals[i] = add(totals[i], total_u4(sums[i])); });
     }
   }
   return reduce_add(to_f32(total(totals)));

@@ -30,29 +30,52 @@ Scaling scaling(float largest) {
   return {largest / 127.0f, 127.0f / largest};
 }
 
-// Quantizes x[first, last) into s8 (^ flip) and returns the sum of the s8 values.
-int32_t quantize(const float* x, int64_t first, int64_t last, int64_t cols, float inverse,
-                 uint8_t flip, uint8_t* row) {
+// Calls store(k, q) for the quantized x[first, last), 16 at a time; their sum, k modulo 16.
+template <class Store>
+TRIMTAB_INLINE I32x16 quantize(const float* x, int64_t first, int64_t last, int64_t cols,
+                               float inverse, const Store& store) {
   const F32x16 factor = set1(inverse);
-  const I32x16 flipped = set1(static_cast<int32_t>(flip));
   I32x16 sum = zero_i32();
   for (int64_t k = first; k < last; k += kLanes) {
-    I32x16 q = to_i32(mul(load_row(x, k, cols), factor));
+    const I32x16 q = to_i32(mul(load_row(x, k, cols), factor));
     sum = add(sum, q);
-    // q ^ 0x80 as a byte is q + 128 as unsigned; sign bits above it must follow for the saturation
-    if (flip != 0) q = shift_right_sign<24>(shift_left<24>(bit_xor(q, flipped)));
-    store_s8(reinterpret_cast<int8_t*>(row) + k, q);
+    store(k, q);
   }
-  return reduce_add(sum);
+  return sum;
+}
+
+void prepare_int8(const float* x, int64_t cols, uint8_t* row, float& scale) {
+  const Scaling s = scaling(absmax(x, 0, cols, cols));
+  scale = s.scale;
+  quantize(x, 0, round_up(cols, 4), cols, s.inverse,
+           [&](int64_t k, I32x16 q) TRIMTAB_INLINE_LAMBDA { store_int8(row, k, q); });
+}
+
+void prepare_int4(const float* x, int64_t cols, int64_t group_size, uint8_t* row, float* scales,
+                  int32_t* starts) {
+  constexpr int64_t kMaxChunk = 4 * kU4Quads;
+  const int64_t chunk = group_size < kMaxChunk ? group_size : kMaxChunk;
+  for (int64_t first = 0; first < cols; first += group_size) {
+    const Scaling s = scaling(absmax(x, first, first + group_size, cols));
+    *scales++ = s.scale;
+    for (int64_t k = first; k < first + group_size; k += chunk) {
+      *starts++ = u4_start(quantize(x, k, k + chunk, cols, s.inverse,
+                                    [&](int64_t at, I32x16 q) TRIMTAB_INLINE_LAMBDA {
+                                      store_s8(reinterpret_cast<int8_t*>(row) + at, q);
+                                    }));
+    }
+  }
 }
 
 }  // namespace
 
+// An odd number of cache lines: rows that lie a power of two apart would share the sets of a cache.
 int64_t activation_bytes(WeightFormat format, int64_t padded_cols) {
   int64_t width = format == WeightFormat::f32    ? 4
                   : format == WeightFormat::bf16 ? (kBf16Steps == 1 ? 2 : 4)
+                  : format == WeightFormat::int8 ? kInt8Steps
                                                  : 1;
-  return round_up(padded_cols * width, 64);
+  return (round_up(padded_cols * width, 64) / 64 | 1) * 64;
 }
 
 void prepare(WeightFormat format, int32_t group_size, const float* x, int64_t x_stride,
@@ -68,22 +91,14 @@ void prepare(WeightFormat format, int32_t group_size, const float* x, int64_t x_
       case WeightFormat::bf16:
         prepare_bf16(source, cols, row);
         break;
-      case WeightFormat::int8: {
-        Scaling s = scaling(absmax(source, 0, cols, cols));
-        out.scales[m] = s.scale;
-        quantize(source, 0, round_up(cols, 4), cols, s.inverse, kInt8Flip, row);
+      case WeightFormat::int8:
+        prepare_int8(source, cols, row, out.scales[m]);
         break;
-      }
-      case WeightFormat::int4: {
-        int64_t groups = round_up(cols, group_size) / group_size;
-        for (int64_t g = 0; g < groups; ++g) {
-          int64_t first = g * group_size, last = first + group_size;
-          Scaling s = scaling(absmax(source, first, last, cols));
-          out.scales[m * groups + g] = s.scale;
-          out.sums[m * groups + g] = quantize(source, first, last, cols, s.inverse, 0, row);
-        }
+      case WeightFormat::int4:
+        prepare_int4(source, cols, group_size, row,
+                     out.scales + m * (round_up(cols, group_size) / group_size),
+                     out.starts + m * int4_starts(round_up(cols, group_size)));
         break;
-      }
     }
   }
 }

@@ -17,10 +17,10 @@
 //
 // Dot-product primitives of the weight formats (kernels.h, PackedMatrix): see each path's header.
 //   bf16  kBf16Steps, Bf16Weights, load_bf16_weights, Bf16Pair, dot_bf16
-//   int8  kInt8Flip, Int8Weights, load_int8_weights, dot_int8
-//   int4  Bytes64 of nibbles 0..15: load_bytes, low_nibbles, high_nibbles; U4Sums, start_u4,
-//   dot_u4,
-//         total_u4
+//   int8  kInt8Steps, Int8Weights, load_int8_weights, Int8Pairs, broadcast_int8, dot_int8; sums
+//         start at int8_start(sum of the weights); store_int8: 16 quantized activations
+//   int4  Bytes64 of nibbles 0..15: load_bytes, low_nibbles, high_nibbles; Quad, broadcast_quad;
+//         U4Sums of up to kU4Quads quads, start_u4(u4_start(activations)), dot_u4, total_u4
 #pragma once
 
 #include <cstddef>

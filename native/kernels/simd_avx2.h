@@ -221,14 +221,47 @@ TRIMTAB_INLINE Bf16Pair broadcast_bf16(const uint8_t* p) {
   return {_mm256_broadcast_ss(reinterpret_cast<const float*>(p))};
 }
 TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair a) {
-  return {_mm256_fmadd_ps(w.a, a.v, sum.a), _mm256_fmadd_ps(w.b, a.v, sum.b)};
+  sum = {_mm256_fmadd_ps(w.a, a.v, sum.a), _mm256_fmadd_ps(w.b, a.v, sum.b)};
+  __asm__ volatile("" : "+x"(sum.a), "+x"(sum.b));
+  return sum;
 }
 
-// int8: |w| as the unsigned operand and a with w's sign: exact because both are in [-127, 127].
-constexpr uint8_t kInt8Flip = 0;
-struct Int8Weights {
-  __m256i a, b, abs_a, abs_b;
+// int8: two steps a quad, its even k and its odd k, widened to int16; activations are stored that
+// way. (maddubs would need the absolute weights, a sign for each activation and one more multiply.)
+constexpr int kInt8Steps = 2;
+using Int8Weights = Bytes64;
+struct Int8Pairs {
+  __m256i v;
 };
+TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int step) {
+  Bytes64 x = load_bytes(p);
+  if (step == 0) x = {_mm256_slli_epi16(x.a, 8), _mm256_slli_epi16(x.b, 8)};
+  return {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)};
+}
+TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) {
+  int32_t pair;
+  std::memcpy(&pair, p, 4);
+  return {_mm256_set1_epi32(pair)};
+}
+TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Int8Pairs q) {
+  sum = {_mm256_add_epi32(sum.a, _mm256_madd_epi16(w.a, q.v)),
+         _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.b, q.v))};
+  __asm__ volatile("" : "+x"(sum.a), "+x"(sum.b));
+  return sum;
+}
+TRIMTAB_INLINE int32_t int8_start(int32_t) { return 0; }
+TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
+  const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                         0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(q.a, q.b), 0b11011000);
+  store_256(row + 2 * k, _mm256_shuffle_epi8(words, order));
+}
+
+// int4: weights 0..15, activations s8, sums of int16: of k % 4 = 0, 1 in even lanes, of 2, 3 in odd
+// ones. They start at -8 times the sum of the activations that face them. So after kU4Quads quads
+// they are sums of (weight - 8) * activation, at most 16 * 2 * 8 * 127 = 32512, and what wraps
+// around on the way does not matter.
+constexpr int kU4Quads = 16;
 struct Quad {
   __m256i v;
 };
@@ -237,25 +270,21 @@ TRIMTAB_INLINE Quad broadcast_quad(const uint8_t* p) {
   std::memcpy(&quad, p, 4);
   return {_mm256_set1_epi32(quad)};
 }
-TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p) {
-  __m256i a = load_256(p), b = load_256(p + 32);
-  return {a, b, _mm256_abs_epi8(a), _mm256_abs_epi8(b)};
-}
-TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad q) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  __m256i a = _mm256_maddubs_epi16(w.abs_a, _mm256_sign_epi8(q.v, w.a));
-  __m256i b = _mm256_maddubs_epi16(w.abs_b, _mm256_sign_epi8(q.v, w.b));
-  return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a, ones)),
-          _mm256_add_epi32(sum.b, _mm256_madd_epi16(b, ones))};
-}
-
-// int4: weights 0..15, activations s8. U4Sums, of int16, takes up to kU4Quads quads from a start of
-// 0: 8 * 2 * 15 * 127 = 30480 fits.
-constexpr int kU4Quads = 8;
 struct U4Sums {
   __m256i a, b;
 };
-TRIMTAB_INLINE U4Sums start_u4(int) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+// The start for a chunk whose activations, k modulo 16, add up to q.
+TRIMTAB_INLINE int32_t u4_start(I32x16 q) {
+  __m256i sums = _mm256_add_epi32(q.a, q.b);
+  __m128i quad = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  quad = _mm_slli_epi32(_mm_hadd_epi32(quad, quad), 3);
+  const uint32_t even = static_cast<uint32_t>(_mm_cvtsi128_si32(quad));
+  const uint32_t odd = static_cast<uint32_t>(_mm_extract_epi32(quad, 1));
+  return static_cast<int32_t>((0u - odd) << 16 | ((0u - even) & 0xffffu));
+}
+TRIMTAB_INLINE U4Sums start_u4(int32_t start) {
+  return {_mm256_set1_epi32(start), _mm256_set1_epi32(start)};
+}
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad q) {
   return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, q.v)),
           _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, q.v))};
@@ -264,8 +293,6 @@ TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) {
   const __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
 }
-TRIMTAB_INLINE U4Sums zero_u4() { return start_u4(0); }
-TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, total_u4(sum)); }
 
 TRIMTAB_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);

@@ -163,7 +163,7 @@ TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair a) {
 }
 
 // int8: activations are stored as u8 = s8 ^ 0x80 = s8 + 128, so sums start at -128 * sum(weights).
-constexpr uint8_t kInt8Flip = 0x80;
+constexpr int kInt8Steps = 1;
 struct Int8Weights {
   __m512i v;
 };
@@ -175,14 +175,28 @@ TRIMTAB_INLINE Quad broadcast_quad(const uint8_t* p) {
   std::memcpy(&quad, p, 4);
   return {_mm512_set1_epi32(quad)};
 }
-TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+using Int8Pairs = Quad;
+TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int) {
+  return {_mm512_loadu_si512(p)};
+}
+TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) { return broadcast_quad(p); }
 TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
   return {_mm512_dpbusd_epi32(sum.v, a.v, w.v)};
 }
 
-// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads, from any start.
+TRIMTAB_INLINE int32_t int8_start(int32_t sum_of_weights) { return -128 * sum_of_weights; }
+TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
+  // q + 128 as unsigned is q ^ 0x80; the sign bits above it must follow for the saturation.
+  q = shift_right_sign<24>(shift_left<24>(bit_xor(q, set1(0x80))));
+  store_s8(reinterpret_cast<int8_t*>(row) + k, q);
+}
+
+// int4: weights 0..15, activations s8; sums start at -8 * (sum of the activations).
 constexpr int kU4Quads = 32;
 using U4Sums = I32x16;
+TRIMTAB_INLINE int32_t u4_start(I32x16 q) {
+  return static_cast<int32_t>(-8u * static_cast<uint32_t>(_mm512_reduce_add_epi32(q.v)));
+}
 TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) {
   return {_mm512_dpbusd_epi32(sum.v, w.v, a.v)};
@@ -194,8 +208,6 @@ TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) {
 #endif
   return sum;
 }
-TRIMTAB_INLINE U4Sums zero_u4() { return start_u4(0); }
-TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, total_u4(sum)); }
 
 TRIMTAB_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);

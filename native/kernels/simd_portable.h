@@ -236,7 +236,7 @@ TRIMTAB_INLINE Bf16Pair broadcast_bf16(const uint8_t* p) {
 TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair a) { return fma(w, a, sum); }
 
 // int8 and int4: the four bytes of a lane, one after the other.
-constexpr uint8_t kInt8Flip = 0;
+constexpr int kInt8Steps = 1;
 struct Quad {
   int32_t k[4];
 };
@@ -248,7 +248,13 @@ TRIMTAB_INLINE Quad broadcast_quad(const uint8_t* p) {
 struct Int8Weights {
   IntVector v;
 };
-TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p) {
+using Int8Pairs = Quad;
+TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) { return broadcast_quad(p); }
+TRIMTAB_INLINE int32_t int8_start(int32_t) { return 0; }
+TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
+  store_s8(reinterpret_cast<int8_t*>(row) + k, q);
+}
+TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int) {
   return {(IntVector)load_bytes(p).v};
 }
 TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
@@ -258,17 +264,20 @@ TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
           (w.v >> 24) * a.k[3]};
 }
 
-// int4: weights 0..15, activations s8. U4Sums takes up to kU4Quads quads, from any start.
+// int4: weights 0..15, activations s8; sums start at -8 * (sum of the activations).
 constexpr int kU4Quads = 32;
 using U4Sums = I32x16;
+TRIMTAB_INLINE int32_t u4_start(I32x16 q) {
+  uint32_t sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += static_cast<uint32_t>(q.v[i]);
+  return static_cast<int32_t>(-8u * sum);
+}
 TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) {
   return {sum.v + (IntVector)(w.v & 15) * a.k[0] + (IntVector)(w.v >> 8 & 15) * a.k[1] +
           (IntVector)(w.v >> 16 & 15) * a.k[2] + (IntVector)(w.v >> 24) * a.k[3]};
 }
 TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) { return sum; }
-TRIMTAB_INLINE U4Sums zero_u4() { return start_u4(0); }
-TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, total_u4(sum)); }
 
 TRIMTAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 

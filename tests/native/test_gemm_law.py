@@ -32,7 +32,7 @@ def test_any_number_of_rows_equals_each_row_alone(
         assert np.isnan(together[m:]).all()
 
 
-# columns beyond the blocks in which many rows walk K (gemm.cpp): 1024 units, 512 columns of int4
+# columns beyond the blocks in which many rows walk K (gemm.cpp): 512 units, 512 columns of int4
 LONG = {"f32": 1100, "bf16": 2100, "int8": 4300, "int4": 1300}
 
 
