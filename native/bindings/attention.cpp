@@ -64,7 +64,7 @@ nb::object paged_attention(const ConstArray<float, 3>& query, const ConstArray<f
   const int64_t stride = shape.query_size();
   OwnedArray<float> out(rows * stride);
   ThreadPool pool(threads);
-  AttentionPlan plan(kernels, shape, threads);
+  AttentionPlan plan(kernels, shape, threads, num_blocks);
   plan.build(step);
   pool.run([&](Team& team) {
     plan.run(team, step, cache, 0, query.data(), stride, out.data(), stride);

@@ -14,7 +14,8 @@ constexpr int64_t kMaxPartialFloats = int64_t{1} << 26;
 
 }  // namespace
 
-AttentionPlan::AttentionPlan(const LayerKernels& kernels, const ModelShape& shape, int num_threads)
+AttentionPlan::AttentionPlan(const LayerKernels& kernels, const ModelShape& shape, int num_threads,
+                             int64_t num_blocks)
     : kernels_(kernels), shape_(shape), num_threads_(num_threads), locals_(num_threads) {
   const int64_t partial = round_up(PartialAttention::floats(kTileRows, shape.head_dim), 16);
   const int64_t query = kTileRows * shape.head_dim;
@@ -27,6 +28,14 @@ AttentionPlan::AttentionPlan(const LayerKernels& kernels, const ModelShape& shap
     local.positions.resize(kTileRows);
     local.offsets.resize(kTileRows);
   }
+  // What a growing context will ask for, so that it need not be asked for then; pages are touched
+  // only when they are used.
+  if (num_threads == 1) return;
+  const int64_t partitions = (num_blocks * kBlockTokens - 1) / kPartitionTokens + 1;
+  const int64_t items =
+      std::min(kItemsPerThread * num_threads * partitions, kMaxPartialFloats / partial);
+  items_.reserve(static_cast<size_t>(items));
+  partial_memory_.get<float>(items * partial);
 }
 
 void AttentionPlan::build(const StepInput& step) {

@@ -19,7 +19,9 @@ namespace trimtab {
 
 class AttentionPlan {
  public:
-  AttentionPlan(const LayerKernels& kernels, const ModelShape& shape, int num_threads);
+  // No context is longer than `num_blocks` blocks: memory for partitions is set aside for that.
+  AttentionPlan(const LayerKernels& kernels, const ModelShape& shape, int num_threads,
+                int64_t num_blocks);
 
   // Before the region: tiles, and whether partitions are items. Same for every layer.
   void build(const StepInput& step);

@@ -35,13 +35,14 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
       cache_(model_.shape.kv_format, model_.shape.head_dim, model_.shape.num_kv_heads,
              static_cast<int64_t>(model_.shape.layers.size()), num_blocks),
       validator_(model_.shape.vocab_size, num_blocks),
-      attention_(layers_, model_.shape, pool_->num_threads()),
+      attention_(layers_, model_.shape, pool_->num_threads(), num_blocks),
       sampler_scratch_(pool_->num_threads()),
       hidden_stride_(round_up(model_.shape.hidden_size, 16)),
       qkv_stride_(model_.shape.query_size() + 2 * model_.shape.kv_size()),
       query_stride_(model_.shape.query_size()),
       mlp_stride_(round_up(model_.shape.intermediate_size, 16)),
       vocab_stride_(round_up(model_.shape.vocab_size, 16)) {
+  for (SamplerScratch& scratch : sampler_scratch_) scratch.reserve(model_.shape.vocab_size);
   const LayerWeights& layer = model_.layers[0];
   const Matrix* const readers[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down,
                                    &model_.lm_head};

@@ -12,18 +12,6 @@ using namespace sampling;
 
 namespace {
 
-void reserve(SamplerScratch& scratch, int64_t vocab) {
-  const auto size = static_cast<size_t>(vocab);
-  if (scratch.counts.size() >= size) return;
-  scratch.logits.resize(size);
-  scratch.block_max.resize(static_cast<size_t>(num_blocks(vocab)));
-  scratch.adjusted_max.resize(scratch.block_max.size());
-  scratch.selected_max.resize(scratch.block_max.size());
-  scratch.block_weights.resize(scratch.block_max.size());
-  scratch.candidates.reserve(size);
-  scratch.counts.resize(size, 0);
-}
-
 Candidate first_candidate(const Row& row) {
   const int64_t blocks = num_blocks(row.vocab);
   const int64_t block = std::find(row.block_max, row.block_max + blocks, row.max) - row.block_max;
@@ -91,10 +79,22 @@ void write_logprobs(const SamplingKernels& kernels, const Row& row, int32_t num_
 
 }  // namespace
 
+void SamplerScratch::reserve(int64_t vocab) {
+  const auto size = static_cast<size_t>(vocab);
+  if (counts.size() >= size) return;
+  logits.resize(size);
+  block_max.resize(static_cast<size_t>(num_blocks(vocab)));
+  adjusted_max.resize(block_max.size());
+  selected_max.resize(block_max.size());
+  block_weights.resize(block_max.size());
+  candidates.reserve(size);
+  counts.resize(size, 0);
+}
+
 void sample_row(const SamplingKernels& kernels, const float* logits, int64_t vocab,
                 const SamplingView& sampling, int64_t row, int32_t target, SamplerScratch& scratch,
                 const SampleOutput& out) {
-  reserve(scratch, vocab);
+  scratch.reserve(vocab);
   *out.token = -1;
   *out.logprob = 0.0f;
   std::fill(out.top_ids, out.top_ids + out.top_width, -1);

@@ -55,6 +55,8 @@ void validate_sampling(const SamplingView& sampling, const SamplingLengths& leng
 
 // Working memory of one thread; grows to the largest vocabulary seen and is then reused as it is.
 struct SamplerScratch {
+  void reserve(int64_t vocab);
+
   struct Candidate {
     float logit;
     int32_t id;

@@ -86,13 +86,14 @@ void ThreadPool::worker(int thread) {
     wait_while(region_, region);
     region = region_.load(std::memory_order_acquire);
     if (region < 0) return;
-    (*body_)(team);
+    body_(region_body_, team);
     barrier();
   }
 }
 
-void ThreadPool::run(const std::function<void(Team&)>& region) {
-  body_ = &region;
+void ThreadPool::run_body(Body body, const void* region) {
+  body_ = body;
+  region_body_ = region;
   next_item_.store(0, std::memory_order_relaxed);
   if (num_threads_ > 1) {
     region_.store((region_.load(std::memory_order_relaxed) + 1) & 0x3fffffff,
@@ -100,7 +101,7 @@ void ThreadPool::run(const std::function<void(Team&)>& region) {
     region_.notify_all();
   }
   Team team(*this, 0);
-  [&]() noexcept { region(team); }();
+  [&]() noexcept { body(region, team); }();
   barrier();
 }
 

@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <thread>
 #include <vector>
 
@@ -71,11 +70,18 @@ class ThreadPool {
 
   // Runs the region on every thread and returns when all have finished it. Only one caller at a
   // time. The region must not throw: an exception in it ends the process.
-  void run(const std::function<void(Team&)>& region);
+  template <typename Region>
+  void run(const Region& region) {
+    run_body([](const void* body, Team& team) { (*static_cast<const Region*>(body))(team); },
+             &region);
+  }
 
  private:
   friend class Team;
 
+  using Body = void (*)(const void* region, Team& team);
+
+  void run_body(Body body, const void* region);
   void worker(int thread);
   void wait_while(std::atomic<int>& word, int value);
   void barrier();
@@ -85,7 +91,8 @@ class ThreadPool {
   alignas(64) std::atomic<int> phase_{0};   // number of barriers passed
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int64_t> next_item_{0};
-  const std::function<void(Team&)>* body_ = nullptr;
+  Body body_ = nullptr;
+  const void* region_body_ = nullptr;
   const int num_threads_;
   std::vector<std::thread> workers_;
 };
