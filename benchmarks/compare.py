@@ -28,16 +28,15 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from contenders import CONTENDERS, Contender, convert
+from contenders import CONTENDERS, Contender, ConversionError, convert
 from make_model import known_models, make_model, read_config
 from measuring import OUTPUT_TOKENS, PeerError, Plan, measure
-from peers.environments import install
+from peers.environments import InstallError, install
 from tables import render, series
 from trimtab.bench.footprint import Footprint, ceilings, footprint
 from trimtab.bench.machine import MachineLimits, measure_bandwidth, measure_machine
@@ -232,8 +231,8 @@ def prepare(
         try:
             python = install(root, contender.environment)
             copies[contender] = convert(contender, python, checkpoint, checkpoint.parent)
-        except (OSError, subprocess.CalledProcessError) as error:
-            errors[contender] = f"not installed or converted: {error}"[:200]
+        except (ConversionError, InstallError) as error:
+            errors[contender] = str(error)
         say(f"{contender.label}: {errors.get(contender, 'ready')}")
     return copies, errors
 

@@ -26,6 +26,10 @@ BF16, F16, F32 = KVFormat("bf16", 16), KVFormat("f16", 16), KVFormat("f32", 32)
 U8 = KVFormat("u8", 8, 64)  # a float32 scale and a float32 zero point
 
 
+class ConversionError(Exception):
+    """One line: where the converter's own words are."""
+
+
 class Convertible(Protocol):
     @property
     def environment(self) -> str: ...
@@ -94,14 +98,15 @@ CONTENDERS = (
 def convert(contender: Convertible, python: Path, checkpoint: Path, out_root: Path) -> Path:
     """Its copy of the checkpoint; made once, under its name only when complete.
 
-    Raises CalledProcessError; what the converter said is in the log beside the copy.
+    Raises ConversionError.
     """
     if not contender.converter:
         return checkpoint
     name, here = contender.format, Path(__file__).parent / "peers"
     if contender.converter == "gguf":
         out = out_root / f"{name}.gguf"
-        for step in dict.fromkeys(("BF16", name)):  # to_gguf.py finds the bf16 file by its output
+        # The bf16 file is what to_gguf.py quantizes; it finds it beside its output.
+        for step in dict.fromkeys((name,) if name == "F32" else ("BF16", name)):
             target = out_root / f"{step}.gguf"
             partial = target.with_suffix(".partial")
             _make(target, partial, [python, here / "to_gguf.py", checkpoint, partial, step])
@@ -130,6 +135,9 @@ def _make(out: Path, partial: Path, command: list[str | Path]) -> None:
         return
     if partial.is_dir():
         shutil.rmtree(partial)
-    with out.with_name(out.name + ".log").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    log = out.with_name(out.name + ".log")
+    with log.open("w") as file:
+        status = subprocess.run(command, check=False, stdout=file, stderr=file).returncode
+    if status != 0:
+        raise ConversionError(f"not converted, see {log.name}")
     partial.rename(out)

@@ -80,7 +80,6 @@ class Process:
             env=settings,
         )
         self.peak_bytes = 0
-        self.about = ""
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The reply. Raises PeerError, also where there is none within an hour."""
@@ -95,13 +94,18 @@ class Process:
         finally:
             guard.cancel()
         if not line:
-            raise PeerError(f"ended with status {self._process.wait()}; see {self._log.name}")
+            raise PeerError(
+                f"ended with status {self._process.wait()}; see {Path(self._log.name).name}"
+            )
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:
             raise PeerError(reply["error"])
-        self.about = reply["about"]
-        self.peak_bytes = reply.get("peak_bytes", 0)
+        self.peak_bytes = reply.get("peak_bytes", self.peak_bytes)
         return reply
+
+    def about(self) -> str:
+        """Version and settings. Raises PeerError."""
+        return str(self.ask({"about": True})["about"])
 
     def seconds(self, prompts: list[list[int]], num_tokens: int) -> float:
         """Wall time of one generation. Raises PeerError."""
@@ -119,7 +123,7 @@ class Process:
 
 
 def slug(name: str) -> str:
-    return name.replace(" ", "-").replace(",", "-").replace("=", "-")
+    return name.replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ def measure(
             length = int(phase.split()[1])
             samples[f"decode {length}"] = process.decode_rate(_prompts(random, plan, 1, length)[0])
             samples[f"peak GB {length}"] = process.peak_bytes / 1e9
-        return process.about
+        return process.about()
     finally:
         process.close()
 

@@ -39,11 +39,26 @@ def render(document: dict[str, Any]) -> list[str]:
         members = [result for result in results if result["group"] == group]
         if members:
             lines += ["", f"### {group}", "", *group_table(group, members)]
-    lines += ["", "### Versions and settings", ""]
-    for about in dict.fromkeys(f"{r['environment']}: {r['about']}" for r in results if r["about"]):
-        lines.append(f"- {about}")
+    lines += ["", "### Versions and settings", "", *versions(results)]
     for result in results:
         lines += [f"- {result['label']}, {k}: {error}" for k, error in result["errors"].items()]
+    return lines
+
+
+def versions(results: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each environment: the version once, settings with the formats that have them."""
+    lines = []
+    for environment in dict.fromkeys(result["environment"] for result in results):
+        formats: dict[str, list[str]] = {}
+        for result in results:
+            if result["environment"] == environment and result.get("about"):
+                version, _, settings = result["about"].partition("; ")
+                formats.setdefault(settings, []).append(result["format"])
+        if len(formats) == 1:
+            lines.append(f"- {version}; {next(iter(formats))}")
+        elif formats:
+            settings = "; ".join(f"{', '.join(names)}: {text}" for text, names in formats.items())
+            lines.append(f"- {version}; {settings}")
     return lines
 
 

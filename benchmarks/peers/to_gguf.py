@@ -1,8 +1,8 @@
 """A Hugging Face checkpoint as GGUF for llama.cpp: `python to_gguf.py MODEL OUT FORMAT`.
 
-Runs in llama.cpp's environment. Format: BF16, Q8_0 or Q4_0. Without a vocabulary: the
-benchmark speaks token ids. Families Llama and Qwen3. llama.cpp rotates neighbouring pairs for
-Llama, so that q and k rows are reordered for it.
+Runs in llama.cpp's environment. Format: BF16, F32, or a quantized one of FILE_TYPES. Without a
+vocabulary: the benchmarks speak token ids. Families Llama and Qwen3. llama.cpp rotates neighbouring
+pairs for Llama, so that q and k rows are reordered for it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LAYER_NAMES = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-FILE_TYPES = {"Q8_0": 7, "Q4_0": 2}  # llama_ftype
+FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype
 
 
 def gguf_name(name: str) -> str:
@@ -65,8 +65,8 @@ def stored_bf16(directory: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write(model: Path, out: Path) -> None:
-    """The bf16 GGUF."""
+def write(model: Path, out: Path, file_format: str) -> None:
+    """The GGUF of the checkpoint's own values, in BF16 or F32."""
     config = json.loads((model / "config.json").read_text())
     arch = {"llama": "llama", "qwen3": "qwen3"}[config["model_type"]]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -85,14 +85,16 @@ def write(model: Path, out: Path) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
+    bf16 = file_format == "BF16"
+    file_type = gguf.LlamaFileType.MOSTLY_BF16 if bf16 else gguf.LlamaFileType.ALL_F32
+    writer.add_file_type(file_type)
     for name, values in stored_bf16(model).items():
-        if values.ndim == 1:
+        if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            values = paired(values, heads if "q_proj" in name else kv_heads)
+        if values.ndim == 1 or not bf16:
             wide = (values.astype(np.uint32) << 16).view(np.float32)
             writer.add_tensor(gguf_name(name), wide)
             continue
-        if arch == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            values = paired(values, heads if "q_proj" in name else kv_heads)
         raw = np.ascontiguousarray(values).view(np.uint8)
         writer.add_tensor(gguf_name(name), raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
     writer.write_header_to_file()
@@ -103,8 +105,8 @@ def write(model: Path, out: Path) -> None:
 
 def main() -> None:
     model, out, file_format = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    if file_format == "BF16":
-        write(model, out)
+    if file_format not in FILE_TYPES:
+        write(model, out, file_format)
         return
     source = out.with_name("BF16.gguf")
     params = api.llama_model_quantize_default_params()

@@ -58,7 +58,7 @@ class TrimtabEngine:
 
     @property
     def about(self) -> str:
-        return f"{version()}; {self._engine.info.executor}; prefix caching"
+        return f"{version()}; {self._engine.info.executor}; prefix caching where measured"
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> Generated:
         params = SamplingParams(max_tokens=num_tokens, temperature=0, ignore_eos=True)

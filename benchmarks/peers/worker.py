@@ -6,15 +6,18 @@ Runs in the peer's own environment, so neither this file nor the adapters beside
 (but for trimtab's own). JSON lines: for each request on standard input one reply on standard
 output.
 
+    {"about": true}
+    {"about": the peer's version and settings}
+
     {"prompts": [[token ids], ...], "tokens": n}
-    {"seconds": s, "first_seconds": f, "peak_bytes": b, "about": text}
+    {"seconds": s, "first_seconds": f, "peak_bytes": b}
 
 seconds is the wall time from all prompts in hand to the last of n tokens of each, greedy, end
 tokens ignored; first_seconds that to the first token, null unless there is one prompt; peak_bytes
-the highest resident memory so far; about the peer's version and settings.
+the highest resident memory so far.
 
     {"windows": [[token ids], ...], "logits": path}
-    {"about": text}
+    {}
 
 writes the logits of every position of every window, all of one length, to a .npy file, float32
 [windows, length, vocabulary]. {"error": "..."} where something failed. What a peer prints goes to
@@ -79,10 +82,16 @@ def load(peer: str, model: Path, options: Options) -> Any:
     return importlib.import_module(peer).load(model, options)
 
 
+def answer(peer: Any, request: dict[str, Any]) -> dict[str, Any]:
+    if "about" in request:
+        return {"about": peer.about}
+    return score(peer, request) if "windows" in request else generate(peer, request)
+
+
 def score(scorer: Scorer, request: dict[str, Any]) -> dict[str, Any]:
     logits = [scorer.logits(window) for window in request["windows"]]
     np.save(request["logits"], np.stack(logits).astype(np.float32, copy=False))
-    return {"about": scorer.about}
+    return {}
 
 
 def generate(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +106,6 @@ def generate(peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "first_seconds": None if first is None else first - start,
         "peak_bytes": peak_bytes(),
-        "about": peer.about,
     }
 
 
@@ -120,8 +128,7 @@ def main() -> None:
         peer = load(args.peer, args.model, Options(**json.loads(args.options)))
         for line in sys.stdin:
             request = json.loads(line)
-            reply = (score if "windows" in request else generate)(peer, request)
-            print(json.dumps(reply), file=replies)
+            print(json.dumps(answer(peer, request)), file=replies)
     except Exception as error:  # one line for the table; the whole of it for whoever looks
         text = " ".join(f"{type(error).__name__}: {error}".split())
         print(json.dumps({"error": text[:300]}), file=replies)

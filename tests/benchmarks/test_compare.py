@@ -131,10 +131,11 @@ def entry(environment: str, name: str, rounds: list[dict[str, float]]) -> dict[s
     return {
         "label": f"{environment} {name}",
         "environment": environment,
+        "format": name,
         "group": "int8",
         "head": name,
         "kv": "bf16",
-        "about": f"{environment} 1.0",
+        "about": f"{environment} 1.0; KV bf16",
         "errors": {},
         "ceilings": {"decode 128": 100.0},
         "rounds": [{"main": values} for values in rounds],
@@ -176,7 +177,7 @@ def test_table(tables: ModuleType) -> None:
     ]
     assert rows["decode beside a busy neighbour"][0] == "**42** [40, 45] 60 % of undisturbed"
     assert rows["output head"][:3] == ["int8", "q8", "w8"]
-    assert "- quick: quick 1.0" in lines
+    assert "- quick 1.0; KV bf16" in lines
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert widths == {7}
 
