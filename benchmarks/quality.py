@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -244,6 +245,7 @@ def main() -> None:
         },
         "results": run(subjects, windows, threads, args.work.resolve()),
     }
+    shutil.rmtree(args.work / "caches", ignore_errors=True)
     if args.json:
         args.json.write_text(json.dumps(document, indent=1) + "\n")
     print("\n".join(render(document)))

@@ -16,5 +16,6 @@ def load(model: Path, options: Options) -> LlamaCppEngine:
     counts = Counter(tensor.tensor_type.name for tensor in tensors)
     held = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     (head,) = (t.tensor_type.name for t in tensors if t.name in ("token_embd.weight",))
-    engine.about += f"; matrices: {held}, of which the embedding and head {head}"
+    version = engine.about.partition(";")[0]
+    engine.about = f"{version}; {held}, of these the embedding and head {head}"
     return engine

@@ -32,7 +32,7 @@ class TrimtabExecutor:
         )
         self._executor = CpuExecutor(open_checkpoint(resolve_model(str(model))), config)
         self._batches = BatchBuilder()
-        self.about = f"{version()}; {self._executor.description}"
+        self.about = f"{version()}; path {self._executor.isa}, {self._executor.threads} threads"
 
     def logits(self, window: list[int]) -> np.ndarray:
         # Scoring a prompt needs the logits of all its tokens but the last.
