@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp as api
@@ -49,6 +50,18 @@ def paired(rows: np.ndarray, num_heads: int) -> np.ndarray:
     return halves.swapaxes(1, 2).reshape(rows.shape)
 
 
+def rope_factors(scaling: dict[str, Any], theta: float, head_dim: int) -> np.ndarray:
+    """What llama.cpp divides each frequency by, float32 [head_dim / 2]. Llama 3's scaling only:
+    long waves by its factor, short ones by 1, those between by a mixture."""
+    if scaling.get("rope_type") != "llama3":
+        raise ValueError(f"rope scaling {scaling} is not known here")
+    turns = theta ** (-np.arange(0, head_dim, 2) / head_dim) / (2 * np.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    smooth = (scaling["original_max_position_embeddings"] * turns - low) / (high - low)
+    smooth = np.clip(smooth, 0, 1)
+    return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+
+
 def stored_bf16(directory: Path) -> dict[str, np.ndarray]:
     """Every tensor as uint16 [shape], mapped. The files are those of make_model.py: all bf16."""
     tensors = {}
@@ -83,6 +96,10 @@ def write(model: Path, out: Path, file_format: str) -> None:
     writer.add_rope_dimension_count(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
+    scaling = config.get("rope_scaling")
+    if scaling:
+        factors = rope_factors(scaling, config["rope_theta"], head_dim)
+        writer.add_tensor("rope_freqs.weight", factors)
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("no_vocab")
     bf16 = file_format == "BF16"
