@@ -1,12 +1,13 @@
-"""The variables of the packed cache: where it is, how large it may be."""
+"""Variables that are more than a switch."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from trimtab.environment import packed_cache_bytes, packed_cache_directory
+from trimtab.environment import packed_cache_bytes, packed_cache_directory, prepare_process
 from trimtab.errors import ConfigError
 
 
@@ -45,3 +46,12 @@ def test_the_size(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TRIMTAB_PACKED_CACHE_GIB", value)
         with pytest.raises(ConfigError, match="must be a number of GiB"):
             packed_cache_bytes()
+
+
+def test_what_the_user_set_for_numpy_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    prepare_process()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+    prepare_process()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"

@@ -11,8 +11,8 @@ from worker import Generated, Options
 import trimtab
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineRequest
-from trimtab.engine.loading import load_engine
 from trimtab.engine.sampling_params import SamplingParams
+from trimtab.environment import prepare_process
 
 BLOCK = 16
 SOURCES = ("native", "src/trimtab", "CMakeLists.txt")
@@ -41,6 +41,9 @@ def version() -> str:
 
 class TrimtabEngine:
     def __init__(self, model: Path, options: Options) -> None:
+        prepare_process()  # as the command line does
+        from trimtab.engine.loading import load_engine  # imports numpy
+
         weights, _, group = options.format.partition("-g")
         executor = ExecutorConfig(
             weights=weights,  # type: ignore[arg-type]

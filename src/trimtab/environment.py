@@ -72,3 +72,9 @@ def packed_cache_bytes() -> int:
     if not 0 <= gib < 1 << 30:
         raise ConfigError(f"TRIMTAB_PACKED_CACHE_GIB={value!r}: must be a number of GiB, 0 or more")
     return int(gib * (1 << 30))
+
+
+def prepare_process() -> None:
+    """For processes that are trimtab's own, before numpy is imported: numpy's BLAS, which serving
+    never calls, is not to start a thread for each core. Child processes inherit it."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -46,6 +46,7 @@ def _common(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. What the user can mend is one line on stderr and status 2."""
+    environment.prepare_process()
     if arguments is None:
         arguments = sys.argv[1:]
     arguments = list(arguments) or ["--help"]
