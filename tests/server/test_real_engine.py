@@ -69,6 +69,7 @@ def test_chat_streams_what_it_answers(real: Live) -> None:
         "n": 2,
         "logprobs": True,
         "top_logprobs": 2,
+        "extra_body": {"ignore_eos": True},
     }
     whole = client.chat.completions.create(**fields)
     texts = ["", ""]
@@ -111,7 +112,8 @@ def test_the_context_limit(real: Live) -> None:
         response = real.post(TEXT, json={"prompt": "x" * size})
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
-    full = real.post(TEXT, json={"prompt": "x" * (limit - 5), "max_tokens": 5}).json()
+    body = {"prompt": "x" * (limit - 5), "max_tokens": 5, "ignore_eos": True}
+    full = real.post(TEXT, json=body).json()
     assert full["usage"]["total_tokens"] == limit
 
 
