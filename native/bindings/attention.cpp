@@ -66,8 +66,13 @@ nb::object paged_attention(const ConstArray<float, 3>& query, const ConstArray<f
   ThreadPool pool(threads);
   AttentionPlan plan(kernels, shape, threads, num_blocks);
   plan.build(step);
-  pool.run([&](Team& team) {
-    plan.run(team, step, cache, 0, query.data(), stride, out.data(), stride);
+  const AttentionPlan::Arrays arrays{step, cache, query.data(), stride, out.data(), stride};
+  const int64_t phases[] = {plan.num_items(), plan.num_merges()};
+  pool.run(phases, 2, [&](int64_t phase, int64_t chunk, int thread) {
+    if (phase == 0)
+      plan.run_item(arrays, 0, chunk, thread);
+    else
+      plan.run_merge(arrays, 0, chunk, thread);
   });
   return out.release({query.shape(0), query.shape(1), query.shape(2)});
 }

@@ -55,6 +55,7 @@ void AttentionPlan::build(const StepInput& step) {
       most_rows = std::max(most_rows, last - first);
     }
   }
+  one_tile_each_ = static_cast<int64_t>(tiles_.size()) == step.num_seqs;
   const int64_t whole_items = static_cast<int64_t>(tiles_.size()) * shape_.num_kv_heads;
   partial_floats_ = round_up(PartialAttention::floats(most_rows, shape_.head_dim), 16);
   split_ = num_threads_ > 1 && split_items > whole_items &&
@@ -75,28 +76,29 @@ bool AttentionPlan::key_range(const Tile& tile, int64_t window, int64_t partitio
   return first < last;
 }
 
-AttentionTile AttentionPlan::load_tile(const StepInput& step, const KVCache& cache, int64_t layer,
-                                       const Tile& tile, int64_t kv_head, const float* qkv,
-                                       int64_t qkv_stride, Local& local) const {
+AttentionTile AttentionPlan::load_tile(const Arrays& arrays, int64_t layer, const Tile& tile,
+                                       int64_t kv_head, Local& local) const {
+  const StepInput& step = arrays.step;
   const int64_t group = shape_.group(), dim = shape_.head_dim;
   const float scale = static_cast<float>(shape_.attention_scale);
   const int64_t seq_start = step.seq_starts[tile.seq];
   for (int64_t folded = tile.first; folded < tile.last; ++folded) {
     const int64_t row = seq_start + folded / group;
-    const float* source = qkv + row * qkv_stride + (kv_head * group + folded % group) * dim;
+    const float* source =
+        arrays.qkv + row * arrays.qkv_stride + (kv_head * group + folded % group) * dim;
     float* query = local.query + (folded - tile.first) * dim;
     for (int64_t d = 0; d < dim; ++d) query[d] = source[d] * scale;
     local.positions[folded - tile.first] = step.positions[row];
   }
   AttentionTile view;
-  view.tile = cache.tile();
+  view.tile = arrays.cache.tile();
   view.query = local.query;
   view.positions = local.positions.data();
   view.rows = tile.last - tile.first;
   view.window = shape_.layers[layer].window;
   view.softcap = static_cast<float>(shape_.attention_softcap);
-  view.pool = cache.tiles(layer, kv_head);
-  view.block_stride = cache.block_stride();
+  view.pool = arrays.cache.tiles(layer, kv_head);
+  view.block_stride = arrays.cache.block_stride();
   view.block_ids = step.block_ids + step.block_starts[tile.seq];
   return view;
 }
@@ -107,60 +109,54 @@ void AttentionPlan::reset(int64_t rows, const PartialAttention& partial) const {
   std::fill_n(partial.out, rows * shape_.head_dim, 0.0f);
 }
 
-void AttentionPlan::write_out(const Tile& tile, int64_t seq_start, int64_t kv_head,
-                              const PartialAttention& total, float* out, int64_t out_stride,
-                              Local& local) const {
-  const int64_t group = shape_.group();
+void AttentionPlan::write_out(const Arrays& arrays, const Tile& tile, int64_t kv_head,
+                              const PartialAttention& total, Local& local) const {
+  const int64_t group = shape_.group(), seq_start = arrays.step.seq_starts[tile.seq];
   for (int64_t folded = tile.first; folded < tile.last; ++folded)
-    local.offsets[folded - tile.first] = (seq_start + folded / group) * out_stride +
+    local.offsets[folded - tile.first] = (seq_start + folded / group) * arrays.out_stride +
                                          (kv_head * group + folded % group) * shape_.head_dim;
-  kernels_.finish(tile.last - tile.first, shape_.head_dim, total, out, local.offsets.data());
+  kernels_.finish(tile.last - tile.first, shape_.head_dim, total, arrays.out, local.offsets.data());
 }
 
-void AttentionPlan::run(Team& team, const StepInput& step, const KVCache& cache, int64_t layer,
-                        const float* qkv, int64_t qkv_stride, float* out, int64_t out_stride) {
-  Local& local = locals_[team.thread()];
-  const int64_t window = shape_.layers[layer].window;
+void AttentionPlan::run_item(const Arrays& arrays, int64_t layer, int64_t index, int thread) {
+  Local& local = locals_[thread];
+  const Item& item = items_[index];
+  const Tile& tile = tiles_[item.tile];
+  const int64_t rows = tile.last - tile.first, window = shape_.layers[layer].window;
   int64_t first, last;
-  team.for_dynamic(static_cast<int64_t>(items_.size()), [&](int64_t i) {
-    const Item& item = items_[i];
-    const Tile& tile = tiles_[item.tile];
-    const int64_t rows = tile.last - tile.first;
-    if (split_) {
-      if (!key_range(tile, window, item.partition, first, last)) return;
-      const AttentionTile view =
-          load_tile(step, cache, layer, tile, item.kv_head, qkv, qkv_stride, local);
-      kernels_.attend(view, first, last,
-                      PartialAttention::at(partials_ + i * partial_floats_, rows));
-      return;
-    }
-    const AttentionTile view =
-        load_tile(step, cache, layer, tile, item.kv_head, qkv, qkv_stride, local);
-    const PartialAttention total = PartialAttention::at(local.total, rows);
-    const PartialAttention partial = PartialAttention::at(local.partial, rows);
-    reset(rows, total);
-    for (int64_t p = 0; p < tile.num_partitions; ++p) {
-      if (!key_range(tile, window, p, first, last)) continue;
-      kernels_.attend(view, first, last, partial);
-      kernels_.merge(rows, shape_.head_dim, partial, total);
-    }
-    write_out(tile, step.seq_starts[tile.seq], item.kv_head, total, out, out_stride, local);
-  });
-  if (!split_) return;
-  team.barrier();
-  const int64_t heads = shape_.num_kv_heads;
-  team.for_dynamic(static_cast<int64_t>(tiles_.size()) * heads, [&](int64_t i) {
-    const Tile& tile = tiles_[i / heads];
-    const int64_t rows = tile.last - tile.first, kv_head = i % heads;
-    const PartialAttention total = PartialAttention::at(local.total, rows);
-    reset(rows, total);
-    const int64_t item = tile.first_partial + kv_head * tile.num_partitions;
-    for (int64_t p = 0; p < tile.num_partitions; ++p)
-      if (key_range(tile, window, p, first, last))
-        kernels_.merge(rows, shape_.head_dim,
-                       PartialAttention::at(partials_ + (item + p) * partial_floats_, rows), total);
-    write_out(tile, step.seq_starts[tile.seq], kv_head, total, out, out_stride, local);
-  });
+  if (split_) {
+    if (!key_range(tile, window, item.partition, first, last)) return;
+    const AttentionTile view = load_tile(arrays, layer, tile, item.kv_head, local);
+    kernels_.attend(view, first, last,
+                    PartialAttention::at(partials_ + index * partial_floats_, rows));
+    return;
+  }
+  const AttentionTile view = load_tile(arrays, layer, tile, item.kv_head, local);
+  const PartialAttention total = PartialAttention::at(local.total, rows);
+  const PartialAttention partial = PartialAttention::at(local.partial, rows);
+  reset(rows, total);
+  for (int64_t p = 0; p < tile.num_partitions; ++p) {
+    if (!key_range(tile, window, p, first, last)) continue;
+    kernels_.attend(view, first, last, partial);
+    kernels_.merge(rows, shape_.head_dim, partial, total);
+  }
+  write_out(arrays, tile, item.kv_head, total, local);
+}
+
+void AttentionPlan::run_merge(const Arrays& arrays, int64_t layer, int64_t merge, int thread) {
+  Local& local = locals_[thread];
+  const int64_t heads = shape_.num_kv_heads, kv_head = merge % heads;
+  const Tile& tile = tiles_[merge / heads];
+  const int64_t rows = tile.last - tile.first, window = shape_.layers[layer].window;
+  const PartialAttention total = PartialAttention::at(local.total, rows);
+  reset(rows, total);
+  const int64_t item = tile.first_partial + kv_head * tile.num_partitions;
+  int64_t first, last;
+  for (int64_t p = 0; p < tile.num_partitions; ++p)
+    if (key_range(tile, window, p, first, last))
+      kernels_.merge(rows, shape_.head_dim,
+                     PartialAttention::at(partials_ + (item + p) * partial_floats_, rows), total);
+  write_out(arrays, tile, kv_head, total, local);
 }
 
 }  // namespace trimtab

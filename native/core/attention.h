@@ -1,4 +1,4 @@
-// Paged attention of one step, spread over the threads.
+// Paged attention of one step, in pieces that any thread can run.
 //
 // The query rows of a sequence that share a kv head are folded (row-major, then head of the group)
 // and cut into tiles of up to 32. A tile's context is walked in partitions of 512 absolute
@@ -13,7 +13,6 @@
 #include "core/kv_cache.h"
 #include "core/model.h"
 #include "core/step.h"
-#include "core/thread_pool.h"
 
 namespace trimtab {
 
@@ -23,14 +22,31 @@ class AttentionPlan {
   AttentionPlan(const LayerKernels& kernels, const ModelShape& shape, int num_threads,
                 int64_t num_blocks);
 
-  // Before the region: tiles, and whether partitions are items. Same for every layer.
+  // What every layer of a step works on. `qkv` [rows][qkv_stride] holds the rotated queries, `out`
+  // [rows][out_stride] gets the attended heads.
+  struct Arrays {
+    const StepInput& step;
+    const KVCache& cache;
+    const float* qkv;
+    int64_t qkv_stride;
+    float* out;
+    int64_t out_stride;
+  };
+
+  // Tiles, and whether partitions are items. Same for every layer.
   void build(const StepInput& step);
 
-  // What the threads do for one layer. `qkv` [rows][qkv_stride] holds the rotated queries, `out`
-  // [rows][out_stride] gets the attended heads. K and V of the step must be in the cache. Contains
-  // a barrier if partitions are items; ends without one.
-  void run(Team& team, const StepInput& step, const KVCache& cache, int64_t layer, const float* qkv,
-           int64_t qkv_stride, float* out, int64_t out_stride);
+  // Items of a layer, to be run in any order once K and V of the step are in the cache; then, if
+  // there are any, its merges.
+  int64_t num_items() const { return static_cast<int64_t>(items_.size()); }
+  int64_t num_merges() const {
+    return split_ ? static_cast<int64_t>(tiles_.size()) * shape_.num_kv_heads : 0;
+  }
+  void run_item(const Arrays& arrays, int64_t layer, int64_t item, int thread);
+  void run_merge(const Arrays& arrays, int64_t layer, int64_t merge, int thread);
+
+  // True if item i is all rows of sequence i / num_kv_heads for kv head i % num_kv_heads.
+  bool items_are_sequences() const { return !split_ && one_tile_each_; }
 
  private:
   struct Tile {
@@ -56,20 +72,20 @@ class AttentionPlan {
     std::vector<int64_t> offsets;
   };
 
-  AttentionTile load_tile(const StepInput& step, const KVCache& cache, int64_t layer,
-                          const Tile& tile, int64_t kv_head, const float* qkv, int64_t qkv_stride,
+  AttentionTile load_tile(const Arrays& arrays, int64_t layer, const Tile& tile, int64_t kv_head,
                           Local& local) const;
   // Key range of `partition` that some row of the tile can see; false if there is none.
   bool key_range(const Tile& tile, int64_t window, int64_t partition, int64_t& first,
                  int64_t& last) const;
   void reset(int64_t rows, const PartialAttention& partial) const;
-  void write_out(const Tile& tile, int64_t seq_start, int64_t kv_head,
-                 const PartialAttention& total, float* out, int64_t out_stride, Local& local) const;
+  void write_out(const Arrays& arrays, const Tile& tile, int64_t kv_head,
+                 const PartialAttention& total, Local& local) const;
 
   const LayerKernels& kernels_;
   const ModelShape& shape_;
   int num_threads_;
   bool split_ = false;
+  bool one_tile_each_ = false;
   std::vector<Tile> tiles_;
   std::vector<Item> items_;  // split: (tile, kv head, partition); else (tile, kv head)
   std::vector<Local> locals_;

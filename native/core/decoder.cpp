@@ -9,12 +9,18 @@
 namespace trimtab {
 namespace {
 
-// Up to this many rows a projection only reads weights: each thread takes one range of panels.
-constexpr int64_t kFewRows = 16;
-// Beyond it, tiles of this many rows by as many panels as keep the weights in the L2 cache.
-constexpr int64_t kTileGemmRows = 128;
-constexpr int64_t kTileGemmBytes = 128 << 10;
-constexpr int64_t kPanelGranule = 4;  // one micro-kernel's width, and even, as int4 needs
+// Up to this many rows each thread norms and quantizes the input of a projection for itself: that
+// takes less time than a phase.
+constexpr int64_t kOwnRows = 4;
+// Chunks of a projection are this many rows by as many panels as keep the weights in the L2 cache;
+// fewer where there are so few rows that weights are only read, so that a stalled thread holds
+// little up.
+constexpr int64_t kGemmRows = 128;
+constexpr int64_t kGemmBytes = 128 << 10;
+constexpr int64_t kFewRows = 16, kFewRowsBytes = 64 << 10;
+constexpr int64_t kChunksPerThread = 2;  // at least, where a matrix has them
+constexpr int64_t kPanelGranule = 4;     // one micro-kernel's width, and even, as int4 needs
+constexpr int64_t kRunTokens = 64;       // of K and V that are written in one chunk: whole blocks
 constexpr int64_t kLogitsChunkFloats = 16 << 20;
 
 Model checked(Model model) {
@@ -55,15 +61,30 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
     activation_row_scales_ = std::max(activation_row_scales_, groups);
     activation_row_starts_ = std::max(activation_row_starts_, int4_starts(packed.padded_cols));
   }
+  const int64_t row = hidden_stride_ * 4, data = kOwnRows * activation_row_bytes_;
+  const int64_t scales = round_up(kOwnRows * activation_row_scales_ * 4, 64);
+  const int64_t starts = round_up(kOwnRows * activation_row_starts_ * 4, 64);
+  locals_.resize(pool_->num_threads());
+  local_memory_ = Region(locals_.size() * static_cast<size_t>(row + data + scales + starts),
+                         "the threads' working memory");
+  uint8_t* memory = local_memory_.data();
+  for (Local& local : locals_) {
+    local.row = reinterpret_cast<float*>(memory);
+    local.activations.data = memory += row;
+    local.activations.scales = reinterpret_cast<float*>(memory += data);
+    local.activations.starts = reinterpret_cast<int32_t*>(memory += scales);
+    memory += starts;
+  }
 }
 
-void Decoder::reserve(const StepInput& step) {
+void Decoder::reserve() {
   const ModelShape& shape = model_.shape;
-  rows_ = step.num_rows;
+  rows_ = step_->num_rows;
+  row_grain_ = std::clamp<int64_t>(rows_ / (8 * pool_->num_threads()), 1, 32);
   logits_chunk_ =
-      std::min(step.num_logits, std::max<int64_t>(1, kLogitsChunkFloats / vocab_stride_));
+      std::min(step_->num_logits, std::max<int64_t>(1, kLogitsChunkFloats / vocab_stride_));
   residual_.reserve(rows_ * hidden_stride_);
-  hidden_.reserve(rows_ * hidden_stride_);
+  if (shape.post_norms) hidden_.reserve(rows_ * hidden_stride_);
   qkv_.reserve(rows_ * qkv_stride_);
   attended_.reserve(rows_ * query_stride_);
   mlp_.reserve(rows_ * mlp_stride_);
@@ -74,224 +95,270 @@ void Decoder::reserve(const StepInput& step) {
   activations_.data = activation_data_.get<uint8_t>(rows_ * activation_row_bytes_);
   activations_.scales = activation_scales_.get<float>(rows_ * activation_row_scales_);
   activations_.starts = activation_starts_.get<int32_t>(rows_ * activation_row_starts_);
-}
-
-Activations Decoder::activations(const Matrix& reader) const {
-  Activations view = activations_;
-  view.row_bytes = gemm_.activation_bytes(reader.packed.format, reader.packed.padded_cols);
-  return view;
-}
-
-void Decoder::prepare(const float* x, int64_t stride, int64_t rows, int64_t first_row,
-                      const Matrix& reader) const {
-  const PackedMatrix& packed = reader.packed;
-  gemm_.prepare(packed.format, packed.group_size, x, stride, rows, packed.cols, activations(reader),
-                first_row);
-}
-
-void Decoder::embed_rows(Team& team, const StepInput& step) {
-  const ModelShape& shape = model_.shape;
-  const EmbeddingFormat format = shape.embedding_format();
-  const int64_t row_bytes = shape.hidden_size * (format == EmbeddingFormat::f32 ? 4 : 2);
-  const int64_t half = shape.head_dim / 2;
-  team.for_static(rows_, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      layers_.embed(format, model_.embedding.data() + step.token_ids[row] * row_bytes,
-                    shape.hidden_size, shape.rounded_embedding_scale(),
-                    residual_.data + row * hidden_stride_);
-      for (size_t r = 0; r < shape.ropes.size(); ++r) {
-        const RopeShape& rope = shape.ropes[r];
-        float* cosines = cosines_.data + (static_cast<int64_t>(r) * rows_ + row) * half;
-        float* sines = sines_.data + (static_cast<int64_t>(r) * rows_ + row) * half;
-        for (size_t i = 0; i < rope.inv_freq.size(); ++i) {
-          const double angle = step.positions[row] * rope.inv_freq[i];
-          cosines[i] = static_cast<float>(std::cos(angle) * rope.amplitude);
-          sines[i] = static_cast<float>(std::sin(angle) * rope.amplitude);
-        }
-      }
+  runs_.clear();
+  for (int64_t seq = 0; seq < step_->num_seqs; ++seq) {
+    const int64_t last = step_->seq_starts[seq + 1];
+    for (int64_t row = step_->seq_starts[seq]; row < last;) {
+      const int64_t end = std::min(last, row + kRunTokens - step_->positions[row] % kRunTokens);
+      runs_.push_back({seq, row, end});
+      row = end;
     }
-  });
+  }
 }
 
-void Decoder::norm_rows(Team& team, const std::vector<float>& norm, const Matrix& reader) {
-  const ModelShape& shape = model_.shape;
-  team.for_static(rows_, 1, [&](int64_t begin, int64_t end) {
-    float* hidden = hidden_.data + begin * hidden_stride_;
-    layers_.rms_norm(residual_.data + begin * hidden_stride_, hidden_stride_, end - begin,
-                     shape.hidden_size, norm.data(), static_cast<float>(shape.norm_eps), hidden,
-                     hidden_stride_);
-    prepare(hidden, hidden_stride_, end - begin, begin, reader);
-  });
+// ---- the program
+
+void Decoder::add_phase(const Phase& phase, int64_t chunks) {
+  phases_.push_back(phase);
+  phases_.back().stamp = ++stamp_;
+  chunks_.push_back(chunks);
 }
 
-// residual += norm(hidden)
-void Decoder::add_normed(Team& team, const std::vector<float>& norm) {
-  const ModelShape& shape = model_.shape;
-  team.for_static(rows_, 1, [&](int64_t begin, int64_t end) {
-    float* hidden = hidden_.data + begin * hidden_stride_;
-    layers_.rms_norm(hidden, hidden_stride_, end - begin, shape.hidden_size, norm.data(),
-                     static_cast<float>(shape.norm_eps), hidden, hidden_stride_);
-    layers_.add(hidden, hidden_stride_, end - begin, shape.hidden_size,
-                residual_.data + begin * hidden_stride_, hidden_stride_);
-  });
+void Decoder::add_projection(const Projection& projection) {
+  Phase phase{};
+  phase.projection = projection;
+  phase.run = &Decoder::prepare;
+  if (projection.rows > kOwnRows) add_phase(phase, row_chunks(projection.rows));
+  const int64_t panels = projection.matrix->packed.padded_rows / kPanel;
+  const int64_t width = panels_of_chunk(*projection.matrix, projection.rows);
+  phase.run = &Decoder::multiply;
+  add_phase(phase, (panels + width - 1) / width * ((projection.rows + kGemmRows - 1) / kGemmRows));
 }
 
-void Decoder::prepare_rows(Team& team, const float* x, int64_t stride, const Matrix& reader) {
-  team.for_static(rows_, 1, [&](int64_t begin, int64_t end) {
-    prepare(x + begin * stride, stride, end - begin, begin, reader);
-  });
+// residual += projection, or residual += norm(projection).
+void Decoder::add_residual_projection(const Matrix& matrix, const float* input, int64_t stride,
+                                      const std::vector<float>& post_norm) {
+  const bool normed = model_.shape.post_norms;
+  add_projection({&matrix, input, stride, nullptr, nullptr, rows_,
+                  normed ? hidden_.data : residual_.data, hidden_stride_,
+                  normed ? Epilogue::store : Epilogue::add});
+  if (!normed) return;
+  Phase phase{};
+  phase.run = &Decoder::add_normed;
+  phase.norm = &post_norm;
+  add_phase(phase, row_chunks(rows_));
 }
 
-void Decoder::project(Team& team, const Matrix& matrix, int64_t rows, float* out, int64_t stride,
-                      Epilogue epilogue) {
-  const PackedMatrix& packed = matrix.packed;
-  const Activations inputs = activations(matrix);
-  const GemmOutput output{out, stride, matrix.bias.empty() ? nullptr : matrix.bias.data(),
-                          epilogue};
-  const int64_t panels = packed.padded_rows / kPanel;
-  if (rows <= kFewRows) {
-    team.for_static(panels, kPanelGranule, [&](int64_t begin, int64_t end) {
-      gemm_.gemm(packed, inputs, 0, rows, begin, end, output);
-    });
+void Decoder::build_attention(int64_t layer) {
+  Phase phase{};
+  phase.layer = layer;
+  if (attention_.items_are_sequences()) {
+    phase.run = &Decoder::attend_sequence;
+    add_phase(phase, attention_.num_items());
     return;
   }
-  const int64_t panel_bytes = std::max<int64_t>(1, packed_bytes(packed) / panels);
-  const int64_t width = round_up(std::max<int64_t>(1, kTileGemmBytes / panel_bytes), kPanelGranule);
-  const int64_t tiles_across = (panels + width - 1) / width;
-  const int64_t tiles_down = (rows + kTileGemmRows - 1) / kTileGemmRows;
-  team.for_dynamic(tiles_across * tiles_down, [&](int64_t tile) {
-    const int64_t panel = tile / tiles_down * width, row = tile % tiles_down * kTileGemmRows;
-    gemm_.gemm(packed, inputs, row, std::min(rows, row + kTileGemmRows), panel,
-               std::min(panels, panel + width), output);
-  });
+  phase.run = &Decoder::rotate;
+  add_phase(phase, static_cast<int64_t>(runs_.size()) * model_.shape.num_kv_heads);
+  phase.run = &Decoder::attend;
+  add_phase(phase, attention_.num_items());
+  phase.run = &Decoder::merge;
+  add_phase(phase, attention_.num_merges());
 }
 
-// residual += projection, or hidden = projection where a norm comes between.
-void Decoder::project_residual(Team& team, const Matrix& matrix) {
-  if (model_.shape.post_norms)
-    project(team, matrix, rows_, hidden_.data, hidden_stride_, Epilogue::store);
-  else
-    project(team, matrix, rows_, residual_.data, hidden_stride_, Epilogue::add);
-}
-
-// Norm per head and rotary embedding of q in place; the same of k, then K and V into the cache. A
-// (sequence, kv head) is one thread's, so that its blocks are cleared and filled in order.
-void Decoder::rotate_and_write(Team& team, const StepInput& step, int64_t layer) {
-  const ModelShape& shape = model_.shape;
+void Decoder::build_layer(int64_t layer) {
   const LayerWeights& weights = model_.layers[layer];
-  const int64_t dim = shape.head_dim, half_stride = dim / 2;
-  const int64_t rope = shape.layers[layer].rope;
-  const int64_t half = static_cast<int64_t>(shape.ropes[rope].inv_freq.size());
-  const float epsilon = static_cast<float>(shape.norm_eps);
-  const auto rotate = [&](float* x, int64_t heads, int64_t row, const std::vector<float>& norm) {
-    if (shape.qk_norm) layers_.rms_norm(x, dim, heads, dim, norm.data(), epsilon, x, dim);
-    const int64_t angle = (rope * rows_ + row) * half_stride;
-    layers_.rope(x, heads, dim, half, cosines_.data + angle, sines_.data + angle);
-  };
-  team.for_static(rows_, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      rotate(qkv_.data + row * qkv_stride_, shape.num_heads, row, weights.q_norm);
-  });
-  team.for_dynamic(step.num_seqs * shape.num_kv_heads, [&](int64_t item) {
-    const int64_t seq = item / shape.num_kv_heads, head = item % shape.num_kv_heads;
-    const int32_t* blocks = step.block_ids + step.block_starts[seq];
-    uint8_t* tiles = cache_.tiles(layer, head);
-    for (int64_t row = step.seq_starts[seq]; row < step.seq_starts[seq + 1]; ++row) {
-      float* key = qkv_.data + row * qkv_stride_ + shape.query_size() + head * dim;
-      rotate(key, 1, row, weights.k_norm);
-      const int64_t position = step.positions[row];
-      layers_.write_kv(cache_.tile(),
-                       tiles + blocks[position / kBlockTokens] * cache_.block_stride(),
-                       position % kBlockTokens, key, key + shape.kv_size());
-    }
-  });
+  add_projection({&weights.qkv, residual_.data, hidden_stride_, nullptr, &weights.attn_norm, rows_,
+                  qkv_.data, qkv_stride_, Epilogue::store});
+  build_attention(layer);
+  add_residual_projection(weights.o, attended_.data, query_stride_, weights.post_attn_norm);
+  add_projection({&weights.gate_up, residual_.data, hidden_stride_, nullptr, &weights.mlp_norm,
+                  rows_, mlp_.data, mlp_stride_,
+                  model_.shape.gelu ? Epilogue::gated_gelu : Epilogue::gated_silu});
+  add_residual_projection(weights.down, mlp_.data, mlp_stride_, weights.post_mlp_norm);
 }
 
-void Decoder::run_layer(Team& team, const StepInput& step, int64_t layer) {
-  const LayerWeights& weights = model_.layers[layer];
-  norm_rows(team, weights.attn_norm, weights.qkv);
-  team.barrier();
-  project(team, weights.qkv, rows_, qkv_.data, qkv_stride_, Epilogue::store);
-  team.barrier();
-  rotate_and_write(team, step, layer);
-  team.barrier();
-  attention_.run(team, step, cache_, layer, qkv_.data, qkv_stride_, attended_.data, query_stride_);
-  team.barrier();
-  prepare_rows(team, attended_.data, query_stride_, weights.o);
-  team.barrier();
-  project_residual(team, weights.o);
-  team.barrier();
-  if (model_.shape.post_norms) add_normed(team, weights.post_attn_norm);
-  norm_rows(team, weights.mlp_norm, weights.gate_up);
-  team.barrier();
-  project(team, weights.gate_up, rows_, mlp_.data, mlp_stride_,
-          model_.shape.gelu ? Epilogue::gated_gelu : Epilogue::gated_silu);
-  team.barrier();
-  prepare_rows(team, mlp_.data, mlp_stride_, weights.down);
-  team.barrier();
-  project_residual(team, weights.down);
-  team.barrier();
-  if (model_.shape.post_norms) add_normed(team, weights.post_mlp_norm);
-}
-
-void Decoder::normalize_logit_rows(Team& team, const StepInput& step, int64_t first, int64_t last) {
-  const ModelShape& shape = model_.shape;
-  team.for_static(last - first, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      float* hidden = hidden_.data + i * hidden_stride_;
-      layers_.rms_norm(residual_.data + step.logit_rows[first + i] * hidden_stride_, hidden_stride_,
-                       1, shape.hidden_size, model_.final_norm.data(),
-                       static_cast<float>(shape.norm_eps), hidden, hidden_stride_);
-      prepare(hidden, hidden_stride_, 1, i, model_.lm_head);
-    }
-  });
-}
-
-void Decoder::sample_rows(Team& team, const StepInput& step, const StepOutput& out, int64_t first,
-                          int64_t last) {
-  const int64_t vocab = model_.shape.vocab_size;
-  team.for_dynamic(last - first, [&](int64_t i) {
-    const int64_t row = first + i;
-    float* logits = logits_.data + i * vocab_stride_;
-    if (model_.shape.logits_softcap > 0)
-      layers_.softcap(logits, vocab, static_cast<float>(model_.shape.logits_softcap));
-    if (out.logits != nullptr)
-      std::memcpy(out.logits + row * vocab, logits, static_cast<size_t>(vocab) * 4);
-    const SampleOutput slots{out.tokens + row,
-                             out.logprobs + row,
-                             out.top_ids + row * out.top_width,
-                             out.top_logprobs + row * out.top_width,
-                             out.top_width,
-                             step.targets != nullptr ? out.target_logprobs + row : nullptr};
-    sample_row(sampling_, logits, vocab, step.sampling, row,
-               step.targets != nullptr ? step.targets[row] : -1, sampler_scratch_[team.thread()],
-               slots);
-  });
-}
-
-// In chunks, so that thousands of rows of a large vocabulary need no more memory than a few.
-void Decoder::run_logits(Team& team, const StepInput& step, const StepOutput& out) {
-  for (int64_t first = 0; first < step.num_logits; first += logits_chunk_) {
-    const int64_t last = std::min(step.num_logits, first + logits_chunk_);
-    team.barrier();
-    normalize_logit_rows(team, step, first, last);
-    team.barrier();
-    project(team, model_.lm_head, last - first, logits_.data, vocab_stride_, Epilogue::store);
-    team.barrier();
-    sample_rows(team, step, out, first, last);
+// In parts, so that thousands of rows of a large vocabulary need no more memory than a few.
+void Decoder::build_logits() {
+  for (int64_t first = 0; first < step_->num_logits; first += logits_chunk_) {
+    const int64_t count = std::min(step_->num_logits - first, logits_chunk_);
+    add_projection({&model_.lm_head, residual_.data, hidden_stride_, step_->logit_rows + first,
+                    &model_.final_norm, count, logits_.data, vocab_stride_, Epilogue::store});
+    Phase phase{};
+    phase.run = &Decoder::sample;
+    phase.first = first;
+    add_phase(phase, count);
   }
+}
+
+void Decoder::build_program() {
+  phases_.clear();
+  chunks_.clear();
+  Phase phase{};
+  phase.run = &Decoder::embed;
+  add_phase(phase, row_chunks(rows_));
+  for (size_t layer = 0; layer < model_.layers.size(); ++layer)
+    build_layer(static_cast<int64_t>(layer));
+  build_logits();
 }
 
 void Decoder::step(const StepInput& step, const StepOutput& out) {
   validator_.check(step);
-  reserve(step);
+  step_ = &step;
+  out_ = &out;
+  reserve();
   attention_.build(step);
-  pool_->run([&](Team& team) {
-    embed_rows(team, step);
-    for (size_t layer = 0; layer < model_.layers.size(); ++layer)
-      run_layer(team, step, static_cast<int64_t>(layer));
-    run_logits(team, step, out);
-  });
+  build_program();
+  pool_->run(chunks_.data(), static_cast<int64_t>(chunks_.size()),
+             [this](int64_t index, int64_t chunk, int thread) {
+               const Phase& phase = phases_[index];
+               (this->*phase.run)(phase, chunk, thread);
+             });
+}
+
+// ---- what its chunks do
+
+void Decoder::embed(const Phase&, int64_t chunk, int) {
+  const ModelShape& shape = model_.shape;
+  const EmbeddingFormat format = shape.embedding_format();
+  const int64_t row_bytes = shape.hidden_size * (format == EmbeddingFormat::f32 ? 4 : 2);
+  const int64_t half = shape.head_dim / 2;
+  const int64_t last = std::min(rows_, (chunk + 1) * row_grain_);
+  for (int64_t row = chunk * row_grain_; row < last; ++row) {
+    layers_.embed(format, model_.embedding.data() + step_->token_ids[row] * row_bytes,
+                  shape.hidden_size, shape.rounded_embedding_scale(),
+                  residual_.data + row * hidden_stride_);
+    for (size_t r = 0; r < shape.ropes.size(); ++r) {
+      const RopeShape& rope = shape.ropes[r];
+      float* cosines = cosines_.data + (static_cast<int64_t>(r) * rows_ + row) * half;
+      float* sines = sines_.data + (static_cast<int64_t>(r) * rows_ + row) * half;
+      for (size_t i = 0; i < rope.inv_freq.size(); ++i) {
+        const double angle = step_->positions[row] * rope.inv_freq[i];
+        cosines[i] = static_cast<float>(std::cos(angle) * rope.amplitude);
+        sines[i] = static_cast<float>(std::sin(angle) * rope.amplitude);
+      }
+    }
+  }
+}
+
+Activations Decoder::activations(const Activations& memory, const Matrix& reader) const {
+  Activations view = memory;
+  view.row_bytes = gemm_.activation_bytes(reader.packed.format, reader.packed.padded_cols);
+  return view;
+}
+
+// Rows [begin, end) of a projection's input, in the form that its matrix reads.
+void Decoder::prepare_rows(const Projection& projection, int64_t begin, int64_t end, float* scratch,
+                           const Activations& out) const {
+  const PackedMatrix& packed = projection.matrix->packed;
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t row = projection.input_rows != nullptr ? projection.input_rows[i] : i;
+    const float* x = projection.input + row * projection.input_stride;
+    if (projection.norm != nullptr) {
+      layers_.rms_norm(x, hidden_stride_, 1, model_.shape.hidden_size, projection.norm->data(),
+                       static_cast<float>(model_.shape.norm_eps), scratch, hidden_stride_);
+      x = scratch;
+    }
+    gemm_.prepare(packed.format, packed.group_size, x, projection.input_stride, 1, packed.cols, out,
+                  i);
+  }
+}
+
+void Decoder::prepare(const Phase& phase, int64_t chunk, int thread) {
+  const Projection& projection = phase.projection;
+  prepare_rows(projection, chunk * row_grain_, std::min(projection.rows, (chunk + 1) * row_grain_),
+               locals_[thread].row, activations(activations_, *projection.matrix));
+}
+
+int64_t Decoder::panels_of_chunk(const Matrix& matrix, int64_t rows) const {
+  const int64_t panels = matrix.packed.padded_rows / kPanel;
+  const int64_t panel_bytes = std::max<int64_t>(1, packed_bytes(matrix.packed) / panels);
+  const int64_t bytes = rows <= kFewRows ? kFewRowsBytes : kGemmBytes;
+  const int64_t share = panels / (kChunksPerThread * pool_->num_threads());
+  return round_up(std::max<int64_t>(1, std::min(bytes / panel_bytes, share)), kPanelGranule);
+}
+
+void Decoder::multiply(const Phase& phase, int64_t chunk, int thread) {
+  const Projection& projection = phase.projection;
+  const Matrix& matrix = *projection.matrix;
+  Activations inputs = activations(activations_, matrix);
+  if (projection.rows <= kOwnRows) {
+    Local& local = locals_[thread];
+    inputs = activations(local.activations, matrix);
+    if (local.stamp != phase.stamp) prepare_rows(projection, 0, projection.rows, local.row, inputs);
+    local.stamp = phase.stamp;
+  }
+  const GemmOutput output{projection.out, projection.stride,
+                          matrix.bias.empty() ? nullptr : matrix.bias.data(), projection.epilogue};
+  const int64_t panels = matrix.packed.padded_rows / kPanel;
+  const int64_t width = panels_of_chunk(matrix, projection.rows);
+  const int64_t tiles_down = (projection.rows + kGemmRows - 1) / kGemmRows;
+  const int64_t panel = chunk / tiles_down * width, row = chunk % tiles_down * kGemmRows;
+  gemm_.gemm(matrix.packed, inputs, row, std::min(projection.rows, row + kGemmRows), panel,
+             std::min(panels, panel + width), output);
+}
+
+// Norm per head and rotary embedding of one kv head's queries and key, in place; then K and V into
+// the cache.
+void Decoder::rotate_run(const RowRun& run, int64_t layer, int64_t head) {
+  const ModelShape& shape = model_.shape;
+  const LayerWeights& weights = model_.layers[layer];
+  const int64_t dim = shape.head_dim, rope = shape.layers[layer].rope;
+  const int64_t half = static_cast<int64_t>(shape.ropes[rope].inv_freq.size());
+  const float epsilon = static_cast<float>(shape.norm_eps);
+  const int32_t* blocks = step_->block_ids + step_->block_starts[run.seq];
+  uint8_t* tiles = cache_.tiles(layer, head);
+  for (int64_t row = run.first; row < run.last; ++row) {
+    const int64_t angle = (rope * rows_ + row) * (dim / 2);
+    const auto rotate = [&](float* x, int64_t heads, const std::vector<float>& norm) {
+      if (shape.qk_norm) layers_.rms_norm(x, dim, heads, dim, norm.data(), epsilon, x, dim);
+      layers_.rope(x, heads, dim, half, cosines_.data + angle, sines_.data + angle);
+    };
+    float* qkv = qkv_.data + row * qkv_stride_;
+    rotate(qkv + head * shape.group() * dim, shape.group(), weights.q_norm);
+    float* key = qkv + shape.query_size() + head * dim;
+    rotate(key, 1, weights.k_norm);
+    const int64_t position = step_->positions[row];
+    layers_.write_kv(cache_.tile(), tiles + blocks[position / kBlockTokens] * cache_.block_stride(),
+                     position % kBlockTokens, key, key + shape.kv_size());
+  }
+}
+
+// A block's slots are written by one thread in order: slot 0 clears the rest.
+void Decoder::rotate(const Phase& phase, int64_t chunk, int) {
+  const int64_t heads = model_.shape.num_kv_heads;
+  rotate_run(runs_[chunk / heads], phase.layer, chunk % heads);
+}
+
+void Decoder::attend(const Phase& phase, int64_t chunk, int thread) {
+  attention_.run_item(attention_arrays(), phase.layer, chunk, thread);
+}
+
+void Decoder::merge(const Phase& phase, int64_t chunk, int thread) {
+  attention_.run_merge(attention_arrays(), phase.layer, chunk, thread);
+}
+
+// Both at once where one thread has all rows of a sequence and kv head.
+void Decoder::attend_sequence(const Phase& phase, int64_t chunk, int thread) {
+  const int64_t heads = model_.shape.num_kv_heads, seq = chunk / heads;
+  rotate_run({seq, step_->seq_starts[seq], step_->seq_starts[seq + 1]}, phase.layer, chunk % heads);
+  attend(phase, chunk, thread);
+}
+
+// residual += norm(hidden)
+void Decoder::add_normed(const Phase& phase, int64_t chunk, int) {
+  const int64_t begin = chunk * row_grain_, rows = std::min(rows_ - begin, row_grain_);
+  float* hidden = hidden_.data + begin * hidden_stride_;
+  layers_.rms_norm(hidden, hidden_stride_, rows, model_.shape.hidden_size, phase.norm->data(),
+                   static_cast<float>(model_.shape.norm_eps), hidden, hidden_stride_);
+  layers_.add(hidden, hidden_stride_, rows, model_.shape.hidden_size,
+              residual_.data + begin * hidden_stride_, hidden_stride_);
+}
+
+void Decoder::sample(const Phase& phase, int64_t chunk, int thread) {
+  const int64_t vocab = model_.shape.vocab_size, row = phase.first + chunk;
+  float* logits = logits_.data + chunk * vocab_stride_;
+  if (model_.shape.logits_softcap > 0)
+    layers_.softcap(logits, vocab, static_cast<float>(model_.shape.logits_softcap));
+  if (out_->logits != nullptr)
+    std::memcpy(out_->logits + row * vocab, logits, static_cast<size_t>(vocab) * 4);
+  const SampleOutput slots{out_->tokens + row,
+                           out_->logprobs + row,
+                           out_->top_ids + row * out_->top_width,
+                           out_->top_logprobs + row * out_->top_width,
+                           out_->top_width,
+                           step_->targets != nullptr ? out_->target_logprobs + row : nullptr};
+  sample_row(sampling_, logits, vocab, step_->sampling, row,
+             step_->targets != nullptr ? step_->targets[row] : -1, sampler_scratch_[thread], slots);
 }
 
 }  // namespace trimtab

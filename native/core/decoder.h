@@ -1,4 +1,4 @@
-// The native decoder: one step of a ragged batch in one call, in one parallel region.
+// The native decoder: one step of a ragged batch in one call, as one program of the thread pool.
 #pragma once
 
 #include <cstdint>
@@ -30,25 +30,69 @@ class Decoder {
   void step(const StepInput& step, const StepOutput& out);
 
  private:
-  // What each thread does between two barriers; none of these contains one but for run_*.
-  void embed_rows(Team& team, const StepInput& step);
-  void norm_rows(Team& team, const std::vector<float>& norm, const Matrix& reader);
-  void add_normed(Team& team, const std::vector<float>& norm);
-  void prepare_rows(Team& team, const float* x, int64_t stride, const Matrix& reader);
-  void project(Team& team, const Matrix& matrix, int64_t rows, float* out, int64_t stride,
-               Epilogue epilogue);
-  void project_residual(Team& team, const Matrix& matrix);
-  void rotate_and_write(Team& team, const StepInput& step, int64_t layer);
-  void normalize_logit_rows(Team& team, const StepInput& step, int64_t first, int64_t last);
-  void sample_rows(Team& team, const StepInput& step, const StepOutput& out, int64_t first,
-                   int64_t last);
-  void run_layer(Team& team, const StepInput& step, int64_t layer);
-  void run_logits(Team& team, const StepInput& step, const StepOutput& out);
+  // out [rows][stride] = matrix x input, of which row i is row input_rows[i] (or i), normed first
+  // if there is a norm.
+  struct Projection {
+    const Matrix* matrix;
+    const float* input;
+    int64_t input_stride;
+    const int32_t* input_rows;
+    const std::vector<float>* norm;
+    int64_t rows;
+    float* out;
+    int64_t stride;
+    Epilogue epilogue;
+  };
+  // A phase of the step's program.
+  struct Phase {
+    void (Decoder::*run)(const Phase& phase, int64_t chunk, int thread);
+    uint64_t stamp;  // of this phase of this step, and no other
+    int64_t layer;
+    int64_t first;  // of the logit rows that it works on
+    const std::vector<float>* norm;
+    Projection projection;
+  };
+  // Rows of a sequence whose positions lie in one span of kRunTokens.
+  struct RowRun {
+    int64_t seq, first, last;
+  };
+  // One thread's working memory.
+  struct alignas(64) Local {
+    float* row;               // [hidden_stride]
+    Activations activations;  // of kOwnRows rows
+    uint64_t stamp = 0;       // of the phase whose input they are
+  };
 
-  void reserve(const StepInput& step);
-  void prepare(const float* x, int64_t stride, int64_t rows, int64_t first_row,
-               const Matrix& reader) const;
-  Activations activations(const Matrix& reader) const;
+  void reserve();
+  void build_program();
+  void build_layer(int64_t layer);
+  void build_attention(int64_t layer);
+  void build_logits();
+  void add_phase(const Phase& phase, int64_t chunks);
+  void add_projection(const Projection& projection);
+  void add_residual_projection(const Matrix& matrix, const float* input, int64_t stride,
+                               const std::vector<float>& post_norm);
+
+  // What the chunks of each phase do.
+  void embed(const Phase& phase, int64_t chunk, int thread);
+  void prepare(const Phase& phase, int64_t chunk, int thread);
+  void multiply(const Phase& phase, int64_t chunk, int thread);
+  void rotate(const Phase& phase, int64_t chunk, int thread);
+  void attend(const Phase& phase, int64_t chunk, int thread);
+  void attend_sequence(const Phase& phase, int64_t chunk, int thread);
+  void merge(const Phase& phase, int64_t chunk, int thread);
+  void add_normed(const Phase& phase, int64_t chunk, int thread);
+  void sample(const Phase& phase, int64_t chunk, int thread);
+
+  int64_t row_chunks(int64_t rows) const { return (rows + row_grain_ - 1) / row_grain_; }
+  int64_t panels_of_chunk(const Matrix& matrix, int64_t rows) const;
+  void prepare_rows(const Projection& projection, int64_t begin, int64_t end, float* scratch,
+                    const Activations& out) const;
+  void rotate_run(const RowRun& run, int64_t layer, int64_t head);
+  Activations activations(const Activations& memory, const Matrix& reader) const;
+  AttentionPlan::Arrays attention_arrays() const {
+    return {*step_, cache_, qkv_.data, qkv_stride_, attended_.data, query_stride_};
+  }
 
   const GemmKernels& gemm_;
   const LayerKernels& layers_;
@@ -59,6 +103,8 @@ class Decoder {
   StepValidator validator_;
   AttentionPlan attention_;
   std::vector<SamplerScratch> sampler_scratch_;  // one a thread
+  std::vector<Local> locals_;                    // one a thread
+  Region local_memory_;
 
   // Row strides in elements, multiples of 16.
   const int64_t hidden_stride_, qkv_stride_, query_stride_, mlp_stride_, vocab_stride_;
@@ -67,7 +113,14 @@ class Decoder {
   int64_t activation_row_starts_ = 0;  // same
 
   // Of the current step; all memory is reused from step to step.
+  const StepInput* step_ = nullptr;
+  const StepOutput* out_ = nullptr;
+  std::vector<Phase> phases_;
+  std::vector<int64_t> chunks_;  // of each phase
+  std::vector<RowRun> runs_;
+  uint64_t stamp_ = 0;
   int64_t rows_ = 0;
+  int64_t row_grain_ = 1;     // rows of a chunk of row work
   int64_t logits_chunk_ = 0;  // logit rows that are worked on at once
   struct Buffer {
     Scratch scratch;
@@ -76,7 +129,7 @@ class Decoder {
     void reserve(int64_t count) { data = scratch.get<float>(count); }
   };
   Buffer residual_;  // [rows][hidden_stride]
-  Buffer hidden_;    // [rows][hidden_stride]   what a norm or a projection puts out
+  Buffer hidden_;    // [rows][hidden_stride]   what a norm follows; empty without post-norms
   Buffer qkv_;       // [rows][qkv_stride]
   Buffer attended_;  // [rows][query_stride]
   Buffer mlp_;       // [rows][mlp_stride]
@@ -84,7 +137,7 @@ class Decoder {
   Buffer sines_;     // same
   Buffer logits_;    // [logits_chunk][vocab_stride]
   Scratch activation_data_, activation_scales_, activation_starts_;
-  Activations activations_{};  // row_bytes is set for each matrix
+  Activations activations_{};  // of all rows; row_bytes is set for each matrix
 };
 
 }  // namespace trimtab

@@ -178,9 +178,8 @@ void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Mat
                  panel1);
   };
   for (int64_t first = 0; first < items; first += piece) {
-    pool.run([&](Team& team) {
-      team.for_dynamic(std::min(piece, items - first),
-                       [&](int64_t item) { pack_item(rows[team.thread()].data(), first + item); });
+    pool.for_each(std::min(piece, items - first), 1, [&](int64_t item, int64_t, int thread) {
+      pack_item(rows[thread].data(), first + item);
     });
     between();
   }
@@ -207,12 +206,11 @@ void load_embedding(ThreadPool& pool, Model& model, const StoredMatrix& source,
   };
   const int64_t piece = rows_of_a_piece(source, 1);
   for (int64_t first = 0; first < source.rows; first += piece) {
-    pool.run([&](Team& team) {
-      float* row = scratch[team.thread()].data();
-      team.for_static(std::min(piece, source.rows - first), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t n = begin; n < end; ++n) convert(row, first + n);
-      });
-    });
+    pool.for_each(std::min(piece, source.rows - first), 64,
+                  [&](int64_t begin, int64_t end, int thread) {
+                    for (int64_t n = begin; n < end; ++n)
+                      convert(scratch[thread].data(), first + n);
+                  });
     between();
   }
   model.embedding_loaded = true;

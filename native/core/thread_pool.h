@@ -1,63 +1,32 @@
-// Persistent threads for one parallel region at a time.
+// Persistent threads that run one program at a time.
 //
-// A region is one function that every thread of the team runs from start to end, with barriers
-// inside: the whole decoder step is one region, so threads are woken once a step. Waiting threads
-// spin for some tens of microseconds, then yield, then sleep in the kernel: an idle pool burns no
-// CPU, and more threads than cores make a region slower, never stuck.
+// A program is a list of phases, and a phase a number of chunks that any thread may run in any
+// order; a phase begins when every chunk of the one before is done. The whole decoder step is one
+// program, so threads are woken once a step. Each thread has a share of a phase's chunks, the same
+// share in every step, so that it reads the same weights again; one that has finished its own takes
+// those of others. A thread that the system has put aside holds up at most the chunk that it had
+// begun: the next phase does not wait for its arrival, only for the chunks. So a busy neighbour
+// costs its share of a core and little more.
 //
-// No result may depend on who does which part: loops hand out ranges, and what a range computes
-// must not depend on where it begins or ends.
+// Waiting threads spin for some tens of microseconds, then yield, then sleep in the kernel: an idle
+// pool burns no CPU, and more threads than cores make a program slower, never stuck.
+//
+// No result may depend on who runs which chunk, nor on how many chunks there are.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <thread>
 #include <vector>
 
 namespace trimtab {
 
-class ThreadPool;
-
-// What a thread sees of its team inside a region.
-class Team {
- public:
-  Team(ThreadPool& pool, int thread) : pool_(pool), thread_(thread) {}
-
-  int thread() const { return thread_; }
-  int num_threads() const;
-
-  // Returns when every thread of the team has called it; everything written before is then visible
-  // to all.
-  void barrier();
-
-  // Calls body(begin, end) for this thread's contiguous share of [0, count), in whole granules:
-  // the same share in every call with the same count, so that a thread reads the same weights
-  // again.
-  template <typename Body>
-  void for_static(int64_t count, int64_t granule, Body&& body) const {
-    const int64_t granules = (count + granule - 1) / granule;
-    const int64_t begin = granules * thread_ / num_threads() * granule;
-    const int64_t end = std::min(count, granules * (thread_ + 1) / num_threads() * granule);
-    if (begin < end) body(begin, end);
-  }
-
-  // Calls body(i) for items of [0, count), each taken by the first free thread. At most one such
-  // loop between two barriers.
-  template <typename Body>
-  void for_dynamic(int64_t count, Body&& body) {
-    for (int64_t item = take(); item < count; item = take()) body(item);
-  }
-
- private:
-  int64_t take();
-
-  ThreadPool& pool_;
-  int thread_;
-};
-
 class ThreadPool {
  public:
+  static constexpr int64_t kMaxChunks = int64_t{1} << 19;  // of a phase
+
   // Starts num_threads - 1 threads; the caller of run() is the last one. Throws
   // std::invalid_argument for a count outside [1, 1024], std::system_error if the system gives no
   // more threads.
@@ -68,37 +37,59 @@ class ThreadPool {
 
   int num_threads() const { return num_threads_; }
 
-  // Runs the region on every thread and returns when all have finished it. Only one caller at a
-  // time. The region must not throw: an exception in it ends the process.
-  template <typename Region>
-  void run(const Region& region) {
-    run_body([](const void* body, Team& team) { (*static_cast<const Region*>(body))(team); },
-             &region);
+  // Calls body(phase, chunk, thread) for every chunk of every phase: chunks[i] of them in phase i,
+  // 0 to kMaxChunks, or std::invalid_argument is thrown. Everything written in one phase is visible
+  // in the next, and after run() to the caller. One caller at a time. An exception in the body ends
+  // the process. Allocates nothing.
+  template <typename Body>
+  void run(const int64_t* chunks, int64_t num_phases, const Body& body) {
+    run_program({chunks, num_phases, &body,
+                 [](const void* context, int64_t phase, int64_t chunk, int thread) noexcept {
+                   (*static_cast<const Body*>(context))(phase, chunk, thread);
+                 }});
+  }
+
+  // Calls body(begin, end, thread) for pieces that together are [0, count), each of `grain` items
+  // but for the last.
+  template <typename Body>
+  void for_each(int64_t count, int64_t grain, const Body& body) {
+    while ((count + grain - 1) / grain > kMaxChunks) grain *= 2;
+    const int64_t chunks = (count + grain - 1) / grain;
+    run(&chunks, 1, [&](int64_t, int64_t chunk, int thread) {
+      body(chunk * grain, std::min(count, (chunk + 1) * grain), thread);
+    });
   }
 
  private:
-  friend class Team;
+  struct Program {
+    const int64_t* chunks;
+    int64_t num_phases;
+    const void* context;
+    void (*run)(const void* context, int64_t phase, int64_t chunk, int thread) noexcept;
+  };
+  // The chunks of one thread's share that nobody has taken yet, in one word, so that whoever takes
+  // one knows its phase: phase << 40 | end << 20 | next.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> word{0};
+  };
 
-  using Body = void (*)(const void* region, Team& team);
-
-  void run_body(Body body, const void* region);
+  void stop();
+  void run_program(const Program& program);
+  void begin_phase(int64_t phase);
+  bool run_chunk(Share& share, int thread);
+  void run_chunks(int thread);
   void worker(int thread);
-  void wait_while(std::atomic<int>& word, int value);
-  void barrier();
+  void wait_while(int epoch);
 
-  // Each on its own cache line: they are written by different threads at different times.
-  alignas(64) std::atomic<int> region_{0};  // number of the current region; -1 ends the workers
-  alignas(64) std::atomic<int> phase_{0};   // number of barriers passed
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int64_t> next_item_{0};
-  Body body_ = nullptr;
-  const void* region_body_ = nullptr;
   const int num_threads_;
+  Program program_{};
+  std::unique_ptr<Share[]> shares_;
+  // Each on its own cache line: they are written by different threads at different times.
+  alignas(64) std::atomic<int64_t> left_{0};  // chunks of the phase that are not done
+  alignas(64) std::atomic<int> epoch_{0};     // changes with every phase, and to end the workers
+  std::atomic<bool> finished_{true};          // no program is running
+  std::atomic<bool> stopping_{false};
   std::vector<std::thread> workers_;
 };
-
-inline int Team::num_threads() const { return pool_.num_threads(); }
-inline void Team::barrier() { pool_.barrier(); }
-inline int64_t Team::take() { return pool_.next_item_.fetch_add(1, std::memory_order_relaxed); }
 
 }  // namespace trimtab

@@ -195,7 +195,10 @@ TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
 constexpr int kU4Quads = 32;
 using U4Sums = I32x16;
 TRIMTAB_INLINE int32_t u4_start(I32x16 q) {
-  return static_cast<int32_t>(-8u * static_cast<uint32_t>(_mm512_reduce_add_epi32(q.v)));
+  uint32_t lanes[kLanes], sum = 0;
+  store(reinterpret_cast<int32_t*>(lanes), q);
+  for (int i = 0; i < kLanes; ++i) sum += lanes[i];
+  return static_cast<int32_t>(-8u * sum);
 }
 TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) {
