@@ -4,12 +4,20 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace trimtab {
 
-#if defined(TRIMTAB_HAVE_PORTABLE)
 namespace isa_portable {
+const KernelTable& kernel_table();
+}
+#if defined(TRIMTAB_HAVE_NEON)
+namespace isa_neon {
 const KernelTable& kernel_table();
 }
 #endif
@@ -26,7 +34,12 @@ const KernelTable& kernel_table();
 
 namespace {
 
-constexpr Isa kIsas[] = {Isa::avx512, Isa::avx2, Isa::portable};  // best first
+constexpr Isa kIsas[] = {Isa::avx512, Isa::avx2, Isa::neon, Isa::portable};  // best first
+
+struct Feature {
+  const char* name;
+  bool present;
+};
 
 #if defined(__x86_64__)
 struct Registers {
@@ -46,11 +59,6 @@ uint64_t saved_state() {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<uint64_t>(high) << 32 | low;
 }
-
-struct Feature {
-  const char* name;
-  bool present;
-};
 
 std::vector<Feature> avx2_features() {
   Registers basic = cpuid(1, 0), extended = cpuid(7, 0);
@@ -85,26 +93,49 @@ std::vector<Feature> needed_features(Isa isa) {
   return isa == Isa::avx512 ? avx512_features() : avx2_features();
 #endif
 }
+
+// Names are the kernel's own, in capitals. Armv8.1's atomics stand for all of Armv8.2 that the
+// compiler may use beside dot products.
+#elif defined(__aarch64__) && defined(__linux__)
+std::vector<Feature> needed_features(Isa isa) {
+  if (isa == Isa::portable) return {};
+  const unsigned long bits = getauxval(AT_HWCAP);
+  return {{"ATOMICS", (bits & HWCAP_ATOMICS) != 0}, {"ASIMDDP", (bits & HWCAP_ASIMDDP) != 0}};
+}
+#elif defined(__aarch64__) && defined(__APPLE__)
+std::vector<Feature> needed_features(Isa isa) {
+  if (isa == Isa::portable) return {};
+  int value = 0;
+  size_t size = sizeof value;
+  const bool known = sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0;
+  return {{"FEAT_DotProd", known && value != 0}};
+}
+#else
+std::vector<Feature> needed_features(Isa) { return {}; }
 #endif
 
-bool in_build(Isa isa) {
+using Table = const KernelTable& (*)();
+
+// Null where the path is not in this build.
+Table table_of(Isa isa) {
   switch (isa) {
-    case Isa::avx512:
 #if defined(TRIMTAB_HAVE_AVX512)
-      return true;
-#else
-      return false;
+    case Isa::avx512:
+      return isa_avx512::kernel_table;
 #endif
-    case Isa::avx2:
 #if defined(TRIMTAB_HAVE_AVX2)
-      return true;
-#else
-      return false;
+    case Isa::avx2:
+      return isa_avx2::kernel_table;
+#endif
+#if defined(TRIMTAB_HAVE_NEON)
+    case Isa::neon:
+      return isa_neon::kernel_table;
 #endif
     case Isa::portable:
-      return true;
+      return isa_portable::kernel_table;
+    default:
+      return nullptr;
   }
-  return false;
 }
 
 std::string join(const std::vector<std::string>& parts) {
@@ -121,6 +152,8 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::avx2:
       return "avx2";
+    case Isa::neon:
+      return "neon";
     case Isa::portable:
       return "portable";
   }
@@ -132,17 +165,15 @@ Isa isa_from_name(const std::string& name) {
     if (name == isa_name(isa)) return isa;
   }
   throw std::invalid_argument("unknown kernel path '" + name +
-                              "': must be one of avx512, avx2, portable");
+                              "': must be one of avx512, avx2, neon, portable");
 }
 
 std::vector<std::string> missing_features(Isa isa) {
-  if (!in_build(isa)) return {"a build for this processor"};
+  if (table_of(isa) == nullptr) return {"a build for this processor"};
   std::vector<std::string> missing;
-#if defined(__x86_64__)
   for (const Feature& feature : needed_features(isa)) {
     if (!feature.present) missing.push_back(feature.name);
   }
-#endif
   return missing;
 }
 
@@ -165,19 +196,6 @@ Isa select_isa(const std::string& forced) {
   return isa;
 }
 
-const KernelTable& kernel_table(Isa isa) {
-  switch (isa) {
-#if defined(TRIMTAB_HAVE_AVX512)
-    case Isa::avx512:
-      return isa_avx512::kernel_table();
-#endif
-#if defined(TRIMTAB_HAVE_AVX2)
-    case Isa::avx2:
-      return isa_avx2::kernel_table();
-#endif
-    default:
-      return isa_portable::kernel_table();
-  }
-}
+const KernelTable& kernel_table(Isa isa) { return table_of(isa)(); }
 
 }  // namespace trimtab

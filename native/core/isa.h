@@ -8,9 +8,9 @@
 
 namespace trimtab {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, neon, avx2, avx512 };
 
-// "portable", "avx2", "avx512".
+// "portable", "neon", "avx2", "avx512".
 const char* isa_name(Isa isa);
 
 // The path of that name; throws std::invalid_argument where there is none.

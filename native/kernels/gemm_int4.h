@@ -24,6 +24,10 @@ enum class Nibbles { pairs, low, high, unpacked };
 constexpr int kPairRows = 8, kPackedMaxRows = 8;
 constexpr int packed_panels(int rows) { return rows <= 4 ? 4 : 2; }
 constexpr int kUnpackedMaxRows = 12, kUnpackedPanels = 2;
+#elif defined(TRIMTAB_KERNELS_NEON)
+constexpr int kPairRows = 2, kPackedMaxRows = 6;
+constexpr int packed_panels(int rows) { return rows == 1 ? 4 : 2; }
+constexpr int kUnpackedMaxRows = 6, kUnpackedPanels = 1;
 #else
 constexpr int kPairRows = 2, kPackedMaxRows = 6;
 constexpr int packed_panels(int) { return 2; }

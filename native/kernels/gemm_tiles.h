@@ -28,6 +28,9 @@ struct F32Format {
 #if defined(TRIMTAB_KERNELS_AVX512)
   static constexpr int kMaxRows = 12;
   static constexpr int panels(int rows) { return rows <= 6 ? 4 : 2; }
+#elif defined(TRIMTAB_KERNELS_NEON)
+  static constexpr int kMaxRows = 6;
+  static constexpr int panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 #else
   static constexpr int kMaxRows = 6;
   static constexpr int panels(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }

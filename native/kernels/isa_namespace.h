@@ -6,6 +6,8 @@
 #define TRIMTAB_ISA isa_avx512
 #elif defined(TRIMTAB_KERNELS_AVX2)
 #define TRIMTAB_ISA isa_avx2
+#elif defined(TRIMTAB_KERNELS_NEON)
+#define TRIMTAB_ISA isa_neon
 #elif defined(TRIMTAB_KERNELS_PORTABLE)
 #define TRIMTAB_ISA isa_portable
 #endif

@@ -63,6 +63,8 @@ TRIMTAB_INLINE void unroll(const Function& function) {
 #include "kernels/simd_avx512.h"
 #elif defined(TRIMTAB_KERNELS_AVX2)
 #include "kernels/simd_avx2.h"
+#elif defined(TRIMTAB_KERNELS_NEON)
+#include "kernels/simd_neon.h"
 #else
 #include "kernels/simd_portable.h"
 #endif

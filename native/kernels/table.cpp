@@ -9,6 +9,8 @@ namespace trimtab::TRIMTAB_ISA {
 constexpr const char* kName = "avx512";
 #elif defined(TRIMTAB_KERNELS_AVX2)
 constexpr const char* kName = "avx2";
+#elif defined(TRIMTAB_KERNELS_NEON)
+constexpr const char* kName = "neon";
 #else
 constexpr const char* kName = "portable";
 #endif

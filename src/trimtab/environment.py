@@ -8,8 +8,8 @@ from typing import Literal
 
 from trimtab.errors import ConfigError
 
-Isa = Literal["avx512", "avx2", "portable"]
-ISAS: tuple[Isa, ...] = ("avx512", "avx2", "portable")
+Isa = Literal["avx512", "avx2", "neon", "portable"]
+ISAS: tuple[Isa, ...] = ("avx512", "avx2", "neon", "portable")
 
 
 def forced_isa() -> Isa | None:
