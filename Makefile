@@ -1,6 +1,7 @@
 # make serve    build everything and serve the built-in model on http://127.0.0.1:8000
 # make test     set up and run the tests
 # make check    lint, types, formatting, import rule
+# make neon-check    the kernel tests on 64-bit Arm, cross-compiled and emulated (Debian; CONTRIBUTING.md)
 #
 # PYTHON=python3.12  another interpreter        MODEL=... ARGS=...  what `make serve` serves, and how
 
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: serve test check format native clean
+.PHONY: serve test check neon-check format native clean
 
 serve: $(VENV)/.installed
 	@exec $(BIN)/trimtab serve $(MODEL) $(ARGS)
@@ -31,6 +32,9 @@ check: $(VENV)/.installed $(VENV)/.check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(find native -name '*.cpp' -o -name '*.h')
 	$(BIN)/python tools/import_rule.py
+
+neon-check: $(VENV)/.build
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" tools/neon_check.sh $(ARGS)
 
 format: $(VENV)/.check
 	$(BIN)/ruff format .

@@ -23,9 +23,9 @@ fail() {
 }
 
 run_logged() { # name, command...: quiet unless it fails
-  local log="$work/$1.log"
+  local name=$1 log="$work/$1.log"
   shift
-  "$@" >"$log" 2>&1 || fail "$1 failed; see $log: $(grep -iE '^E:|error' "$log" | head -n 1)"
+  "$@" >"$log" 2>&1 || fail "$name failed; see $log: $(grep -iE '^E:|error' "$log" | head -n 1)"
 }
 
 require() {
@@ -34,8 +34,8 @@ require() {
     command -v "$tool" >/dev/null || missing+=("$tool")
   done
   "$python" -c 'import nanobind, pip' 2>/dev/null || missing+=("nanobind and pip for $python")
-  [ ${#missing[@]} -eq 0 ] || fail "missing $(printf '%s, ' "${missing[@]}" | sed 's/, $//');" \
-    "it needs Debian (apt-get), g++-aarch64-linux-gnu, qemu-user, cmake, ninja and nanobind"
+  [ ${#missing[@]} -eq 0 ] || fail "missing $(printf '%s, ' "${missing[@]}" | sed 's/, $//')" \
+    "(Debian: apt-get install g++-aarch64-linux-gnu qemu-user; pip install cmake ninja nanobind)"
 }
 
 # apt for arm64 with lists and packages under $work: this system's own apt state is not touched.
@@ -63,13 +63,12 @@ make_sysroot() {
   rm -rf "$work/sysroot"
   configure_apt
   run_logged update arm_apt apt-get update
-  local name packages
-  name=$(arm_apt apt-cache depends python3-minimal | grep -oE 'python3\.[0-9]+' | head -n 1) ||
-    fail "apt knows no arm64 packages (python3-minimal); see $work/update.log"
+  local name
+  name=$(arm_apt apt-cache depends python3-minimal 2>/dev/null | grep -oE 'python3\.[0-9]+' | head -n 1) ||
+    fail "apt found no arm64 packages (no network, or a mirror without them); see $work/update.log"
   run_logged download arm_apt apt-get install --yes --download-only "$name" "lib$name-dev" libstdc++6
-  packages=("$work"/apt/cache/archives/*.deb)
   local package
-  for package in "${packages[@]}"; do dpkg-deb --extract "$package" "$work/sysroot"; done
+  for package in "$work"/apt/cache/archives/*.deb; do dpkg-deb --extract "$package" "$work/sysroot"; done
   echo "$name" >"$work/sysroot/.complete"
 }
 

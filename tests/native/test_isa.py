@@ -51,3 +51,21 @@ def test_missing_features_agree_with_the_kernel() -> None:
     for feature in _native.missing_features("avx512"):
         flag = {"AVX512VNNI": "avx512_vnni", "AVX512BF16": "avx512_bf16"}.get(feature)
         assert (flag or feature.lower()) not in flags
+
+
+def arm_features() -> set[str] | None:
+    """What the kernel says; None where it says nothing (not Arm, not Linux, or an emulator)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    words = next((line.split() for line in lines if line.startswith("Features")), None)
+    return set(words) if words else None
+
+
+@pytest.mark.skipif(arm_features() is None, reason="Arm Linux")
+def test_missing_arm_features_agree_with_the_kernel() -> None:
+    flags = arm_features()
+    assert flags is not None
+    missing = [name for name in ("ATOMICS", "ASIMDDP") if name.lower() not in flags]
+    assert _native.missing_features("neon") == missing
