@@ -103,6 +103,17 @@ TRIMTAB_INLINE I32x16 bit_or(I32x16 x, I32x16 y) {
 TRIMTAB_INLINE I32x16 bit_xor(I32x16 x, I32x16 y) {
   return {veorq_s32(x.a, y.a), veorq_s32(x.b, y.b), veorq_s32(x.c, y.c), veorq_s32(x.d, y.d)};
 }
+TRIMTAB_INLINE int32x4_t multiply_halves(int32x4_t x, uint32_t y, int32x4_t* high) {
+  const uint32x4_t u = vreinterpretq_u32_s32(x), factor = vdupq_n_u32(y);
+  const uint32x4_t a = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(u), vget_low_u32(factor)));
+  const uint32x4_t b = vreinterpretq_u32_u64(vmull_high_u32(u, factor));
+  *high = vreinterpretq_s32_u32(vuzp2q_u32(a, b));
+  return vreinterpretq_s32_u32(vuzp1q_u32(a, b));
+}
+TRIMTAB_INLINE I32x16 multiply_wide(I32x16 x, uint32_t y, I32x16* high) {
+  return {multiply_halves(x.a, y, &high->a), multiply_halves(x.b, y, &high->b),
+          multiply_halves(x.c, y, &high->c), multiply_halves(x.d, y, &high->d)};
+}
 template <int N>
 TRIMTAB_INLINE I32x16 shift_left(I32x16 x) {
   return {vshlq_n_s32(x.a, N), vshlq_n_s32(x.b, N), vshlq_n_s32(x.c, N), vshlq_n_s32(x.d, N)};
