@@ -51,7 +51,11 @@ struct Bf16Format {
   using Lane = float;
   static constexpr bool kInteger = false;
   static constexpr int kSteps = kBf16Steps;
+#if defined(TRIMTAB_KERNELS_NEON)
+  static constexpr int kMaxRows = 5;  // with 6, GCC 12 spills
+#else
   static constexpr int kMaxRows = F32Format::kMaxRows;
+#endif
   static constexpr int panels(int rows) { return F32Format::panels(rows); }
   TRIMTAB_INLINE Bf16Weights weights(const uint8_t* p, int step) {
     return load_bf16_weights(p, step);

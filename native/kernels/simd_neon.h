@@ -243,8 +243,6 @@ struct Bf16Pair {
   float32x2_t v;
 };
 TRIMTAB_INLINE Bf16Weights load_bf16_weights(const uint8_t* p, int step) {
-  // The second step loads again: kept, the pairs would take four registers from the sums.
-  if (step != 0) __asm__("" : "+r"(p));
   const I32x16 pairs = load(reinterpret_cast<const int32_t*>(p));
   return as_f32(step == 0 ? shift_left<16>(pairs)
                           : bit_and(pairs, set1(static_cast<int32_t>(0xffff0000u))));
@@ -256,7 +254,7 @@ TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair x) {
 }
 
 // int8: s8 x s8.
-constexpr uint8_t kInt8Flip = 0;
+constexpr int kInt8Steps = 1;
 struct Int8Weights {
   int8x16_t a, b, c, d;
 };
@@ -268,20 +266,29 @@ TRIMTAB_INLINE Int8Weights as_int8(Bytes64 x) {
   return {vreinterpretq_s8_u8(x.a), vreinterpretq_s8_u8(x.b), vreinterpretq_s8_u8(x.c),
           vreinterpretq_s8_u8(x.d)};
 }
-TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p) { return as_int8(load_bytes(p)); }
+TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int) {
+  return as_int8(load_bytes(p));
+}
+using Int8Pairs = Quad;
+TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) { return broadcast_quad(p); }
+TRIMTAB_INLINE int32_t int8_start(int32_t) { return 0; }
+TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
+  store_s8(reinterpret_cast<int8_t*>(row) + k, q);
+}
 TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad x) {
   return {vdotq_lane_s32(sum.a, w.a, x.v, 0), vdotq_lane_s32(sum.b, w.b, x.v, 0),
           vdotq_lane_s32(sum.c, w.c, x.v, 0), vdotq_lane_s32(sum.d, w.d, x.v, 0)};
 }
 
-// int4: weights 0..15, as good as s8. U4Sums takes up to kU4Quads quads, from any start.
+// int4: weights 0..15, as good as s8; sums start at -8 * (sum of the activations).
 constexpr int kU4Quads = 32;
 using U4Sums = I32x16;
+TRIMTAB_INLINE int32_t u4_start(I32x16 q) {
+  return -8 * vaddvq_s32(vaddq_s32(vaddq_s32(q.a, q.b), vaddq_s32(q.c, q.d)));
+}
 TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad x) { return dot_int8(sum, as_int8(w), x); }
 TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) { return sum; }
-TRIMTAB_INLINE U4Sums zero_u4() { return start_u4(0); }
-TRIMTAB_INLINE I32x16 add_u4(I32x16 total, U4Sums sum) { return add(total, total_u4(sum)); }
 
 TRIMTAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
