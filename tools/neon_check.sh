@@ -5,7 +5,10 @@
 #
 #   apt-get install g++-aarch64-linux-gnu qemu-user
 #
-# usage: tools/neon_check.sh [pytest arguments]     default: what of tests/ needs no torch
+# usage: tools/neon_check.sh [pytest arguments]
+#
+# Without a path among the arguments: tests/native, and of tests/executors what needs no torch and no
+# compiler.
 #
 #   PYTHON      interpreter with pip, nanobind and cmake; of Debian's own version (default: python3)
 #   NEON_WORK   where everything is put (default: build/neon); kept, so that a second run is quick
@@ -138,6 +141,7 @@ wrap_python
 expect_paths cortex-a53 "portable" "ATOMICS ASIMDDP"
 expect_paths neoverse-n1 "neon portable" ""
 
-[ $# -gt 0 ] || set -- tests/native tests/executors --ignore=tests/executors/test_cpu_oracle.py
 cd "$root"
-QEMU_CPU=neoverse-n1 "$work/bin/python" -m pytest -o pythonpath="$work/package" "$@"
+QEMU_CPU=neoverse-n1 "$work/bin/python" -m pytest -o pythonpath="$work/package" \
+  -o testpaths="tests/native tests/executors" --ignore=tests/executors/test_cpu_oracle.py \
+  --ignore=tests/executors/test_allocations.py "$@"

@@ -7,8 +7,6 @@
 #elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
-#elif defined(__aarch64__) && defined(__APPLE__)
-#include <sys/sysctl.h>
 #endif
 
 namespace trimtab {
@@ -101,14 +99,6 @@ std::vector<Feature> needed_features(Isa isa) {
   if (isa == Isa::portable) return {};
   const unsigned long bits = getauxval(AT_HWCAP);
   return {{"ATOMICS", (bits & HWCAP_ATOMICS) != 0}, {"ASIMDDP", (bits & HWCAP_ASIMDDP) != 0}};
-}
-#elif defined(__aarch64__) && defined(__APPLE__)
-std::vector<Feature> needed_features(Isa isa) {
-  if (isa == Isa::portable) return {};
-  int value = 0;
-  size_t size = sizeof value;
-  const bool known = sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0;
-  return {{"FEAT_DotProd", known && value != 0}};
 }
 #else
 std::vector<Feature> needed_features(Isa) { return {}; }
