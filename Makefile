@@ -1,6 +1,7 @@
 # make serve    build everything and serve the built-in model on http://127.0.0.1:8000
 # make test     set up and run the tests
 # make check    lint, types, formatting, import rule
+# make sanitize      the tests of the native core under address, undefined-behaviour and thread sanitizers
 # make neon-check    the kernel tests on 64-bit Arm, cross-compiled and emulated (Debian; CONTRIBUTING.md)
 #
 # PYTHON=python3.12  another interpreter        MODEL=... ARGS=...  what `make serve` serves, and how
@@ -8,6 +9,7 @@
 PYTHON ?= python3
 MODEL ?= builtin
 ARGS ?=
+SANITIZERS ?= address thread
 TESTS ?= tests
 # A smaller download than the default one where it can be reached:
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -18,13 +20,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: serve test check neon-check format native clean
+.PHONY: serve test sanitize check neon-check format native clean
 
 serve: $(VENV)/.installed
 	@exec $(BIN)/trimtab serve $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed $(VENV)/.test
 	$(BIN)/python -m pytest $(TESTS)
+
+sanitize: $(VENV)/.installed $(VENV)/.test
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/sanitize.py $(SANITIZERS)
 
 check: $(VENV)/.installed $(VENV)/.check
 	$(BIN)/ruff format --check .

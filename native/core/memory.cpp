@@ -7,6 +7,10 @@
 #include <stdexcept>
 #include <utility>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace trimtab {
 namespace {
 
@@ -26,12 +30,27 @@ struct Pages {
   }
 };
 
+// For the address sanitizer, which does not see into mappings: of `size` bytes the first `bytes`
+// may be touched.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kFence = 64;  // bytes at least behind each region
+
+void fence(uint8_t* data, size_t bytes, size_t size) {
+  __asan_unpoison_memory_region(data, bytes);
+  __asan_poison_memory_region(data + bytes, size - bytes);
+}
+#else
+constexpr size_t kFence = 0;
+
+void fence(uint8_t*, size_t, size_t) {}
+#endif
+
 }  // namespace
 
 Region::Region(size_t bytes, const std::string& what) {
   if (bytes == 0) return;
   const size_t unit = bytes >= kHugePage ? kHugePage : kPage;
-  const size_t size = (bytes + unit - 1) / unit * unit;
+  const size_t size = (bytes + kFence + unit - 1) / unit * unit;
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED)
     throw std::runtime_error("the system gives no " + std::to_string(bytes >> 20) + " MiB for " +
@@ -39,6 +58,7 @@ Region::Region(size_t bytes, const std::string& what) {
   if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);  // a hint: refusal is no error
   data_ = static_cast<uint8_t*>(data);
   size_ = size;
+  fence(data_, bytes, size);
 }
 
 Region Region::map_file(int descriptor, size_t bytes) {
@@ -65,7 +85,9 @@ void Region::read_ahead(size_t offset, size_t bytes) const {
 }
 
 Region::~Region() {
-  if (data_ != nullptr) munmap(data_, size_);
+  if (data_ == nullptr) return;
+  fence(data_, size_, size_);
+  munmap(data_, size_);
 }
 
 Region::Region(Region&& other) noexcept
@@ -78,10 +100,11 @@ Region& Region::operator=(Region&& other) noexcept {
 }
 
 uint8_t* Scratch::reserve(size_t bytes) {
-  if (bytes > region_.size()) {
+  if (bytes + kFence > region_.size()) {
     region_ = Region();  // release the old one before asking for more
     region_ = Region(bytes + bytes / 4, "scratch");
   }
+  fence(region_.data(), bytes, region_.size());
   return region_.data();
 }
 
