@@ -1,6 +1,7 @@
 // The decoder: building a model tensor by tensor, stepping it, moving its KV blocks.
 #include "core/decoder.h"
 
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -208,6 +209,7 @@ class BoundDecoder {
   explicit BoundDecoder(std::unique_ptr<Decoder> decoder) : decoder_(std::move(decoder)) {}
 
   KVCache& cache() { return decoder_->cache(); }
+  Decoder& decoder() { return *decoder_; }
   nb::tuple step(nb::handle batch);
 
  private:
@@ -353,6 +355,12 @@ void bind_decoder(nb::module_& m) {
       .def("step", &BoundDecoder::step, "batch"_a,
            "Runs a StepBatch. Returns (tokens, logprobs, top_ids, top_logprobs, target_logprobs "
            "or None, logits or None), as in StepResult.")
+      .def(
+          "set_timed", [](BoundDecoder& self, bool timed) { self.decoder().set_timed(timed); },
+          "timed"_a, "Whether later steps take their times.")
+      .def(
+          "times", [](BoundDecoder& self) { return self.decoder().times(); },
+          "Seconds of the latest timed step by kind of work; see core/decoder.h.")
       .def("copy_blocks", &copy_blocks, "sources"_a.noconvert(), "destinations"_a.noconvert())
       .def("export_blocks", &export_blocks, "block_ids"_a.noconvert())
       .def("import_blocks", &import_blocks, "block_ids"_a.noconvert(), "data"_a.noconvert());

@@ -192,17 +192,21 @@ void Decoder::build_program() {
 }
 
 void Decoder::step(const StepInput& step, const StepOutput& out) {
+  began_ = timed_ ? ThreadPool::time() : 0;
   validator_.check(step);
   step_ = &step;
   out_ = &out;
   reserve();
   attention_.build(step);
   build_program();
-  pool_->run(chunks_.data(), static_cast<int64_t>(chunks_.size()),
-             [this](int64_t index, int64_t chunk, int thread) {
-               const Phase& phase = phases_[index];
-               (this->*phase.run)(phase, chunk, thread);
-             });
+  begin_times();
+  pool_->run(
+      chunks_.data(), static_cast<int64_t>(chunks_.size()),
+      [this](int64_t index, int64_t chunk, int thread) {
+        const Phase& phase = phases_[index];
+        (this->*phase.run)(phase, chunk, thread);
+      },
+      timed_ ? phase_began_.data() : nullptr);
 }
 
 // ---- what its chunks do
@@ -274,8 +278,11 @@ void Decoder::multiply(const Phase& phase, int64_t chunk, int thread) {
   if (projection.rows <= kOwnRows) {
     Local& local = locals_[thread];
     inputs = activations(local.activations, matrix);
-    if (local.stamp != phase.stamp) prepare_rows(projection, 0, projection.rows, local.row, inputs);
-    local.stamp = phase.stamp;
+    if (local.stamp != phase.stamp) {
+      local.stamp = phase.stamp;
+      add_time(local.preparing,
+               [&] { prepare_rows(projection, 0, projection.rows, local.row, inputs); });
+    }
   }
   const GemmOutput output{projection.out, projection.stride,
                           matrix.bias.empty() ? nullptr : matrix.bias.data(), projection.epilogue};
@@ -330,7 +337,8 @@ void Decoder::merge(const Phase& phase, int64_t chunk, int thread) {
 // Both at once where one thread has all rows of a sequence and kv head.
 void Decoder::attend_sequence(const Phase& phase, int64_t chunk, int thread) {
   const int64_t heads = model_.shape.num_kv_heads, seq = chunk / heads;
-  rotate_run({seq, step_->seq_starts[seq], step_->seq_starts[seq + 1]}, phase.layer, chunk % heads);
+  const RowRun run{seq, step_->seq_starts[seq], step_->seq_starts[seq + 1]};
+  add_time(locals_[thread].rotating, [&] { rotate_run(run, phase.layer, chunk % heads); });
   attend(phase, chunk, thread);
 }
 

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/attention.h"
@@ -28,6 +30,12 @@ class Decoder {
   // Writes K and V of every row, attends, and fills `out`. Throws std::invalid_argument, before
   // anything is written, if the batch is not valid. One caller at a time.
   void step(const StepInput& step, const StepOutput& out);
+
+  // Whether later steps take their times; it costs them about ten microseconds.
+  void set_timed(bool timed) { timed_ = timed; }
+  // Of the latest step, if it was timed: seconds of wall time by kind of work, which together are
+  // the whole step. Threads that prepare inputs inside other phases count with their mean.
+  std::map<std::string, double> times() const;
 
  private:
   // out [rows][stride] = matrix x input, of which row i is row input_rows[i] (or i), normed first
@@ -61,9 +69,19 @@ class Decoder {
     float* row;               // [hidden_stride]
     Activations activations;  // of kOwnRows rows
     uint64_t stamp = 0;       // of the phase whose input they are
+    int64_t preparing = 0;    // nanoseconds of a timed step, of inputs inside projections
+    int64_t rotating = 0;     // same, inside attention
   };
 
+  template <typename Work>
+  void add_time(int64_t& sum, const Work& work) {
+    const int64_t began = timed_ ? ThreadPool::time() : 0;
+    work();
+    if (timed_) sum += ThreadPool::time() - began;
+  }
+
   void reserve();
+  void begin_times();
   void build_program();
   void build_layer(int64_t layer);
   void build_attention(int64_t layer);
@@ -118,6 +136,9 @@ class Decoder {
   std::vector<Phase> phases_;
   std::vector<int64_t> chunks_;  // of each phase
   std::vector<RowRun> runs_;
+  bool timed_ = false;
+  int64_t began_ = 0;                 // when the step did
+  std::vector<int64_t> phase_began_;  // and its phases, and the end; empty unless timed
   uint64_t stamp_ = 0;
   int64_t rows_ = 0;
   int64_t row_grain_ = 1;     // rows of a chunk of row work

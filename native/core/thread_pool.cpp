@@ -44,6 +44,12 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
 
 ThreadPool::~ThreadPool() { stop(); }
 
+int64_t ThreadPool::time() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 void ThreadPool::stop() {
   stopping_.store(true, std::memory_order_relaxed);
   epoch_.fetch_add(1, std::memory_order_release);
@@ -69,7 +75,10 @@ void ThreadPool::wait_while(int epoch) {
 // Called by one thread while no chunk is left to take: publishes the first phase from `phase` on
 // that has chunks, or the end.
 void ThreadPool::begin_phase(int64_t phase) {
+  const int64_t skipped = phase;
   while (phase < program_.num_phases && program_.chunks[phase] == 0) ++phase;
+  if (program_.began != nullptr)
+    std::fill(program_.began + skipped, program_.began + phase + 1, time());
   if (phase < program_.num_phases) {
     const int64_t chunks = program_.chunks[phase];
     left_.store(chunks, std::memory_order_relaxed);

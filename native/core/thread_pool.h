@@ -40,14 +40,19 @@ class ThreadPool {
   // Calls body(phase, chunk, thread) for every chunk of every phase: chunks[i] of them in phase i,
   // 0 to kMaxChunks, or std::invalid_argument is thrown. Everything written in one phase is visible
   // in the next, and after run() to the caller. One caller at a time. An exception in the body ends
-  // the process. Allocates nothing.
+  // the process. Allocates nothing. `began`, if it is given, takes the time() at which each phase
+  // began, and in began[num_phases] that of the end.
   template <typename Body>
-  void run(const int64_t* chunks, int64_t num_phases, const Body& body) {
+  void run(const int64_t* chunks, int64_t num_phases, const Body& body, int64_t* began = nullptr) {
     run_program({chunks, num_phases, &body,
                  [](const void* context, int64_t phase, int64_t chunk, int thread) noexcept {
                    (*static_cast<const Body*>(context))(phase, chunk, thread);
-                 }});
+                 },
+                 began});
   }
+
+  // Nanoseconds of a clock that never goes back.
+  static int64_t time();
 
   // Calls body(begin, end, thread) for pieces that together are [0, count), each of `grain` items
   // but for the last.
@@ -66,6 +71,7 @@ class ThreadPool {
     int64_t num_phases;
     const void* context;
     void (*run)(const void* context, int64_t phase, int64_t chunk, int thread) noexcept;
+    int64_t* began;
   };
   // The chunks of one thread's share that nobody has taken yet, in one word, so that whoever takes
   // one knows its phase: phase << 40 | end << 20 | next.

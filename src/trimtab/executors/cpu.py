@@ -101,6 +101,15 @@ class CpuExecutor:
     def execute(self, batch: StepBatch) -> StepResult:
         return StepResult(*self._open_decoder().step(batch))
 
+    def set_timed(self, timed: bool) -> None:
+        """Whether later steps take their times, which costs them about ten microseconds."""
+        self._open_decoder().set_timed(timed)
+
+    def step_times(self) -> dict[str, float]:
+        """Of the latest step: seconds of wall time in the native core by kind of work, which
+        together are all of it. Empty unless it was timed."""
+        return self._open_decoder().times()
+
     def copy_blocks(self, sources: Int32Array, destinations: Int32Array) -> None:
         self._open_decoder().copy_blocks(sources, destinations)
 
