@@ -21,7 +21,7 @@ from trimtab.engine.client import (
 )
 from trimtab.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
 from trimtab.server import messages
-from trimtab.server.text import ServedModel
+from trimtab.server.text import FoundModel
 from trimtab.tokenization import ChatTemplate, Tokenizer
 from trimtab.tokenization.vocabulary import byte_level_alphabet
 
@@ -146,5 +146,9 @@ def byte_tokenizer(chat_template: str | None = TEMPLATE) -> Tokenizer:
     return Tokenizer(backend, {"eos_token": "<eos>"}, [EOS], template)
 
 
-def load_model(model: str, served_name: str | None) -> ServedModel:
-    return ServedModel(served_name or MODEL_NAME, model, byte_tokenizer())
+def find_model(model: str, served_name: str | None) -> FoundModel:
+    return FoundModel(served_name or MODEL_NAME, model)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    return byte_tokenizer()

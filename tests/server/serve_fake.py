@@ -43,7 +43,8 @@ def main(options: dict[str, Any]) -> int:
         scheduler=SchedulerConfig(**options.get("scheduler", {})),
         server=ServerConfig(port=0, **options.get("server", {})),
         loader="fake_engine:load",
-        load_model=fake_engine.load_model,
+        find_model=fake_engine.find_model,
+        load_tokenizer=fake_engine.load_tokenizer,
         policy=SupervisionPolicy(**options.get("policy", {})),
     )
     if options.get("port"):

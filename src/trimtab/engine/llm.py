@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from itertools import count
 from types import TracebackType
@@ -37,7 +38,14 @@ class LLM:
 
         executor_config, scheduler_config = split_settings(settings)
         path = resolve_model(str(model))
-        self._start(load_engine(path, executor_config, scheduler_config), load_tokenizer(path))
+        with ThreadPoolExecutor(1) as pool:  # it holds the GIL; mapping and packing do not
+            tokenizer = pool.submit(load_tokenizer, path)
+            engine = load_engine(path, executor_config, scheduler_config)
+        try:
+            self._start(engine, tokenizer.result())
+        except BaseException:
+            engine.close()
+            raise
 
     @classmethod
     def from_engine(cls, engine: Engine, tokenizer: Tokenizer) -> LLM:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineClient
-from trimtab.server.text import ServedModel
-from trimtab.tokenization import load_tokenizer
+from trimtab.server.text import FoundModel
 
 
 def load(model: str, executor: ExecutorConfig, scheduler: SchedulerConfig) -> EngineClient:
@@ -18,12 +17,12 @@ def load(model: str, executor: ExecutorConfig, scheduler: SchedulerConfig) -> En
     return AsyncEngine(load_engine(model, executor, scheduler))
 
 
-def load_served_model(model: str, served_name: str | None) -> ServedModel:
+def find_model(model: str, served_name: str | None) -> FoundModel:
     """In the front process. Downloads the model if need be; raises CheckpointError."""
     from trimtab.checkpoints import resolve_model
 
     path = resolve_model(model)
-    return ServedModel(served_name or model_name(model, path), str(path), load_tokenizer(path))
+    return FoundModel(served_name or model_name(model, path), str(path))
 
 
 def model_name(model: str, path: Path) -> str:

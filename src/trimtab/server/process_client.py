@@ -56,7 +56,8 @@ class LiveRequest:
 
 
 class ProcessEngineClient:
-    """See EngineClient. `start` before use, in the main thread's event loop; `close` at the end."""
+    """See EngineClient. `launch` and `started` before use, in the main thread's event loop;
+    `close` at the end."""
 
     def __init__(
         self,
@@ -154,16 +155,21 @@ class ProcessEngineClient:
 
     # -- life and death of the process
 
-    async def start(self) -> None:
-        """Start the engine process; returns when it is ready.
+    async def launch(self) -> None:
+        """Start the engine process; returns while it loads."""
+        self._context = zmq.asyncio.Context()
+        self._first_start = asyncio.get_running_loop().create_future()
+        self._supervisor = asyncio.create_task(self._supervise())
+        await asyncio.sleep(0)  # there the supervisor starts it
+
+    async def started(self) -> None:
+        """Returns when the launched process is ready.
 
         Raises UserError with the process's own one line if the model or a setting is at fault, and
         EngineDeadError if it died for another reason. Later deaths are mended, not raised.
         """
-        self._context = zmq.asyncio.Context()
-        self._first_start = asyncio.get_running_loop().create_future()
-        self._supervisor = asyncio.create_task(self._supervise())
-        await self._first_start
+        assert self._first_start is not None
+        await asyncio.shield(self._first_start)
 
     async def close(self) -> None:
         """Ends the process. Live requests fail. Idempotent."""
@@ -180,6 +186,8 @@ class ProcessEngineClient:
         if self._context is not None:
             self._context.destroy(0)
             self._context = None
+        if self._first_start is not None and self._first_start.done():
+            self._first_start.exception()  # nobody may have waited for it
 
     async def _supervise(self) -> None:
         """One engine process after another, for ever; only a failed first start ends it."""

@@ -18,14 +18,15 @@ from trimtab.config import ExecutorConfig, SchedulerConfig, ServerConfig
 from trimtab.engine.client import EngineInfo
 from trimtab.errors import UserError
 from trimtab.server.app import ApiServer
-from trimtab.server.loading import load_served_model
+from trimtab.server.loading import find_model
 from trimtab.server.process_client import (
     DEFAULT_LOADER,
     ProcessEngineClient,
     SupervisionPolicy,
 )
 from trimtab.server.protocol import LimitedProtocol
-from trimtab.server.text import ServedModel
+from trimtab.server.text import FoundModel, ServedModel
+from trimtab.tokenization import Tokenizer, load_tokenizer
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # longer than a client's pool keeps one, so that it closes first
@@ -41,7 +42,8 @@ class Serving:
     scheduler: SchedulerConfig
     server: ServerConfig
     loader: str = DEFAULT_LOADER  # of the engine, in its process
-    load_model: Callable[[str, str | None], ServedModel] = load_served_model
+    find_model: Callable[[str, str | None], FoundModel] = find_model
+    load_tokenizer: Callable[[str], Tokenizer] = load_tokenizer
     policy: SupervisionPolicy | None = None
 
 
@@ -86,38 +88,56 @@ async def _serve(
 ) -> None:
     stop = _StopSignals()
     try:
-        model = await asyncio.to_thread(
-            serving.load_model, serving.model, serving.server.served_model_name
+        found = await asyncio.to_thread(
+            serving.find_model, serving.model, serving.server.served_model_name
         )
         engine = ProcessEngineClient(
-            model.path,
+            found.path,
             serving.executor,
             serving.scheduler,
             loader=serving.loader,
             policy=serving.policy,
         )
-        api = ApiServer(serving.server, engine, model)
-        front = Front(api, engine, serving.server.drain_seconds)
-        starting = asyncio.create_task(engine.start())
-        answering = asyncio.create_task(front.serve(sockets=[listener]))
-        stop.handler = front.stop
         try:
-            await asyncio.wait({starting, answering}, return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                starting.result()
-                announce(Announcement(_url(listener), model, engine.info, serving.server))
-            await answering
+            await engine.launch()  # it loads its weights while the tokenizer is read here
+            tokenizer = await asyncio.to_thread(serving.load_tokenizer, found.path)
+            await _answer(
+                serving, listener, ServedModel(found.name, tokenizer), engine, announce, stop
+            )
         finally:
-            front.should_exit = front.force_exit = True
-            starting.cancel()
-            await asyncio.gather(starting, answering, return_exceptions=True)
             await engine.close()
-            api.close()
     except asyncio.CancelledError:
         if not stop.received:
             raise
     finally:
         stop.close()
+
+
+async def _answer(
+    serving: Serving,
+    listener: socket.socket,
+    model: ServedModel,
+    engine: ProcessEngineClient,
+    announce: Callable[[Announcement], None],
+    stop: _StopSignals,
+) -> None:
+    """Answer requests until told to stop: with 503 as long as the launched engine is loading."""
+    api = ApiServer(serving.server, engine, model)
+    front = Front(api, engine, serving.server.drain_seconds)
+    starting = asyncio.create_task(engine.started())
+    answering = asyncio.create_task(front.serve(sockets=[listener]))
+    stop.handler = front.stop
+    try:
+        await asyncio.wait({starting, answering}, return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            announce(Announcement(_url(listener), model, engine.info, serving.server))
+        await answering
+    finally:
+        front.should_exit = front.force_exit = True
+        starting.cancel()
+        await asyncio.gather(starting, answering, return_exceptions=True)
+        api.close()
 
 
 class _StopSignals:

@@ -17,9 +17,14 @@ NUM_THREADS = 2
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class FoundModel:
     name: str  # in the API
     path: str  # what the engine process loads
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    name: str  # in the API
     tokenizer: Tokenizer
 
     @property
