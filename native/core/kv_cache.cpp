@@ -19,10 +19,10 @@ KVCache::KVCache(KVFormat format, int64_t head_dim, int64_t num_kv_heads, int64_
                                 ": the CPU executor needs a multiple of 16");
   if (num_kv_heads < 1 || num_layers < 1 || num_blocks < 1)
     throw std::invalid_argument("the KV cache needs at least one head, one layer and one block");
-  block_stride_ = tile_.bytes() * num_kv_heads;
-  if (num_blocks > (int64_t{1} << 46) / (block_stride_ * num_layers))
+  layer_stride_ = tile_.bytes() * num_kv_heads;
+  if (num_blocks > (int64_t{1} << 46) / bytes_per_block())
     throw std::invalid_argument("num_blocks=" + std::to_string(num_blocks) + ": too many");
-  pool_ = Region(static_cast<size_t>(num_layers * num_blocks * block_stride_), "the KV cache");
+  pool_ = Region(static_cast<size_t>(num_blocks * bytes_per_block()), "the KV cache");
 }
 
 void KVCache::check_ids(const int32_t* block_ids, int64_t count) const {
@@ -35,24 +35,22 @@ void KVCache::check_ids(const int32_t* block_ids, int64_t count) const {
 void KVCache::copy_blocks(const int32_t* sources, const int32_t* destinations, int64_t count) {
   check_ids(sources, count);
   check_ids(destinations, count);
-  for (int64_t layer = 0; layer < num_layers_; ++layer)
-    for (int64_t i = 0; i < count; ++i)
-      std::memmove(block(layer, destinations[i]), block(layer, sources[i]),
-                   static_cast<size_t>(block_stride_));
+  for (int64_t i = 0; i < count; ++i)
+    std::memmove(block(destinations[i]), block(sources[i]), static_cast<size_t>(bytes_per_block()));
 }
 
 void KVCache::export_blocks(const int32_t* block_ids, int64_t count, uint8_t* data) const {
   check_ids(block_ids, count);
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t layer = 0; layer < num_layers_; ++layer, data += block_stride_)
-      std::memcpy(data, block(layer, block_ids[i]), static_cast<size_t>(block_stride_));
+    std::memcpy(data + i * bytes_per_block(), block(block_ids[i]),
+                static_cast<size_t>(bytes_per_block()));
 }
 
 void KVCache::import_blocks(const int32_t* block_ids, int64_t count, const uint8_t* data) {
   check_ids(block_ids, count);
   for (int64_t i = 0; i < count; ++i)
-    for (int64_t layer = 0; layer < num_layers_; ++layer, data += block_stride_)
-      std::memcpy(block(layer, block_ids[i]), data, static_cast<size_t>(block_stride_));
+    std::memcpy(block(block_ids[i]), data + i * bytes_per_block(),
+                static_cast<size_t>(bytes_per_block()));
 }
 
 }  // namespace trimtab

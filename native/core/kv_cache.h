@@ -1,8 +1,9 @@
 // The KV cache: one pool of blocks of 16 tokens, allocated once.
 //
-//   pool [layer][block][kv head] tile        (a tile: kernels/layer_kernels.h)
+//   pool [block][layer][kv head] tile        (a tile: kernels/layer_kernels.h)
 //
-// Layer first: what one layer's attention walks lies as close together as it can.
+// Block first: memory is touched, and so taken, in proportion to the tokens. Layer first, the first
+// token would take a huge page in every layer, and the first step the time to zero them.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +25,12 @@ class KVCache {
 
   KVTile tile() const { return tile_; }
   int64_t num_blocks() const { return num_blocks_; }
-  int64_t bytes_per_block() const { return num_layers_ * block_stride_; }
-  int64_t block_stride() const { return block_stride_; }  // bytes from block to block in a layer
+  int64_t bytes_per_block() const { return num_layers_ * layer_stride_; }
+  int64_t block_stride() const { return bytes_per_block(); }  // from block to block in a layer
 
   // Tile of block 0 for (layer, kv head); block b lies b * block_stride() bytes further.
   uint8_t* tiles(int64_t layer, int64_t kv_head) const {
-    return pool_.data() + layer * num_blocks_ * block_stride_ + kv_head * tile_.bytes();
+    return pool_.data() + layer * layer_stride_ + kv_head * tile_.bytes();
   }
 
   // The three check every id and throw std::invalid_argument, before anything is touched.
@@ -41,12 +42,12 @@ class KVCache {
 
  private:
   void check_ids(const int32_t* block_ids, int64_t count) const;
-  uint8_t* block(int64_t layer, int64_t id) const { return tiles(layer, 0) + id * block_stride_; }
+  uint8_t* block(int64_t id) const { return pool_.data() + id * bytes_per_block(); }
 
   KVTile tile_;
   int64_t num_layers_;
   int64_t num_blocks_;
-  int64_t block_stride_;
+  int64_t layer_stride_;  // bytes of one layer in a block
   Region pool_;
 };
 
