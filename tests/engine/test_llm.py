@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,14 +15,16 @@ from engine_schedules import toy_reference
 
 import trimtab
 from trimtab import LLM, SamplingParams
+from trimtab.builtin import draft_path
 from trimtab.config import SchedulerConfig
 from trimtab.engine.client import EngineRequest
 from trimtab.engine.completion import RequestResult
 from trimtab.engine.engine import Engine
 from trimtab.engine.llm import split_settings
 from trimtab.engine.sampling_params import choice_params
-from trimtab.errors import ConfigError, EngineDeadError, RequestError
+from trimtab.errors import CheckpointError, ConfigError, EngineDeadError, RequestError
 from trimtab.executors.base import StepBatch, StepResult
+from trimtab.executors.cpu import CpuExecutor
 from trimtab.executors.toy import ToyExecutor
 from trimtab.tokenization import ChatTemplate, Tokenizer
 
@@ -230,6 +234,22 @@ def test_settings() -> None:
         LLM("builtin", wieghts="int8")
     with pytest.raises(ConfigError, match="weights"):
         LLM("builtin", weights="int3")
+
+
+def test_a_damaged_tokenizer_leaves_no_model_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Path(shutil.copytree(draft_path(), tmp_path / "draft"))
+    (directory / "tokenizer.json").write_text("{")
+    closed = []
+    close = CpuExecutor.close
+    monkeypatch.setattr(CpuExecutor, "close", lambda self: closed.append(self) or close(self))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is not a tokenizer"):
+        LLM(str(directory), num_blocks=8)
+    assert len(closed) == 1
+    (directory / "config.json").write_text("{")  # both fail: one of them is told
+    with pytest.raises(CheckpointError):
+        LLM(str(directory), num_blocks=8)
 
 
 def test_the_package_exports_lazily() -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import tokenizers
 
@@ -19,7 +20,13 @@ from trimtab.engine.client import (
     TokenLogprobs,
     TokenOutput,
 )
-from trimtab.errors import ConfigError, EngineDeadError, QueueFullError, RequestError
+from trimtab.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineDeadError,
+    QueueFullError,
+    RequestError,
+)
 from trimtab.server import messages
 from trimtab.server.text import FoundModel
 from trimtab.tokenization import ChatTemplate, Tokenizer
@@ -151,4 +158,9 @@ def find_model(model: str, served_name: str | None) -> FoundModel:
 
 
 def load_tokenizer(path: str) -> Tokenizer:
+    """By then the engine process is there, and the two load at the same time."""
+    if not Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        raise CheckpointError(f"{path}: the tokenizer is read before there is an engine process")
+    if path == "no-tokenizer":
+        raise CheckpointError("no-tokenizer: no such vocabulary")
     return byte_tokenizer()

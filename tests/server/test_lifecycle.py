@@ -194,6 +194,7 @@ def test_loading_is_503_and_then_ready() -> None:
     ("model", "status", "message"),
     [
         ("missing", 2, "missing: no such model"),
+        ("no-tokenizer", 2, "no-tokenizer: no such vocabulary"),
         ("segfault", 1, "the engine process was ended by SIGSEGV"),
         ("bug", 1, "TypeError: a bug in the loader"),
     ],
