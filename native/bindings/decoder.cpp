@@ -6,6 +6,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -213,9 +214,32 @@ class BoundDecoder {
   nb::tuple step(nb::handle batch);
 
  private:
+  // What a step without logprobs gives, read-only, and the very same objects while batches are of
+  // the same size: making an array costs more than a thousand instructions.
+  struct Nothing {
+    int64_t rows = -1;
+    nb::object logprobs, top_ids, top_logprobs;
+  };
+  const Nothing& nothing(int64_t rows);
+
   std::unique_ptr<Decoder> decoder_;
   StepArrays arrays_;
+  Nothing nothing_;
 };
+
+const BoundDecoder::Nothing& BoundDecoder::nothing(int64_t rows) {
+  if (nothing_.rows == rows) return nothing_;
+  const auto n = static_cast<size_t>(rows);
+  OwnedArray<float> logprobs(rows);
+  std::fill_n(logprobs.data(), n, 0.0f);
+  nothing_.logprobs = logprobs.release({n});
+  nothing_.top_ids = OwnedArray<int32_t>(0).release({n, 0});
+  nothing_.top_logprobs = OwnedArray<float>(0).release({n, 0});
+  for (const nb::object* array : {&nothing_.logprobs, &nothing_.top_ids, &nothing_.top_logprobs})
+    array->attr("setflags")("write"_a = false);
+  nothing_.rows = rows;
+  return nothing_;
+}
 
 nb::tuple BoundDecoder::step(nb::handle batch) {
   const int64_t vocab = decoder_->model().shape.vocab_size;
@@ -240,6 +264,11 @@ nb::tuple BoundDecoder::step(nb::handle batch) {
     decoder_->step(step, out);
   }
   const auto n = static_cast<size_t>(rows), w = static_cast<size_t>(width);
+  if (!arrays_.wants_logprobs() && !with_targets && !with_logits) {
+    const Nothing& none = nothing(rows);
+    return nb::make_tuple(tokens.release({n}), none.logprobs, none.top_ids, none.top_logprobs,
+                          nb::none(), nb::none());
+  }
   return nb::make_tuple(tokens.release({n}), logprobs.release({n}), top_ids.release({n, w}),
                         top_logprobs.release({n, w}),
                         with_targets ? target_logprobs.release({n}) : nb::none(),

@@ -40,15 +40,16 @@ class SamplingArrays {
     v.mask_rows = vector(mask_rows_, batch, rows);
     read_mask(batch, (vocab + 31) / 32);
     trimtab::validate_sampling(v, lengths, vocab);
-    top_width_ = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-      top_width_ = std::max<int64_t>(top_width_, v.num_logprobs[row]);
-    }
+    most_logprobs_ = -1;
+    for (int64_t row = 0; row < rows; ++row)
+      most_logprobs_ = std::max(most_logprobs_, v.num_logprobs[row]);
     return view_;
   }
 
+  bool wants_logprobs() const { return most_logprobs_ >= 0; }
+
   // Columns of top_ids and top_logprobs: the largest num_logprobs, at least 0.
-  int64_t top_width() const { return top_width_; }
+  int64_t top_width() const { return std::max(most_logprobs_, 0); }
 
  private:
   static constexpr int64_t any = -1;
@@ -86,5 +87,5 @@ class SamplingArrays {
   HeldArray<uint32_t, 2> mask_{"sampling.mask"};
 
   trimtab::SamplingView view_;
-  int64_t top_width_ = 0;
+  int32_t most_logprobs_ = -1;
 };

@@ -34,6 +34,7 @@ class StepArrays {
   }
 
   int64_t top_width() const { return sampling_.top_width(); }
+  bool wants_logprobs() const { return sampling_.wants_logprobs(); }
 
  private:
   HeldArray<int32_t, 1> token_ids_{"token_ids"}, positions_{"positions"}, seq_starts_{"seq_starts"},

@@ -26,12 +26,24 @@ double total_mass(const SamplingKernels& kernels, const Row& row, float temperat
   return kernels.mass(row.logits, row.vocab, row.max, temperature, nobody, 0).total;
 }
 
+// Whether the winner lies inside top-p for certain, by sums that need not be exact.
+bool surely_inside(const SamplingKernels& kernels, const Row& row, float temperature, float top_p,
+                   Candidate winner) {
+  constexpr double sure = 1.0 - 1e-3;
+  const TokenMass mass =
+      kernels.rough_mass(row.logits, row.vocab, row.max, temperature, winner.logit);
+  const double own = std::exp(static_cast<double>(winner.logit - row.max) / temperature);
+  return mass.before - own * sure < top_p * mass.total * sure;
+}
+
 // Top-p over the whole vocabulary: whoever wins the race among all and lies inside top-p wins among
 // its survivors too, so where top-p ends matters only if the winner lies outside.
 int32_t choose_top_p(const SamplingKernels& kernels, const Row& row, RaceRules rules, float top_p,
                      Candidate likeliest, SamplerScratch& scratch) {
   constexpr double sure = 1.0 - 1e-5;  // for the rounding of sums
   const Candidate winner = run_race(kernels, row, rules, likeliest, scratch);
+  if (winner.id == likeliest.id) return winner.id;
+  if (surely_inside(kernels, row, rules.temperature, top_p, winner)) return winner.id;
   const TokenMass mass =
       kernels.mass(row.logits, row.vocab, row.max, rules.temperature, winner.logit, winner.id);
   const double target = top_p * mass.total;

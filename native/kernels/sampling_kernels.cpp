@@ -37,6 +37,18 @@ TRIMTAB_INLINE F32x16 exp_nonpositive(F32x16 d) {
   return select(less(lowest, d), mul(p, scale), zero_f32());
 }
 
+// 2^t for -126 <= t <= 0, within 1e-4: the integer part goes into the exponent.
+TRIMTAB_INLINE F32x16 rough_exp2(F32x16 t) {
+  const F32x16 rounder = set1(12582912.0f);
+  const F32x16 shifted = add(t, rounder);
+  const F32x16 r = sub(t, sub(shifted, rounder));
+  F32x16 p = set1(0.05517166f);
+  p = add(mul(p, r), set1(0.24261112f));
+  p = add(mul(p, r), set1(0.69326099f));
+  p = add(mul(p, r), set1(0.99992807f));
+  return as_f32(add(as_i32(p), shift_left<23>(as_i32(shifted))));
+}
+
 LogitScan scan(const float* logits, int64_t vocab, float* block_max) {
   const F32x16 infinity = set1(kInfinity);
   F32x16 best = set1(-kInfinity);
@@ -101,6 +113,28 @@ TokenMass mass(const float* logits, int64_t vocab, float max, float temperature,
   return result;
 }
 
+// Summed by spans of 16 blocks, so that float sums lose nothing that matters.
+TokenMass rough_mass(const float* logits, int64_t vocab, float largest, float temperature,
+                     float pivot) {
+  constexpr int64_t kSpan = 16 * kTokenBlock;
+  const F32x16 top = set1(largest), scale = set1(1.44269504f / temperature), lowest = set1(-126.0f);
+  const F32x16 bar = set1(__builtin_nextafterf(pivot, -kInfinity));
+  F32x16 total = zero_f32(), before = zero_f32();
+  for (int64_t first = 0; first < vocab; first += kSpan) {
+    F32x16 sum = zero_f32(), sum_before = zero_f32();
+    const int64_t last = first + kSpan < vocab ? first + kSpan : vocab;
+    for (int64_t id = first; id < last; id += kLanes) {
+      const F32x16 x = load_logits(logits + id, vocab - id);
+      const F32x16 weight = rough_exp2(max(mul(sub(x, top), scale), lowest));
+      sum = add(sum, weight);
+      sum_before = add(sum_before, select(less(bar, x), weight, zero_f32()));
+    }
+    total = add(total, sum);
+    before = add(before, sum_before);
+  }
+  return {static_cast<double>(reduce_add(total)), static_cast<double>(reduce_add(before))};
+}
+
 // Philox4x32-10 of 16 consecutive counters, one a lane: the words of tokens 4 i .. 4 i + 3.
 bool noise_below(uint64_t seed, int32_t position, int64_t block, float limit, uint32_t* words) {
   constexpr int32_t kFirst[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -136,7 +170,11 @@ bool noise_below(uint64_t seed, int32_t position, int64_t block, float limit, ui
 }  // namespace
 
 SamplingKernels sampling_kernels() {
-  return {.scan = scan, .weights = weights, .mass = mass, .noise_below = noise_below};
+  return {.scan = scan,
+          .weights = weights,
+          .mass = mass,
+          .rough_mass = rough_mass,
+          .noise_below = noise_below};
 }
 
 }  // namespace trimtab::TRIMTAB_ISA

@@ -88,7 +88,8 @@ class StepBatch:
 
 @dataclass(slots=True, eq=False)  # never changed; freezing costs microseconds a step
 class StepResult:
-    """Logprobs are log-softmax of the model's own logits, before any sampling parameter."""
+    """Logprobs are log-softmax of the model's own logits, before any sampling parameter. Arrays of
+    logprobs that nobody asked for may be read-only."""
 
     tokens: Int32Array  # [R]; -1 where the logits were not finite (the request must fail)
     logprobs: Float32Array  # [R] of the chosen token; 0 where num_logprobs is -1
