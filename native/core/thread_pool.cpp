@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr auto kSpin = std::chrono::microseconds(40);
-constexpr auto kYield = std::chrono::microseconds(200);
+constexpr auto kYield = std::chrono::milliseconds(1);  // more than passes between two steps
 constexpr int kFieldBits = 20;
 constexpr uint64_t kFieldMask = (uint64_t{1} << kFieldBits) - 1;
 
