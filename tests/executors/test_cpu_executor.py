@@ -27,6 +27,7 @@ from trimtab.config import ExecutorConfig
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.executors import cpu
 from trimtab.executors.cpu import CpuExecutor
+from trimtab.models.spec import LayerSpec
 
 TOKENS = [5, 70, 3, 3, 41, 9, 0, 76, 12, 30]
 
@@ -382,3 +383,16 @@ def test_memory_of_a_checkpoint_is_not_kept() -> None:
         tensor.data[...] = np.nan
     assert (run_alone(executor, TOKENS) == before).all()
     assert Path("memory") == checkpoint.path
+
+
+def test_a_large_kv_cache_takes_no_memory_for_what_is_not_in_it() -> None:
+    def anonymous_bytes() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        (kib,) = (line.split()[1] for line in lines if line.startswith("Anonymous:"))
+        return int(kib) << 10
+
+    executor = make(memory_model(layers=(LayerSpec(),) * 40), num_blocks=4000)
+    assert executor.capacity.num_blocks * executor.capacity.bytes_per_block > 400 << 20
+    before = anonymous_bytes()
+    run_alone(executor, TOKENS)
+    assert anonymous_bytes() - before < 16 << 20  # a huge page for the cache, and scratch

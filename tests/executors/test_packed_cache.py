@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -453,6 +454,61 @@ def test_what_a_crashed_writer_left_is_removed(cache: Path, seed: Path) -> None:
     logits(checkpoint_at(seed))
     assert not list(cache.glob("*.tmp"))
     assert (cache / "notes.txt").exists()
+
+
+KILLED = """
+import os, signal
+from trimtab.builtin import draft_path
+from trimtab.checkpoints import open_checkpoint
+from trimtab.config import ExecutorConfig
+from trimtab.executors import packed_file
+from trimtab.executors.cpu import CpuExecutor
+write, packed_file._WRITE_BYTES = os.write, 1 << 16
+def write_some(descriptor, data):
+    if os.lseek(descriptor, 0, os.SEEK_CUR) > 1 << 18:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(descriptor, data)
+packed_file.os.write = write_some
+CpuExecutor(open_checkpoint(draft_path()), ExecutorConfig(weights="int4", num_blocks=8))
+"""
+
+
+def test_a_writer_killed_half_way_leaves_nothing_to_believe(cache: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(cpu.__file__).parents[2])}
+    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    (half,) = cache.glob("*.tmp")
+    assert half.stat().st_size > 1 << 18
+    assert packed_models(cache) == []
+    settings = config(group_size=64)
+    made = logits(open_checkpoint(draft_path()), settings)
+    assert len(packed_models(cache)) == 1
+    assert not list(cache.glob("*.tmp"))
+    executor = CpuExecutor(open_checkpoint(draft_path()), settings)
+    assert executor._mapped is not None
+    assert (run_alone(executor, TOKENS) == made).all()
+
+
+@pytest.mark.parametrize("most", [1 << 30, 1000])  # bytes that the system takes at once
+def test_no_write_crosses_a_piece(
+    most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_file, "_WRITE_BYTES", 8192)
+    write, ranges = os.write, []
+
+    def write_some(descriptor: int, data: Any) -> int:
+        start = os.lseek(descriptor, 0, os.SEEK_CUR)
+        ranges.append((start, start + len(data) - 1))
+        return write(descriptor, data[:most])
+
+    monkeypatch.setattr(packed_file.os, "write", write_some)
+    data = np.random.default_rng(0).bytes(50_000)
+    parts = [memoryview(data[:40_000]), memoryview(data[40_000:])]
+    header = packed_file.PackedHeader(1, 54_096, 44_096, bytes(32), bytes(32))
+    with (tmp_path / "file").open("wb") as file:
+        packed_file.write_packed(file.fileno(), header, parts)
+    assert (tmp_path / "file").read_bytes() == header.to_bytes() + data
+    assert all(first // 8192 == last // 8192 for first, last in ranges)
 
 
 # ---- no cache

@@ -76,9 +76,15 @@ def read_header(descriptor: int, key: bytes, revision: int) -> PackedHeader:
 
 
 def write_packed(descriptor: int, header: PackedHeader, parts: list[memoryview]) -> None:
-    """The whole file, down to the disk. Raises OSError."""
+    """The whole of an empty file, down to the disk. Raises OSError.
+
+    No write crosses a multiple of 8 MiB: the system's cache keeps a write in pages as large as its
+    alignment permits, and those are the pages that the next start maps.
+    """
+    offset = 0
     for part in [memoryview(header.to_bytes()), *parts]:
-        start = 0
-        while start < len(part):
-            start += os.write(descriptor, part[start : start + _WRITE_BYTES])
+        end = offset + len(part)
+        while offset < end:
+            piece = part[len(part) - (end - offset) :]
+            offset += os.write(descriptor, piece[: _WRITE_BYTES - offset % _WRITE_BYTES])
     os.fsync(descriptor)
