@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from itertools import count
 from types import TracebackType
@@ -38,15 +37,9 @@ class LLM:
 
         executor_config, scheduler_config = split_settings(settings)
         path = resolve_model(str(model))
-        with ThreadPoolExecutor(1) as pool:
-            # Parsing a vocabulary holds the GIL, mapping and packing weights do not.
-            loading = pool.submit(load_engine, path, executor_config, scheduler_config)
-            try:
-                tokenizer = load_tokenizer(path)
-            except BaseException:
-                loading.add_done_callback(_close_engine)
-                raise
-        self._start(loading.result(), tokenizer)
+        # One after the other: parsing a vocabulary holds the GIL, so that threads gain nothing.
+        tokenizer = load_tokenizer(path)
+        self._start(load_engine(path, executor_config, scheduler_config), tokenizer)
 
     @classmethod
     def from_engine(cls, engine: Engine, tokenizer: Tokenizer) -> LLM:
@@ -214,11 +207,6 @@ class LLM:
             self.engine.abort(choice.request.request_id)
             if choice in self._backlog:
                 self._backlog.remove(choice)
-
-
-def _close_engine(loading: Future[Engine]) -> None:
-    if loading.exception() is None:
-        loading.result().close()
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[ExecutorConfig, SchedulerConfig]:
