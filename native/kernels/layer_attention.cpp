@@ -15,57 +15,58 @@ namespace {
 
 constexpr int kTileBlocks = 4;  // KV blocks of a key tile
 constexpr int kTileKeys = kTileBlocks * static_cast<int>(kBlockTokens);
+// Rows and vectors (16 keys, or 16 columns of values) of the widest micro-kernel, and how many
+// vectors one of fewer rows takes: as many sums as fit the registers beside what is multiplied.
 #if defined(TRIMTAB_KERNELS_AVX512)
-constexpr int kAccumulators = 8;  // vectors of sums that a micro-kernel keeps in registers
+constexpr int kMostRows = 8;
+constexpr int vectors(int rows) { return rows == 8 ? 1 : rows == 4 ? 2 : 4; }
 #else
-constexpr int kAccumulators = 4;
+constexpr int kMostRows = 4;
+constexpr int vectors(int rows) { return 4 / rows; }
 #endif
 
-// 64 bytes of a tile: the same 16 lanes (tokens of K, columns of V) for kCount consecutive d of K
-// or tokens of V. They are widened one at a time, so that few registers hold them.
+// A unit is the least that holds the same 16 lanes (tokens of K, columns of V) for kCount
+// consecutive d of K or tokens of V; at() widens one of them. With kAgain the bytes are loaded each
+// time: kept for C vectors at once, they would take registers from the sums.
 template <KVFormat format>
 struct Unit;
 
 template <>
 struct Unit<KVFormat::f32> {
-  static constexpr int kCount = 1;
-  F32x16 raw;
-  explicit TRIMTAB_INLINE_MEMBER Unit(const uint8_t* p)
-      : raw(load(reinterpret_cast<const float*>(p))) {}
-  TRIMTAB_INLINE_MEMBER F32x16 at(int) const { return raw; }
+  static constexpr int kCount = 1, kBytes = 64;
+  template <bool kAgain>
+  TRIMTAB_INLINE_MEMBER static F32x16 at(const uint8_t* p, int) {
+    return load(reinterpret_cast<const float*>(p));
+  }
 };
 
 template <>
 struct Unit<KVFormat::bf16> {
-  static constexpr int kCount = 2;
-  I32x16 raw;
-  explicit TRIMTAB_INLINE_MEMBER Unit(const uint8_t* p)
-      : raw(load(reinterpret_cast<const int32_t*>(p))) {}
-  TRIMTAB_INLINE_MEMBER F32x16 at(int i) const {
-    if (i == 0) return as_f32(shift_left<16>(raw));
-    return as_f32(bit_and(raw, set1(static_cast<int32_t>(0xffff0000u))));
+  static constexpr int kCount = 2, kBytes = 64;
+  template <bool kAgain>
+  TRIMTAB_INLINE_MEMBER static F32x16 at(const uint8_t* p, int i) {
+    if (kAgain && i != 0) __asm__("" : "+r"(p));
+    const I32x16 pairs = load(reinterpret_cast<const int32_t*>(p));
+    if (i == 0) return as_f32(shift_left<16>(pairs));
+    return as_f32(bit_and(pairs, set1(static_cast<int32_t>(0xffff0000u))));
   }
 };
 
 template <>
 struct Unit<KVFormat::int8> {
-  static constexpr int kCount = 4;
-  I32x16 raw;
-  explicit TRIMTAB_INLINE_MEMBER Unit(const uint8_t* p)
-      : raw(load(reinterpret_cast<const int32_t*>(p))) {}
-  TRIMTAB_INLINE_MEMBER F32x16 at(int i) const {
-    if (i == 0) return to_f32(shift_right_sign<24>(shift_left<24>(raw)));
-    if (i == 1) return to_f32(shift_right_sign<24>(shift_left<16>(raw)));
-    if (i == 2) return to_f32(shift_right_sign<24>(shift_left<8>(raw)));
-    return to_f32(shift_right_sign<24>(raw));
+  static constexpr int kCount = 1, kBytes = 16;
+  template <bool kAgain>
+  TRIMTAB_INLINE_MEMBER static F32x16 at(const uint8_t* p, int) {
+    return to_f32(load_s8(reinterpret_cast<const int8_t*>(p)));
   }
 };
 
 // The blocks of one key tile that hold keys anybody wants.
 struct KeyTile {
   const uint8_t* blocks[kTileBlocks];
-  int first, last;   // of them
-  int64_t position;  // of the tile's first key
+  const uint8_t* ahead[kTileBlocks];  // of the next tile, to be fetched meanwhile: blocks lie apart
+  int first, last;                    // of them
+  int64_t position;                   // of the tile's first key
 };
 
 struct State {
@@ -76,54 +77,61 @@ struct State {
   float decay[kTileRows];               // what the earlier tiles are multiplied by
 };
 
+// function(r, c) for every vector of R x C sums.
+template <int R, int C, class Function>
+TRIMTAB_INLINE void for_all(const Function& function) {
+  unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+    unroll<C>([&](auto c) TRIMTAB_INLINE_LAMBDA { function(r, c); });
+  });
+}
+
+// sums[r][c] += vector(c) * scalar(r)
+template <int R, int C, class Vector, class Scalar>
+TRIMTAB_INLINE void accumulate(F32x16 (&sums)[R][C], const Vector& vector, const Scalar& scalar) {
+  F32x16 factors[R];
+  unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA { factors[r] = set1(scalar(r)); });
+  unroll<C>([&](auto c) TRIMTAB_INLINE_LAMBDA {
+    const F32x16 x = vector(c);
+    unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA { sums[r][c] = fma(x, factors[r], sums[r][c]); });
+  });
+}
+
 // Scores of rows [row, row + R) with blocks [block, block + C).
 template <KVFormat format, int R, int C>
-TRIMTAB_INLINE void score_block(State& state, const KeyTile& keys, int64_t row, int block) {
+void score_block(State& state, const KeyTile& keys, int64_t row, int block) {
   using Keys = Unit<format>;
   const int64_t dim = state.tile.tile.head_dim;
   const float* query = state.tile.query + row * dim;
+  const bool fetch = row == 0;
   F32x16 sums[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sums[r][c] = zero_f32();
-  for (int64_t d = 0; d < dim; d += Keys::kCount) {
-    for (int c = 0; c < C; ++c) {
-      const Keys unit(keys.blocks[block + c] + d / Keys::kCount * 64);
-      for (int i = 0; i < Keys::kCount; ++i) {
-        const F32x16 key = unit.at(i);
-        for (int r = 0; r < R; ++r) sums[r][c] = fma(key, set1(query[r * dim + d + i]), sums[r][c]);
-      }
-    }
+  for_all<R, C>([&](int r, int c) TRIMTAB_INLINE_LAMBDA { sums[r][c] = zero_f32(); });
+  for (int64_t d = 0, at = 0; d < dim; d += Keys::kCount, at += Keys::kBytes) {
+    unroll<Keys::kCount>([&](auto i) TRIMTAB_INLINE_LAMBDA {
+      accumulate<R, C>(
+          sums,
+          [&](int c) TRIMTAB_INLINE_LAMBDA {
+            if (i == 0 && fetch && at % 64 == 0) prefetch_far(keys.ahead[block + c] + at);
+            return Keys::template at<(C > 1)>(keys.blocks[block + c] + at, i);
+          },
+          [&](int r) TRIMTAB_INLINE_LAMBDA { return query[r * dim + d + i]; });
+    });
   }
-  for (int c = 0; c < C; ++c) {
-    F32x16 scale = set1(1.0f);
-    if (format == KVFormat::int8) scale = load(state.tile.tile.key_scales(keys.blocks[block + c]));
-    for (int r = 0; r < R; ++r) {
-      const F32x16 score = format == KVFormat::int8 ? mul(sums[r][c], scale) : sums[r][c];
+  unroll<C>([&](auto c) TRIMTAB_INLINE_LAMBDA {
+    unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+      F32x16 score = sums[r][c];
+      if (format == KVFormat::int8)
+        score = mul(score, load(state.tile.tile.key_scales(keys.blocks[block + c])));
       store(state.scores + (row + r) * kTileKeys + (block + c) * kBlockTokens, score);
-    }
-  }
+    });
+  });
 }
 
 template <KVFormat format, int R>
-TRIMTAB_INLINE void score_rows(State& state, const KeyTile& keys, int64_t row) {
-  constexpr int C = kAccumulators / R < kTileBlocks ? kAccumulators / R : kTileBlocks;
+void score_rows(State& state, const KeyTile& keys, int64_t row) {
+  constexpr int C = vectors(R);
   int block = keys.first;
   for (; block + C <= keys.last; block += C) score_block<format, R, C>(state, keys, row, block);
   for (; block < keys.last; ++block) score_block<format, R, 1>(state, keys, row, block);
-}
-
-template <KVFormat format>
-void score_tile(State& state, const KeyTile& keys) {
-  const int64_t rows = state.tile.rows;
-  int64_t row = 0;
-  for (; row + kAccumulators <= rows; row += kAccumulators)
-    score_rows<format, kAccumulators>(state, keys, row);
-  if (kAccumulators > 4 && row + 4 <= rows) {
-    score_rows<format, 4>(state, keys, row);
-    row += 4;
-  }
-  for (; row + 2 <= rows; row += 2) score_rows<format, 2>(state, keys, row);
-  if (row < rows) score_rows<format, 1>(state, keys, row);
 }
 
 // Soft cap, mask and the row's new maximum.
@@ -176,36 +184,43 @@ void weigh_row(State& state, const KeyTile& keys, int64_t row) {
 
 // out[r][column + 16 c ..] = out * decay + weights x values
 template <KVFormat format, int R, int C>
-TRIMTAB_INLINE void value_block(State& state, const KeyTile& keys, int64_t row, int64_t column) {
+void value_block(State& state, const KeyTile& keys, int64_t row, int64_t column) {
   using Values = Unit<format>;
   const KVTile& layout = state.tile.tile;
   const int64_t dim = layout.head_dim;
+  const bool fetch = row == 0;
   float* out = state.partial.out + row * dim + column;
   F32x16 sums[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c)
-      sums[r][c] = mul(load(out + r * dim + c * kLanes), set1(state.decay[row + r]));
+  for_all<R, C>([&](int r, int c) TRIMTAB_INLINE_LAMBDA {
+    sums[r][c] = mul(load(out + r * dim + c * kLanes), set1(state.decay[row + r]));
+  });
   for (int block = keys.first; block < keys.last; ++block) {
-    const uint8_t* values = layout.values(keys.blocks[block]) + column / kLanes * 64;
+    const int64_t offset = column / kLanes * Values::kBytes;
+    const uint8_t* values = layout.values(keys.blocks[block]) + offset;
+    const uint8_t* ahead = layout.values(keys.ahead[block]) + offset;
     const float* weights = state.scores + row * kTileKeys + block * kBlockTokens;
     for (int t = 0; t < kBlockTokens; t += Values::kCount) {
-      for (int c = 0; c < C; ++c) {
-        const Values unit(values + t / Values::kCount * dim * 4 + c * 64);
-        for (int i = 0; i < Values::kCount; ++i) {
-          const F32x16 value = unit.at(i);
-          for (int r = 0; r < R; ++r)
-            sums[r][c] = fma(value, set1(weights[r * kTileKeys + t + i]), sums[r][c]);
-        }
-      }
+      unroll<Values::kCount>([&](auto i) TRIMTAB_INLINE_LAMBDA {
+        accumulate<R, C>(
+            sums,
+            [&](int c) TRIMTAB_INLINE_LAMBDA {
+              const int64_t at = c * Values::kBytes;
+              if (i == 0 && fetch && (offset + at) % 64 == 0) prefetch_far(ahead + at);
+              return Values::template at<(C > 1)>(values + at, i);
+            },
+            [&](int r) TRIMTAB_INLINE_LAMBDA { return weights[r * kTileKeys + t + i]; });
+      });
+      values += dim / kLanes * Values::kBytes;
+      ahead += dim / kLanes * Values::kBytes;
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(out + r * dim + c * kLanes, sums[r][c]);
+  for_all<R, C>([&](int r, int c)
+                    TRIMTAB_INLINE_LAMBDA { store(out + r * dim + c * kLanes, sums[r][c]); });
 }
 
 template <KVFormat format, int R>
-TRIMTAB_INLINE void value_rows(State& state, const KeyTile& keys, int64_t row) {
-  constexpr int C = kAccumulators / R < 4 ? kAccumulators / R : 4;
+void value_rows(State& state, const KeyTile& keys, int64_t row) {
+  constexpr int C = vectors(R);
   const int64_t dim = state.tile.tile.head_dim;
   int64_t column = 0;
   for (; column + C * kLanes <= dim; column += C * kLanes)
@@ -213,18 +228,17 @@ TRIMTAB_INLINE void value_rows(State& state, const KeyTile& keys, int64_t row) {
   for (; column < dim; column += kLanes) value_block<format, R, 1>(state, keys, row, column);
 }
 
-template <KVFormat format>
-void value_tile(State& state, const KeyTile& keys) {
-  const int64_t rows = state.tile.rows;
+// function(Index<R>(), row) for the micro-kernels that together are all rows.
+template <class Function>
+TRIMTAB_INLINE void for_rows(int64_t rows, const Function& function) {
   int64_t row = 0;
-  for (; row + kAccumulators <= rows; row += kAccumulators)
-    value_rows<format, kAccumulators>(state, keys, row);
-  if (kAccumulators > 4 && row + 4 <= rows) {
-    value_rows<format, 4>(state, keys, row);
+  for (; row + kMostRows <= rows; row += kMostRows) function(Index<kMostRows>(), row);
+  if (kMostRows > 4 && row + 4 <= rows) {
+    function(Index<4>(), row);
     row += 4;
   }
-  for (; row + 2 <= rows; row += 2) value_rows<format, 2>(state, keys, row);
-  if (row < rows) value_rows<format, 1>(state, keys, row);
+  for (; row + 2 <= rows; row += 2) function(Index<2>(), row);
+  if (row < rows) function(Index<1>(), row);
 }
 
 // decay = e^(earlier maximum - maximum), all rows at once.
@@ -243,14 +257,18 @@ void attend_format(State& state, int64_t first_key, int64_t last_key) {
     const int64_t end = last_key - base < kTileKeys ? last_key - base : kTileKeys;
     keys.first = static_cast<int>(begin / kBlockTokens);
     keys.last = static_cast<int>((end + kBlockTokens - 1) / kBlockTokens);
-    for (int block = keys.first; block < keys.last; ++block)
-      keys.blocks[block] =
-          tile.pool + tile.block_ids[base / kBlockTokens + block] * tile.block_stride;
-    score_tile<format>(state, keys);
+    for (int block = keys.first; block < keys.last; ++block) {
+      const int64_t index = base / kBlockTokens + block, next = index + kTileBlocks;
+      keys.blocks[block] = tile.pool + tile.block_ids[index] * tile.block_stride;
+      keys.ahead[block] = next * kBlockTokens < last_key
+                              ? tile.pool + tile.block_ids[next] * tile.block_stride
+                              : keys.blocks[block];
+    }
+    for_rows(tile.rows, [&](auto r, int64_t row) { score_rows<format, r>(state, keys, row); });
     for (int64_t row = 0; row < tile.rows; ++row) mask_row(state, keys, row);
     find_decay(state);
     for (int64_t row = 0; row < tile.rows; ++row) weigh_row<format>(state, keys, row);
-    value_tile<format>(state, keys);
+    for_rows(tile.rows, [&](auto r, int64_t row) { value_rows<format, r>(state, keys, row); });
   }
 }
 

@@ -25,7 +25,7 @@ constexpr int64_t kTileRows = 32;          // most query rows of one attention c
 //
 //   f32   K [D][16]         V [16][D]
 //   bf16  K [D/2][16][2]    V [16/2][D][2]
-//   int8  K [D/4][16][4]    V [16/4][D][4]    then f32 K scale [16], V scale [16]
+//   int8  K [D][16]         V [16][D]         then f32 K scale [16], V scale [16]
 //
 // Value = stored * scale of its token, scale = absmax / 127 of the token's head.
 struct KVTile {

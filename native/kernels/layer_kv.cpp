@@ -36,8 +36,8 @@ float largest_magnitude(int64_t dim, const float* x) {
 
 void write_int8(int64_t dim, uint8_t* keys, uint8_t* values, float* scales, int64_t slot,
                 const float* key, const float* value) {
-  uint8_t* k = keys + slot * 4;
-  uint8_t* v = values + slot / 4 * 4 * dim + slot % 4;
+  uint8_t* k = keys + slot;
+  int8_t* v = reinterpret_cast<int8_t*>(values) + slot * dim;
   const float key_largest = largest_magnitude(dim, key);
   const float value_largest = largest_magnitude(dim, value);
   const F32x16 key_factor = set1(key_largest < kSmallest ? 0.0f : 127.0f / key_largest);
@@ -47,10 +47,8 @@ void write_int8(int64_t dim, uint8_t* keys, uint8_t* values, float* scales, int6
   int8_t lanes[kLanes];
   for (int64_t d = 0; d < dim; d += kLanes) {
     store_s8(lanes, to_i32(mul(load(key + d), key_factor)));
-    for (int i = 0; i < kLanes; i += 4)
-      std::memcpy(k + (d + i) / 4 * 4 * kBlockTokens, lanes + i, 4);
-    store_s8(lanes, to_i32(mul(load(value + d), value_factor)));
-    for (int i = 0; i < kLanes; ++i) v[(d + i) * 4] = static_cast<uint8_t>(lanes[i]);
+    for (int i = 0; i < kLanes; ++i) k[(d + i) * kBlockTokens] = static_cast<uint8_t>(lanes[i]);
+    store_s8(v + d, to_i32(mul(load(value + d), value_factor)));
   }
 }
 

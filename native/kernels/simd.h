@@ -57,6 +57,10 @@ TRIMTAB_INLINE void unroll(const Function& function) {
   }
 }
 
+// Into the first-level cache, and only into the second.
+TRIMTAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+TRIMTAB_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 }  // namespace trimtab::TRIMTAB_ISA
 
 #if defined(TRIMTAB_KERNELS_AVX512)

@@ -158,9 +158,9 @@ TRIMTAB_INLINE void store_f16(uint16_t* p, F32x16 x) {
   store_128(p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   store_128(p + 8, _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
-TRIMTAB_INLINE I32x16 load_s8(const int8_t* p) {
-  __m128i x = load_128(p);
-  return {_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128(x, 8))};
+TRIMTAB_INLINE I32x16 load_s8(const int8_t* p) {  // widened by the load unit
+  return {_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))),
+          _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)))};
 }
 TRIMTAB_INLINE void store_s8(int8_t* p, I32x16 x) {  // saturates
   __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0b11011000);
@@ -292,10 +292,6 @@ TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad q) {
 TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) {
   const __m256i ones = _mm256_set1_epi16(1);
   return {_mm256_madd_epi16(sum.a, ones), _mm256_madd_epi16(sum.b, ones)};
-}
-
-TRIMTAB_INLINE void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
 }  // namespace trimtab::TRIMTAB_ISA

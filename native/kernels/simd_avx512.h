@@ -212,8 +212,4 @@ TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) {
   return sum;
 }
 
-TRIMTAB_INLINE void prefetch(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
-}
-
 }  // namespace trimtab::TRIMTAB_ISA

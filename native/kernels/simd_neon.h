@@ -290,6 +290,4 @@ TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
 TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad x) { return dot_int8(sum, as_int8(w), x); }
 TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) { return sum; }
 
-TRIMTAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
-
 }  // namespace trimtab::TRIMTAB_ISA

@@ -279,6 +279,4 @@ TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) {
 }
 TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) { return sum; }
 
-TRIMTAB_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
-
 }  // namespace trimtab::TRIMTAB_ISA
