@@ -12,7 +12,7 @@ namespace trimtab {
 
 // Raise it whenever the bytes of an arena or of vectors change for the same weights and shape:
 // layouts, rounding, order, alignment. Files of other revisions are not read.
-constexpr int32_t kPackedRevision = 1;
+constexpr int32_t kPackedRevision = 2;
 
 // Norms, scales, sums and biases: of each, in a fixed order, its count (u64), then its elements.
 std::string save_vectors(const Model& model);

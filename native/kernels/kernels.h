@@ -118,8 +118,8 @@ struct GemmKernels {
   // sums), which are those of the whole matrix. source: f32 [..][cols], its first row is row
   // panel0 * 16, row-major and dense; rows from w.rows on are not read: they become zero. bf16 is
   // rounded to nearest even, int8 and int4 to nearest (half to even), symmetric: int8 absmax/127
-  // per row, int4 absmax/7 per (row, group), the scale rounded to f16, in [-8, 7]. int4 needs even
-  // bounds.
+  // per row; int4 per (row, group) the scale of either sign, rounded to f16, that errs least of a
+  // few (quantize_weights.cpp), in [-8, 7]. int4 needs even bounds.
   void (*pack)(const PackedMatrix& w, uint8_t* data, float* scales, int32_t* sums,
                const float* source, int64_t panel0, int64_t panel1);
   // out rows [first_row, first_row + rows) from x [rows][x_stride]; columns cols..padded_cols

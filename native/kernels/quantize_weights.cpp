@@ -62,26 +62,60 @@ void pack_int8(const PanelSource& source, int64_t padded_cols, uint8_t* panel, f
   }
 }
 
+// Candidates for the scale of a group: absmax over these, rounded to f16. Those of negative sign
+// use the eighth value below zero for the largest weight; those above 7.5 clip it a little, which
+// is often less than what the finer steps gain.
+constexpr int kScaleCandidates = 8;
+constexpr float kScaleDivisors[kScaleCandidates] = {7.0f, -7.0f, 7.5f, -7.5f,
+                                                    8.0f, -8.0f, 8.5f, -8.5f};
+
+TRIMTAB_INLINE I32x16 quantize_int4(F32x16 weights, float scale) {
+  const F32x16 q = scale == 0.0f ? zero_f32() : div(weights, set1(scale));
+  return to_i32(max(set1(-8.0f), min(set1(7.0f), q)));
+}
+
+// The candidate of least squared error over columns [first, first + group_size) of a row, the first
+// of equals. The order of additions is the same on every path: numerics/quantization.py.
+float int4_scale(const PanelSource& source, int64_t row, int64_t first, int32_t group_size) {
+  const float largest = source.absmax(row, first, first + group_size);
+  float candidates[kLanes] = {};
+  for (int i = 0; i < kScaleCandidates; ++i) {
+    const float scale = largest / kScaleDivisors[i];
+    candidates[i] = scale > 65504.0f ? 65504.0f : scale < -65504.0f ? -65504.0f : scale;
+  }
+  uint16_t rounded[kLanes];
+  store_f16(rounded, load(candidates));
+  store(candidates, load_f16(rounded));
+  float best = candidates[0], least = 0.0f;
+  for (int i = 0; i < kScaleCandidates; ++i) {
+    F32x16 sum = zero_f32();
+    for (int64_t k = first; k < first + group_size; k += kLanes) {
+      const F32x16 weights = source.at(row, k);
+      const F32x16 stored = mul(to_f32(quantize_int4(weights, candidates[i])), set1(candidates[i]));
+      const F32x16 error = sub(weights, stored);
+      sum = add(sum, mul(error, error));
+    }
+    const float error = reduce_add(sum);
+    if (i == 0 || error < least) {
+      least = error;
+      best = candidates[i];
+    }
+  }
+  return best;
+}
+
 // One panel of one group: its half of the block's scales and of its nibbles (shift 0 or 4), which
 // must be zero before.
 void pack_int4_half(const PanelSource& source, int64_t first, int32_t group_size, uint8_t* block,
                     int shift) {
   float scales[kPanel];
-  for (int64_t n = 0; n < kPanel; ++n) {
-    float scale = source.absmax(n, first, first + group_size) / 7.0f;
-    scales[n] = scale > 65504.0f ? 65504.0f : scale;  // the largest f16
-  }
-  uint16_t* stored = reinterpret_cast<uint16_t*>(block) + (shift == 0 ? 0 : kPanel);
-  store_f16(stored, load(scales));
-  store(scales, load_f16(stored));
+  for (int64_t n = 0; n < kPanel; ++n) scales[n] = int4_scale(source, n, first, group_size);
+  store_f16(reinterpret_cast<uint16_t*>(block) + (shift == 0 ? 0 : kPanel), load(scales));
   uint8_t* nibbles = block + 2 * kPanel * sizeof(uint16_t);
-  const F32x16 lowest = set1(-8.0f), highest = set1(7.0f);
   for (int64_t n = 0; n < kPanel; ++n) {
-    const F32x16 scale = set1(scales[n]);
     for (int64_t k = 0; k < group_size; k += kLanes) {
       int32_t values[kLanes];
-      F32x16 q = scales[n] == 0.0f ? zero_f32() : div(source.at(n, first + k), scale);
-      store(values, add(to_i32(max(lowest, min(highest, q))), set1(8)));
+      store(values, add(quantize_int4(source.at(n, first + k), scales[n]), set1(8)));
       for (int64_t i = 0; i < kLanes; ++i) {
         uint8_t bits = static_cast<uint8_t>((values[i] & 15) << shift);
         nibbles[((k + i) / 4 * kPanel + n) * 4 + (k + i) % 4] |= bits;

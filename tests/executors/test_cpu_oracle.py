@@ -15,6 +15,7 @@ from trimtab import _native
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.config import ExecutorConfig
 from trimtab.executors.cpu import CpuExecutor
+from trimtab.numerics.quantization import quantize_weights_int4, quantize_weights_int8
 
 FAMILIES = list(oracle_models.FAMILIES)
 Array = npt.NDArray[np.float32]
@@ -100,19 +101,12 @@ def test_bf16_is_as_exact_as_transformers_in_bf16(name: str, models: Any) -> Non
 
 
 def rounded(name: str, weight: Array, weights: str, group: int) -> Array:
-    """What int8 (absmax/127 a row) and int4 (absmax/7 a group, scale in f16) make of a matrix."""
+    """What int8 and int4 make of a matrix."""
     if weight.ndim != 2 or name == "embed":
         return weight
     if weights == "int8" or name == "lm_head":
-        scale = np.abs(weight).max(axis=1, keepdims=True) / 127
-        return np.rint(weight / scale) * scale
-    columns = weight.shape[1]
-    padded = np.pad(weight, ((0, 0), (0, -columns % group)))
-    groups = padded.reshape(weight.shape[0], -1, group)
-    scale = np.abs(groups).max(axis=2, keepdims=True) / 7
-    scale = scale.astype(np.float16).astype(np.float32)
-    values = np.clip(np.rint(groups / np.where(scale == 0, 1, scale)), -8, 7) * scale
-    return values.reshape(weight.shape[0], -1)[:, :columns]
+        return quantize_weights_int8(weight).dequantize()
+    return quantize_weights_int4(weight, group).dequantize()[:, : weight.shape[1]]
 
 
 @pytest.mark.parametrize(
