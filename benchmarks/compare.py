@@ -164,7 +164,7 @@ def run_round(
     root: Path,
 ) -> None:
     """One round of every contender, without the phases that the run has already."""
-    machine = run.document["machine"]
+    isa, threads = run.document["machine"]["isa"], run.document["machine"]["threads"]
     for contender, copy in copies.items():
         result = run.result(contender)
         while len(result["rounds"]) <= round_number:
@@ -174,12 +174,12 @@ def run_round(
             if phase in done or phase in result["errors"]:
                 continue
             say(f"round {round_number + 1}: {contender.label}, {phase}")
-            machine["bandwidth"] += measure_bandwidth(machine["isa"], machine["threads"], 3)
+            if phase == "main":  # a busy minute must not set the limit
+                run.add_machine(measure_machine(isa, threads))
+            run.document["machine"]["bandwidth"] += measure_bandwidth(isa, threads, 3)
             samples: dict[str, float] = {}
             try:
-                about = measure(
-                    contender, copy, plan, round_number, phase, machine["threads"], root, samples
-                )
+                about = measure(contender, copy, plan, round_number, phase, threads, root, samples)
             except PeerError as error:
                 result["errors"][phase] = str(error)
                 say(f"    {error}")
