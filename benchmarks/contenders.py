@@ -80,6 +80,7 @@ def _openvino(group: Group, name: str, bits: float, head: str, head_bits: float)
 CONTENDERS = (
     _trimtab("bf16", "bf16", 16, "bf16", 16),
     _trimtab("int8", "int8", 8, "int8", 8),
+    _trimtab("int8", "int8-g32", 8.5, "int8-g32", 8.5),
     _trimtab("int4", "int4-g64", 4.25, "int8", 8),
     _trimtab("int4", "int4-g128", 4.125, "int8", 8),
     _llama_cpp("bf16", "BF16", 16, "bf16", 16),

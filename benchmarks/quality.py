@@ -63,6 +63,7 @@ SUBJECTS = (
     Subject("trimtab", "f32 kv=f32", 32, "f32", "f32"),
     *_trimtab("bf16", 16, "bf16"),
     *_trimtab("int8", 8, "int8"),
+    *_trimtab("int8-g32", 8, "int8-g32"),
     *_trimtab("int4-g32", 4, "int8"),
     *_trimtab("int4-g64", 4, "int8"),
     *_trimtab("int4-g128", 4, "int8"),

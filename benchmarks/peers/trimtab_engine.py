@@ -9,7 +9,7 @@ from pathlib import Path
 from worker import Generated, Options
 
 import trimtab
-from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.config import ExecutorConfig, SchedulerConfig, parse_weights
 from trimtab.engine.client import EngineRequest
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.environment import prepare_process
@@ -44,10 +44,10 @@ class TrimtabEngine:
         prepare_process()  # as the command line does
         from trimtab.engine.loading import load_engine  # imports numpy
 
-        weights, _, group = options.format.partition("-g")
+        weights, group_size = parse_weights(options.format)
         executor = ExecutorConfig(
-            weights=weights,  # type: ignore[arg-type]
-            group_size=int(group or 64),
+            weights=weights,
+            group_size=group_size,
             threads=options.threads,
             num_blocks=options.max_tokens // BLOCK + 2 * options.max_streams,
         )

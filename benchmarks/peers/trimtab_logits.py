@@ -11,7 +11,7 @@ from trimtab_engine import BLOCK, version
 from worker import Options
 
 from trimtab.checkpoints import open_checkpoint, resolve_model
-from trimtab.config import ExecutorConfig
+from trimtab.config import ExecutorConfig, parse_weights
 from trimtab.engine.batch import BatchBuilder
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
@@ -22,10 +22,10 @@ from trimtab.executors.cpu import CpuExecutor
 class TrimtabExecutor:
     def __init__(self, model: Path, options: Options) -> None:
         name, _, kv_cache = options.format.partition(" kv=")
-        weights, _, group = name.partition("-g")
+        weights, group_size = parse_weights(name)
         config = ExecutorConfig(
-            weights=weights,  # type: ignore[arg-type]
-            group_size=int(group or 64),
+            weights=weights,
+            group_size=group_size,
             kv_cache=kv_cache or "bf16",  # type: ignore[arg-type]
             threads=options.threads,
             num_blocks=-(-options.max_tokens // BLOCK),

@@ -84,17 +84,15 @@ class KernelMatrix {
       : table_(kernel_table(select_isa(isa))),
         shape_(checked_shape(format, group_size, weights)),
         data_(packed_bytes(shape_)),
-        scales_(shape_.format == WeightFormat::int8 ? shape_.padded_rows * 4 : 0),
-        sums_(shape_.format == WeightFormat::int8 ? shape_.padded_rows * 4 : 0) {
+        scales_(shape_.scaled_rows() ? shape_.padded_rows * 4 : 0) {
     shape_.data = data_.as<uint8_t>();
     shape_.scales = scales_.as<float>();
-    shape_.sums = sums_.as<int32_t>();
     int64_t first = 0;
     std::vector<int64_t> bounds = splits;
     bounds.push_back(num_panels());
     for (int64_t last : bounds) {
       check_panels(first, last, false);
-      table_.gemm.pack(shape_, data_.as<uint8_t>(), scales_.as<float>(), sums_.as<int32_t>(),
+      table_.gemm.pack(shape_, data_.as<uint8_t>(), scales_.as<float>(),
                        weights.data() + first * kPanel * shape_.cols, first, last);
       first = last;
     }
@@ -104,24 +102,21 @@ class KernelMatrix {
   int64_t padded_cols() const { return shape_.padded_cols; }
   const Buffer& data() const { return data_; }
   const Buffer& scales() const { return scales_; }
-  const Buffer& sums() const { return sums_; }
 
   // Rows of x in the form that `gemm` reads, prepared `step` rows at a time.
   KernelActivations prepare(FloatMatrix x, int64_t step) const {
     int64_t rows = static_cast<int64_t>(x.shape(0)), cols = static_cast<int64_t>(x.shape(1));
     require(cols == shape_.cols, "activations must have as many columns as the weights");
     require(step > 0, "step must be positive");
-    bool grouped = shape_.format == WeightFormat::int4;
-    int64_t groups = grouped ? shape_.padded_cols / shape_.group_size : 1;
-    int64_t row_bytes = table_.gemm.activation_bytes(shape_.format, shape_.padded_cols);
-    bool scaled = grouped || shape_.format == WeightFormat::int8;
-    KernelActivations result = {Buffer(rows * row_bytes), Buffer(scaled ? rows * groups * 4 : 0),
-                                Buffer(grouped ? rows * int4_starts(shape_.padded_cols) * 4 : 0),
-                                rows, row_bytes};
+    const int64_t row_bytes = table_.gemm.activation_bytes(shape_.format, shape_.padded_cols);
+    const bool int4 = shape_.format == WeightFormat::int4;
+    const int64_t scales = int4 || shape_.format == WeightFormat::int8 ? shape_.groups() : 0;
+    const int64_t starts = int4 ? int4_starts(shape_.padded_cols) : scales;
+    KernelActivations result = {Buffer(rows * row_bytes), Buffer(rows * scales * 4),
+                                Buffer(rows * starts * 4), rows, row_bytes};
     for (int64_t first = 0; first < rows; first += step) {
       int64_t count = rows - first < step ? rows - first : step;
-      table_.gemm.prepare(shape_.format, shape_.group_size, x.data() + first * cols, cols, count,
-                          cols, result.view(), first);
+      table_.gemm.prepare(shape_, x.data() + first * cols, cols, count, result.view(), first);
     }
     return result;
   }
@@ -147,23 +142,24 @@ class KernelMatrix {
  private:
   static PackedMatrix checked_shape(const std::string& format, int group_size,
                                     const FloatMatrix& weights) {
-    require(group_size == 32 || group_size == 64 || group_size == 128,
+    const WeightFormat weight_format = format_from_name(format);
+    require(group_size == 32 || group_size == 64 || group_size == 128 ||
+                (group_size == 0 && weight_format != WeightFormat::int4),
             "group_size must be 32, 64 or 128");
     require(static_cast<int64_t>(weights.shape(1)) <= kMaxCols, "too many columns");
-    return packed_shape(format_from_name(format), group_size,
-                        static_cast<int64_t>(weights.shape(0)),
+    return packed_shape(weight_format, group_size, static_cast<int64_t>(weights.shape(0)),
                         static_cast<int64_t>(weights.shape(1)));
   }
 
   void check_panels(int64_t first, int64_t last, bool even) const {
     require(0 <= first && first <= last && last <= num_panels(), "panel range out of bounds");
-    even = even || shape_.format == WeightFormat::int4;
+    even = even || shape_.group_size != 0;
     require(!even || (first % 2 == 0 && last % 2 == 0), "panel bounds must be even");
   }
 
   const KernelTable& table_;
   PackedMatrix shape_;
-  Buffer data_, scales_, sums_;
+  Buffer data_, scales_;
 };
 
 void bind_isa(nb::module_& m) {
@@ -210,9 +206,6 @@ void bind_gemm(nb::module_& m) {
           nb::rv_policy::move)
       .def_prop_ro(
           "scales", [](const KernelMatrix& w) { return w.scales().copy<float>(); },
-          nb::rv_policy::move)
-      .def_prop_ro(
-          "sums", [](const KernelMatrix& w) { return w.sums().copy<int32_t>(); },
           nb::rv_policy::move)
       .def("prepare", &KernelMatrix::prepare, nb::arg("x"), nb::arg("step") = 1 << 20)
       .def("gemm", &KernelMatrix::gemm, nb::arg("activations"), nb::arg("out"), nb::arg("m0"),

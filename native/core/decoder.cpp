@@ -56,10 +56,9 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
     const PackedMatrix& packed = reader->packed;
     activation_row_bytes_ =
         std::max(activation_row_bytes_, gemm_.activation_bytes(packed.format, packed.padded_cols));
-    const int64_t groups =
-        packed.format == WeightFormat::int4 ? packed.padded_cols / packed.group_size : 1;
-    activation_row_scales_ = std::max(activation_row_scales_, groups);
-    activation_row_starts_ = std::max(activation_row_starts_, int4_starts(packed.padded_cols));
+    activation_row_scales_ = std::max(activation_row_scales_, packed.groups());
+    activation_row_starts_ =
+        std::max({activation_row_starts_, packed.groups(), int4_starts(packed.padded_cols)});
   }
   const int64_t row = hidden_stride_ * 4, data = kOwnRows * activation_row_bytes_;
   const int64_t scales = round_up(kOwnRows * activation_row_scales_ * 4, 64);
@@ -252,8 +251,7 @@ void Decoder::prepare_rows(const Projection& projection, int64_t begin, int64_t 
                        static_cast<float>(model_.shape.norm_eps), scratch, hidden_stride_);
       x = scratch;
     }
-    gemm_.prepare(packed.format, packed.group_size, x, projection.input_stride, 1, packed.cols, out,
-                  i);
+    gemm_.prepare(packed, x, projection.input_stride, 1, out, i);
   }
 }
 

@@ -174,8 +174,7 @@ void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Mat
       else
         std::memset(row, 0, static_cast<size_t>(cols) * 4);
     }
-    kernels.pack(matrix.packed, data, matrix.scales.data(), matrix.sums.data(), source, panel0,
-                 panel1);
+    kernels.pack(matrix.packed, data, matrix.scales.data(), source, panel0, panel1);
   };
   for (int64_t first = 0; first < items; first += piece) {
     pool.for_each(std::min(piece, items - first), 1, [&](int64_t item, int64_t, int thread) {
@@ -239,19 +238,22 @@ int64_t lay_out(Model& model, const uint8_t* base) {
       shape.vocab_size * shape.hidden_size * embedding_element(shape.embedding_format());
   const int64_t table_offset = take(table);
   if (base != nullptr) model.embedding = {base + table_offset, static_cast<size_t>(table)};
-  const auto add = [&](Matrix& matrix, WeightFormat format, int64_t rows, int64_t cols) {
-    size_matrix(matrix, format, shape.group_size, rows, cols);
+  const auto place = [&](Matrix& matrix, WeightFormat format, int32_t group_size, int64_t rows,
+                         int64_t cols) {
+    size_matrix(matrix, format, group_size, rows, cols);
     const int64_t offset = take(packed_bytes(matrix.packed));
     if (base == nullptr) return;
-    const bool int8 = format == WeightFormat::int8;
-    matrix.scales.assign(int8 ? static_cast<size_t>(matrix.packed.padded_rows) : 0, 0.0f);
-    matrix.sums.assign(matrix.scales.size(), 0);
+    const auto padded_rows = static_cast<size_t>(matrix.packed.padded_rows);
+    matrix.scales.assign(matrix.packed.scaled_rows() ? padded_rows : 0, 0.0f);
     matrix.packed.data = base + offset;
     matrix.packed.scales = matrix.scales.data();
-    matrix.packed.sums = matrix.sums.data();
     matrix.loaded = false;
   };
-  add(model.lm_head, shape.head_format(), shape.vocab_size, shape.hidden_size);
+  const auto add = [&](Matrix& matrix, WeightFormat format, int64_t rows, int64_t cols) {
+    place(matrix, format, shape.group_size, rows, cols);
+  };
+  place(model.lm_head, shape.head_format(), shape.head_group_size(), shape.vocab_size,
+        shape.hidden_size);
   for (LayerWeights& layer : model.layers) {
     add(layer.qkv, shape.weights, shape.query_size() + 2 * shape.kv_size(), shape.hidden_size);
     add(layer.o, shape.weights, shape.hidden_size, shape.query_size());

@@ -55,6 +55,7 @@ struct ModelShape {
   WeightFormat head_format() const {
     return weights == WeightFormat::int4 ? WeightFormat::int8 : weights;
   }
+  int32_t head_group_size() const { return weights == WeightFormat::int4 ? 0 : group_size; }
   // The embedding table is only looked up, so it stays bf16 unless everything is f32.
   EmbeddingFormat embedding_format() const {
     return weights == WeightFormat::f32 ? EmbeddingFormat::f32 : EmbeddingFormat::bf16;
@@ -82,7 +83,6 @@ void widen(const StoredMatrix& source, int64_t row, float* dst);
 struct Matrix {
   PackedMatrix packed{};  // data lies in Model::memory
   std::vector<float> scales;
-  std::vector<int32_t> sums;
   std::vector<float> bias;  // [padded_rows] or empty
   bool loaded = false;
 };
@@ -114,7 +114,7 @@ struct Model {
   // Throws std::invalid_argument for matrices that the kernels do not take.
   int64_t arena_bytes() const;
   // Takes memory that holds an arena (or room for one) at `offset`, and points every matrix into
-  // it; scales and sums get their sizes. Nothing counts as loaded yet.
+  // it; scales get their sizes. Nothing counts as loaded yet.
   void place(Region region, size_t offset);
   uint8_t* arena() const { return memory.data() + arena_offset; }
 

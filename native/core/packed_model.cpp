@@ -17,10 +17,8 @@ void visit_vectors(ModelType& model, Visit&& visit) {
   const size_t hidden = static_cast<size_t>(model.shape.hidden_size);
   const size_t head = static_cast<size_t>(model.shape.head_dim);
   const auto visit_matrix = [&](auto& matrix) {
-    const bool int8 = matrix.packed.format == WeightFormat::int8;
     const size_t rows = static_cast<size_t>(matrix.packed.padded_rows);
-    visit(matrix.scales, int8 ? rows : 0, Presence::required);
-    visit(matrix.sums, int8 ? rows : 0, Presence::required);
+    visit(matrix.scales, matrix.packed.scaled_rows() ? rows : 0, Presence::required);
     visit(matrix.bias, rows, Presence::optional);
   };
   visit(model.final_norm, hidden, Presence::required);

@@ -9,6 +9,7 @@
 
 #include "kernels/gemm_epilogue.h"
 #include "kernels/gemm_int4.h"
+#include "kernels/gemm_int8_groups.h"
 #include "kernels/gemm_tiles.h"
 #include "kernels/quantize.h"
 
@@ -35,14 +36,9 @@ void start_sums(const Call&, const Sums& sums, float* values) {
 }
 
 void start_sums(const Call& call, const Sums& sums, int32_t* values) {
-  for (int p = 0; p < sums.panels; ++p) {
-    int32_t start[kLanes];
-    for (int i = 0; i < kLanes; ++i) {
-      start[i] = int8_start(call.w.sums[(sums.panel + p) * kPanel + i]);
-    }
-    for (int64_t r = 0; r < sums.rows; ++r) {
-      store(values + r * kSumStride + p * kLanes, load(start));
-    }
+  for (int64_t r = 0; r < sums.rows; ++r) {
+    const I32x16 start = set1(call.a.starts[sums.m + r]);
+    for (int p = 0; p < sums.panels; ++p) store(values + r * kSumStride + p * kLanes, start);
   }
 }
 
@@ -78,17 +74,17 @@ void gemm_int4(const Call& call, Sums sums) {
   const uint8_t* weights = call.w.data + sums.panel / 2 * pair_bytes;
   const int64_t starts = int4_starts(call.w.padded_cols);
   const int64_t chunk = smaller(group_size, 4 * kU4Quads);
-  Int4Tile tile = {weights,
-                   pair_bytes,
-                   call.a.data + sums.m * call.a.row_bytes,
-                   call.a.row_bytes,
-                   call.a.scales + sums.m * groups,
-                   groups,
-                   call.a.starts + sums.m * starts,
-                   starts,
-                   groups,
-                   group_size,
-                   values};
+  GroupTile tile = {weights,
+                    pair_bytes,
+                    call.a.data + sums.m * call.a.row_bytes,
+                    call.a.row_bytes,
+                    call.a.scales + sums.m * groups,
+                    groups,
+                    call.a.starts + sums.m * starts,
+                    starts,
+                    groups,
+                    group_size,
+                    values};
   if (sums.rows <= kPackedRows) {
     multiply_packed(tile, sums.rows, sums.panels);
   } else {
@@ -110,6 +106,35 @@ void gemm_int4(const Call& call, Sums sums) {
   write_output(sums, call.w, call.out);
 }
 
+void gemm_int8_groups(const Call& call, Sums sums) {
+  alignas(64) float values[kRowBlock * kSumStride];
+  sums.values = values;
+  start_sums(call, sums, values);
+  const int64_t group_size = call.w.group_size, groups = call.w.padded_cols / group_size;
+  const int64_t pair_bytes = groups * int8_block_bytes(group_size);
+  const int64_t block = sums.rows <= Int8Format::kMaxRows ? groups : kInt8BlockColumns / group_size;
+  GroupTile tile = {call.w.data + sums.panel / 2 * pair_bytes,
+                    pair_bytes,
+                    call.a.data + sums.m * call.a.row_bytes,
+                    call.a.row_bytes,
+                    call.a.scales + sums.m * groups,
+                    groups,
+                    call.a.starts + sums.m * groups,
+                    groups,
+                    0,
+                    group_size,
+                    values};
+  for (int64_t first = 0; first < groups; first += block) {
+    tile.groups = smaller(block, groups - first);
+    multiply_int8_block(tile, sums.rows, sums.panels);
+    tile.weights += tile.groups * int8_block_bytes(group_size);
+    tile.activations += tile.groups * group_size * kInt8Steps;
+    tile.scales += tile.groups;
+    tile.starts += tile.groups;
+  }
+  write_output(sums, call.w, call.out);
+}
+
 void gemm(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, int64_t panel0,
           int64_t panel1, const GemmOutput& out) {
   Call call = {w, a, out};
@@ -125,7 +150,10 @@ void gemm(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, i
           gemm_units<Bf16Format>(call, w.padded_cols / 2, sums);
           break;
         case WeightFormat::int8:
-          gemm_units<Int8Format>(call, w.padded_cols / 4, sums);
+          if (w.group_size != 0)
+            gemm_int8_groups(call, sums);
+          else
+            gemm_units<Int8Format>(call, w.padded_cols / 4, sums);
           break;
         case WeightFormat::int4:
           gemm_int4(call, sums);

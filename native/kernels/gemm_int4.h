@@ -1,6 +1,4 @@
-// Register tiles of int4. Within a group the sums are integers and exact; what they start at turns
-// stored nibbles (weight + 8) into weights (u4_start). Then, in ascending order of groups, one fma
-// a group: y += float(sum) * (weight scale * activation scale).
+// Register tiles of int4: groups of nibbles (gemm_groups.h), weight + 8 each.
 //
 // A few rows read the packed nibbles straight from memory. Many rows have them unpacked once for a
 // block of K, one panel at a time, by unpack_int4:
@@ -9,7 +7,7 @@
 //   unpacked  [panel][group] { f32 scale[16]; u8 weight[g/4][16][4] }  the same
 #pragma once
 
-#include "kernels/gemm_tiles.h"
+#include "kernels/gemm_groups.h"
 #include "kernels/simd.h"
 
 namespace trimtab::TRIMTAB_ISA {
@@ -38,24 +36,10 @@ constexpr int kUnpackedMaxRows = 6, kUnpackedPanels = 1;
 constexpr int64_t kPackedRows = 2 * kPackedMaxRows;
 
 constexpr int64_t kInt4BlockColumns = 512;  // columns unpacked at a time
-constexpr int64_t kScaleBytes = 64;
 constexpr int64_t int4_block_bytes(int64_t group_size) { return kScaleBytes + 16 * group_size; }
 
 // Largest for groups of 32.
 constexpr int64_t kUnpackedBytes = kGroupPanels * (kInt4BlockColumns / 32) * int4_block_bytes(32);
-
-struct Int4Tile {
-  const uint8_t* weights;  // first block of the first panel (unpacked) or pair of panels (packed)
-  int64_t stride;          // bytes between panels (unpacked) or pairs (packed)
-  const uint8_t* activations;
-  int64_t row_bytes;
-  const float* scales;    // activation scales of the first row and group
-  int64_t scales_stride;  // groups in a row
-  const int32_t* starts;  // likewise, of the first chunk
-  int64_t starts_stride;
-  int64_t groups, group_size;  // to multiply
-  float* out;                  // [row][kSumStride], the tile's first panel
-};
 
 template <int P, Nibbles source>
 TRIMTAB_INLINE void load_u4(const uint8_t* quad, int64_t stride, Bytes64* w) {
@@ -88,11 +72,6 @@ TRIMTAB_INLINE void load_scales(const uint8_t* block, int64_t stride, F32x16* sc
   });
 }
 
-template <class Vector, int R, int P>
-struct Vectors {
-  Vector at[R][P];
-};
-
 // Adds the integer products of `quads` quads to the sums.
 template <int R, int P, Nibbles source>
 TRIMTAB_INLINE void multiply_quads(const uint8_t* weights, int64_t stride,
@@ -119,7 +98,7 @@ TRIMTAB_INLINE void multiply_quads(const uint8_t* weights, int64_t stride,
 
 // One group: integer sums in kChunks chunks of as many quads as U4Sums takes, then out.
 template <int R, int P, Nibbles source, int kChunks>
-TRIMTAB_INLINE void multiply_group(const Int4Tile& tile, const uint8_t* block,
+TRIMTAB_INLINE void multiply_group(const GroupTile& tile, const uint8_t* block,
                                    const uint8_t* activations, int64_t g, float* out) {
   const int64_t chunk = tile.group_size / kChunks;
   Vectors<I32x16, R, P> totals;
@@ -139,15 +118,11 @@ TRIMTAB_INLINE void multiply_group(const Int4Tile& tile, const uint8_t* block,
   });
   F32x16 scales[P];
   load_scales<P, source>(block, tile.stride, scales);
-  for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
-    const F32x16 scale = mul(scales[p], set1(tile.scales[r * tile.scales_stride + g]));
-    float* y = out + r * kSumStride + p * kLanes;
-    store(y, fma(to_f32(totals.at[r][p]), scale, load(y)));
-  });
+  add_scaled(tile, totals, scales, g, out);
 }
 
 template <int R, int P, bool kUnpacked, int kChunks>
-TRIMTAB_INLINE void multiply_groups(const Int4Tile& tile) {
+TRIMTAB_INLINE void multiply_groups(const GroupTile& tile) {
   const uint8_t* block = tile.weights;
   const uint8_t* activations = tile.activations;
   for (int64_t g = 0; g < tile.groups; ++g) {
@@ -167,7 +142,7 @@ TRIMTAB_INLINE void multiply_groups(const Int4Tile& tile) {
 }
 
 template <int R, int P, bool kUnpacked>
-void multiply_int4(const Int4Tile& tile) {
+void multiply_int4(const GroupTile& tile) {
   constexpr int kMostChunks = 128 / (4 * kU4Quads);
   if constexpr (kMostChunks > 1) {
     if (tile.group_size == 128) return multiply_groups<R, P, kUnpacked, kMostChunks>(tile);
@@ -175,7 +150,7 @@ void multiply_int4(const Int4Tile& tile) {
   multiply_groups<R, P, kUnpacked, 1>(tile);
 }
 
-using MultiplyInt4 = void (*)(const Int4Tile&);
+using MultiplyInt4 = void (*)(const GroupTile&);
 
 template <int P, bool kUnpacked, int R = kUnpacked ? kUnpackedMaxRows : kPackedMaxRows>
 MultiplyInt4 multiply_int4_rows(int rows) {
@@ -189,24 +164,9 @@ MultiplyInt4 multiply_int4_rows(int rows) {
   }
 }
 
-// Calls tile(part, r) for tiles of r <= max_rows rows, as even as can be.
-template <class Function>
-TRIMTAB_INLINE void for_row_tiles(Int4Tile part, int64_t rows, int64_t max_rows,
-                                  const Function& function) {
-  for (int64_t tiles = (rows + max_rows - 1) / max_rows; tiles > 0; --tiles) {
-    const int64_t r = (rows + tiles - 1) / tiles;
-    function(part, static_cast<int>(r));
-    part.activations += r * part.row_bytes;
-    part.scales += r * part.scales_stride;
-    part.starts += r * part.starts_stride;
-    part.out += r * kSumStride;
-    rows -= r;
-  }
-}
-
 // Packed weights; panels even.
-TRIMTAB_INLINE void multiply_packed(const Int4Tile& tile, int64_t rows, int panels) {
-  for_row_tiles(tile, rows, kPackedMaxRows, [&](Int4Tile part, int r) {
+TRIMTAB_INLINE void multiply_packed(const GroupTile& tile, int64_t rows, int panels) {
+  for_row_tiles(tile, rows, kPackedMaxRows, [&](GroupTile part, int r) {
     for (int left = panels; left > 0;) {
       int p = packed_panels(r);
       while (p > left) p /= 2;
@@ -223,8 +183,8 @@ TRIMTAB_INLINE void multiply_packed(const Int4Tile& tile, int64_t rows, int pane
 }
 
 // Unpacked weights; panels even.
-TRIMTAB_INLINE void multiply_unpacked(const Int4Tile& tile, int64_t rows, int panels) {
-  for_row_tiles(tile, rows, kUnpackedMaxRows, [&](Int4Tile part, int r) {
+TRIMTAB_INLINE void multiply_unpacked(const GroupTile& tile, int64_t rows, int panels) {
+  for_row_tiles(tile, rows, kUnpackedMaxRows, [&](GroupTile part, int r) {
     for (int p = 0; p < panels; p += kUnpackedPanels) {
       multiply_int4_rows<kUnpackedPanels, true>(r)(part);
       part.weights += kUnpackedPanels * part.stride;

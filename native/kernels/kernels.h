@@ -28,18 +28,23 @@ constexpr int64_t kMaxCols = 131072;
 // format's unit; padding is zero weight.
 //   f32   [N/16][K][16]                           f32
 //   bf16  [N/16][K/2][16][2]                      bf16
-//   int8  [N/16][K/4][16][4]                      s8, in [-127, 127]
+//   int8  [N/16][K/4][16][4]                      u8: weight + 128, weight in [-127, 127]
+//         in groups: [N/32][K/g] { f16 scale[32]; u8 weight[g/4][2][16][4] }   panel 0, panel 1
 //   int4  [N/32][K/g] { f16 scale[32]; u8 nibble[g/4][16][4] }   low nibble: panel 0 of the pair,
 //         high nibble: panel 1; stored value = weight + 8, scale already rounded to f16
 struct PackedMatrix {
   WeightFormat format;
-  int32_t group_size;   // int4 only
+  int32_t group_size;   // int4, int8: columns that share a scale; int8: 0 if a whole row does
   int64_t rows, cols;   // logical N, K
-  int64_t padded_rows;  // multiple of 16 (int4: 32)
+  int64_t padded_rows;  // multiple of 16 (in groups: 32)
   int64_t padded_cols;  // multiple of 1 / 2 / 4 / group_size
   const uint8_t* data;  // 64-byte aligned, packed_bytes(matrix) long
-  const float* scales;  // int8: [padded_rows]
-  const int32_t* sums;  // int8: [padded_rows] sum over k of the stored weights
+  const float* scales;  // int8 without groups: [padded_rows]
+
+  TRIMTAB_SHARED int64_t groups() const { return group_size == 0 ? 1 : padded_cols / group_size; }
+  TRIMTAB_SHARED bool scaled_rows() const {
+    return format == WeightFormat::int8 && group_size == 0;
+  }
 };
 
 constexpr TRIMTAB_SHARED int64_t round_up(int64_t n, int64_t unit) {
@@ -49,34 +54,35 @@ constexpr TRIMTAB_SHARED int64_t round_up(int64_t n, int64_t unit) {
 // A PackedMatrix of that shape, its pointers still null.
 constexpr TRIMTAB_SHARED PackedMatrix packed_shape(WeightFormat format, int32_t group_size,
                                                    int64_t rows, int64_t cols) {
-  bool int4 = format == WeightFormat::int4;
-  int64_t unit = int4                           ? group_size
-                 : format == WeightFormat::int8 ? 4
-                 : format == WeightFormat::bf16 ? 2
-                                                : 1;
+  const bool integer = format == WeightFormat::int4 || format == WeightFormat::int8;
+  const int32_t group = integer ? group_size : 0;
+  const int64_t unit = group != 0                     ? group
+                       : format == WeightFormat::int8 ? 4
+                       : format == WeightFormat::bf16 ? 2
+                                                      : 1;
   return {format,
-          int4 ? group_size : 0,
+          group,
           rows,
           cols,
-          round_up(rows, int4 ? 2 * kPanel : kPanel),
+          round_up(rows, group != 0 ? 2 * kPanel : kPanel),
           round_up(cols, unit),
-          nullptr,
           nullptr,
           nullptr};
 }
 
-// Bytes of the packed data (int8 scales and sums are separate: padded_rows floats and int32).
+// Bytes of the packed data (scales of rows are separate).
 constexpr TRIMTAB_SHARED int64_t packed_bytes(const PackedMatrix& w) {
-  int64_t elements = w.padded_rows * w.padded_cols;
+  const int64_t elements = w.padded_rows * w.padded_cols;
+  const int64_t scales = w.group_size == 0 ? 0 : elements / w.group_size * 2;
   switch (w.format) {
     case WeightFormat::f32:
       return elements * 4;
     case WeightFormat::bf16:
       return elements * 2;
     case WeightFormat::int8:
-      return elements;
+      return elements + scales;
     case WeightFormat::int4:
-      return elements / 2 + elements / w.group_size * 2;
+      return elements / 2 + scales;
   }
   return 0;
 }
@@ -85,13 +91,14 @@ constexpr TRIMTAB_SHARED int64_t packed_bytes(const PackedMatrix& w) {
 // everything but `prepare` and `gemm`.
 //   f32   float
 //   bf16  values rounded to bf16: pairs of bf16 (avx512), floats (other paths)
-//   int8  one byte (avx2: two) a value, one scale a row
-//   int4  s8, one scale for each (row, group), and what integer sums of the row begin with
+//   int8  one byte (avx2: two) a value, one scale for each (row, group) or row
+//   int4  s8, one scale for each (row, group)
+// and, of int8 and int4, what integer sums begin with, so that stored weights count as weights.
 struct Activations {
   uint8_t* data;      // rows row_bytes apart, 64-byte aligned
   int64_t row_bytes;  // GemmKernels::activation_bytes(format, padded_cols), or more
-  float* scales;      // int8 [rows]; int4 [rows][padded_cols / group]
-  int32_t* starts;    // int4 [rows][int4_starts(padded_cols)]
+  float* scales;      // int8, int4: [rows][PackedMatrix::groups()]
+  int32_t* starts;    // int8: likewise; int4: [rows][int4_starts(padded_cols)]
 };
 
 constexpr TRIMTAB_SHARED int64_t int4_starts(int64_t padded_cols) { return padded_cols / 32; }
@@ -114,21 +121,23 @@ struct GemmOutput {
 struct GemmKernels {
   // Bytes of one activation row, a multiple of 64.
   int64_t (*activation_bytes)(WeightFormat format, int64_t padded_cols);
-  // Packs panels [panel0, panel1) of a matrix of w's shape into data (and, for int8, scales and
-  // sums), which are those of the whole matrix. source: f32 [..][cols], its first row is row
+  // Packs panels [panel0, panel1) of a matrix of w's shape into data (and, if rows are scaled,
+  // scales), which are those of the whole matrix. source: f32 [..][cols], its first row is row
   // panel0 * 16, row-major and dense; rows from w.rows on are not read: they become zero. bf16 is
   // rounded to nearest even, int8 and int4 to nearest (half to even), symmetric: int8 absmax/127
-  // per row; int4 per (row, group) the scale of either sign, rounded to f16, that errs least of a
-  // few (quantize_weights.cpp), in [-8, 7]. int4 needs even bounds.
-  void (*pack)(const PackedMatrix& w, uint8_t* data, float* scales, int32_t* sums,
-               const float* source, int64_t panel0, int64_t panel1);
-  // out rows [first_row, first_row + rows) from x [rows][x_stride]; columns cols..padded_cols
-  // become zero. int8: absmax/127 per row, int4: per (row, group); half to even. A row (group)
+  // per row, or per (row, group) and rounded to f16, in [-127, 127]; int4 per (row, group) the
+  // scale of either sign, rounded to f16, that errs least of a few (quantize_weights.cpp), in [-8,
+  // 7]. Groups need even bounds.
+  void (*pack)(const PackedMatrix& w, uint8_t* data, float* scales, const float* source,
+               int64_t panel0, int64_t panel1);
+  // out rows [first_row, first_row + rows) from x [rows][x_stride], as a matrix of w's shape reads
+  // them (its pointers are not used); columns cols..padded_cols
+  // become zero. int8 and int4: absmax/127 per row, or (row, group); half to even. A row (group)
   // whose absmax is under 2^-100 becomes zero; infinities and NaN come out of `gemm` as NaN.
-  void (*prepare)(WeightFormat format, int32_t group_size, const float* x, int64_t x_stride,
-                  int64_t rows, int64_t cols, const Activations& out, int64_t first_row);
+  void (*prepare)(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t rows,
+                  const Activations& out, int64_t first_row);
   // y[m][n] = sum over k of x[m][k] w[n][k] (+ bias[n]) for rows [m0, m1) x panels
-  // [panel0, panel1), through the epilogue into out. int4 and gated epilogues need even panel
+  // [panel0, panel1), through the epilogue into out. Groups and gated epilogues need even panel
   // bounds. Allocates nothing.
   void (*gemm)(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, int64_t panel0,
                int64_t panel1, const GemmOutput& out);

@@ -10,13 +10,13 @@ namespace trimtab::TRIMTAB_ISA {
 // to denormals, or its inverse overflow.
 constexpr float kSmallestAbsmax = 0x1p-100f;
 
-void pack(const PackedMatrix& w, uint8_t* data, float* scales, int32_t* sums, const float* source,
-          int64_t panel0, int64_t panel1);
+void pack(const PackedMatrix& w, uint8_t* data, float* scales, const float* source, int64_t panel0,
+          int64_t panel1);
 
 int64_t activation_bytes(WeightFormat format, int64_t padded_cols);
 
-void prepare(WeightFormat format, int32_t group_size, const float* x, int64_t x_stride,
-             int64_t rows, int64_t cols, const Activations& out, int64_t first_row);
+void prepare(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t rows,
+             const Activations& out, int64_t first_row);
 
 // Sixteen floats from position k of a row of cols floats; zero from cols on.
 TRIMTAB_INLINE F32x16 load_row(const float* row, int64_t k, int64_t cols) {

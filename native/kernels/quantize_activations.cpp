@@ -44,11 +44,16 @@ TRIMTAB_INLINE I32x16 quantize(const float* x, int64_t first, int64_t last, int6
   return sum;
 }
 
-void prepare_int8(const float* x, int64_t cols, uint8_t* row, float& scale) {
-  const Scaling s = scaling(absmax(x, 0, cols, cols));
-  scale = s.scale;
-  quantize(x, 0, round_up(cols, 4), cols, s.inverse,
-           [&](int64_t k, I32x16 q) TRIMTAB_INLINE_LAMBDA { store_int8(row, k, q); });
+// Columns share a scale by group_size; the last group of `cols` may be shorter.
+void prepare_int8(const float* x, int64_t cols, int64_t group_size, uint8_t* row, float* scales,
+                  int32_t* starts) {
+  for (int64_t first = 0; first < cols; first += group_size) {
+    const Scaling s = scaling(absmax(x, first, first + group_size, cols));
+    *scales++ = s.scale;
+    *starts++ = int8_start(quantize(x, first, first + group_size, cols, s.inverse,
+                                    [&](int64_t k, I32x16 q)
+                                        TRIMTAB_INLINE_LAMBDA { store_int8(row, k, q); }));
+  }
 }
 
 void prepare_int4(const float* x, int64_t cols, int64_t group_size, uint8_t* row, float* scales,
@@ -78,26 +83,27 @@ int64_t activation_bytes(WeightFormat format, int64_t padded_cols) {
   return (round_up(padded_cols * width, 64) / 64 | 1) * 64;
 }
 
-void prepare(WeightFormat format, int32_t group_size, const float* x, int64_t x_stride,
-             int64_t rows, int64_t cols, const Activations& out, int64_t first_row) {
+void prepare(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t rows,
+             const Activations& out, int64_t first_row) {
+  const int64_t groups = w.groups();
   for (int64_t r = 0; r < rows; ++r) {
     const float* source = x + r * x_stride;
     int64_t m = first_row + r;
     uint8_t* row = out.data + m * out.row_bytes;
-    switch (format) {
+    switch (w.format) {
       case WeightFormat::f32:
-        prepare_f32(source, cols, row);
+        prepare_f32(source, w.cols, row);
         break;
       case WeightFormat::bf16:
-        prepare_bf16(source, cols, row);
+        prepare_bf16(source, w.cols, row);
         break;
       case WeightFormat::int8:
-        prepare_int8(source, cols, row, out.scales[m]);
+        prepare_int8(source, w.cols, w.group_size != 0 ? w.group_size : w.padded_cols, row,
+                     out.scales + m * groups, out.starts + m * groups);
         break;
       case WeightFormat::int4:
-        prepare_int4(source, cols, group_size, row,
-                     out.scales + m * (round_up(cols, group_size) / group_size),
-                     out.starts + m * int4_starts(round_up(cols, group_size)));
+        prepare_int4(source, w.cols, w.group_size, row, out.scales + m * groups,
+                     out.starts + m * int4_starts(w.padded_cols));
         break;
     }
   }

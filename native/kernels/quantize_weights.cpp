@@ -41,25 +41,44 @@ void pack_bf16(const PanelSource& source, int64_t padded_cols, uint8_t* panel) {
   }
 }
 
-void pack_int8(const PanelSource& source, int64_t padded_cols, uint8_t* panel, float* scales,
-               int32_t* sums) {
-  for (int64_t n = 0; n < kPanel; ++n) {
-    float largest = source.absmax(n, 0, source.cols);
-    bool zero = largest < kSmallestAbsmax;
-    scales[n] = zero ? 0.0f : largest / 127.0f;
-    const F32x16 scale = set1(scales[n]);
-    int32_t sum = 0;
-    for (int64_t k = 0; k < padded_cols; k += kLanes) {
-      int8_t values[kLanes];
-      store_s8(values, zero ? zero_i32() : to_i32(div(source.at(n, k), scale)));
-      int64_t count = padded_cols - k < kLanes ? padded_cols - k : kLanes;
-      for (int64_t i = 0; i < count; ++i) {
-        panel[((k + i) / 4 * kPanel + n) * 4 + (k + i) % 4] = static_cast<uint8_t>(values[i]);
-        sum += values[i];
-      }
+// Columns [first, last) of row n of a panel, divided by the scale; `panel` holds column `first`,
+// and a quad of columns follows another after quad_bytes.
+void pack_int8_row(const PanelSource& source, int64_t n, int64_t first, int64_t last, float scale,
+                   uint8_t* panel, int64_t quad_bytes) {
+  for (int64_t k = first; k < last; k += kLanes) {
+    int32_t values[kLanes];
+    const F32x16 q = scale == 0.0f ? zero_f32() : div(source.at(n, k), set1(scale));
+    store(values, to_i32(max(min(q, set1(127.0f)), set1(-127.0f))));
+    const int64_t count = last - k < kLanes ? last - k : kLanes;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = k - first + i;
+      panel[at / 4 * quad_bytes + n * 4 + at % 4] = static_cast<uint8_t>(values[i] + 128);
     }
-    sums[n] = sum;
   }
+}
+
+void pack_int8(const PanelSource& source, int64_t padded_cols, uint8_t* panel, float* scales) {
+  for (int64_t n = 0; n < kPanel; ++n) {
+    const float largest = source.absmax(n, 0, source.cols);
+    scales[n] = largest < kSmallestAbsmax ? 0.0f : largest / 127.0f;
+    pack_int8_row(source, n, 0, padded_cols, scales[n], panel, 64);
+  }
+}
+
+// One panel of one group of a pair: `block` is the pair's.
+void pack_int8_half(const PanelSource& source, int64_t first, int32_t group_size, uint8_t* block,
+                    int half) {
+  float scales[kPanel];
+  for (int64_t n = 0; n < kPanel; ++n) {
+    const float scale = source.absmax(n, first, first + group_size) / 127.0f;
+    scales[n] = scale > 65504.0f ? 65504.0f : scale;
+  }
+  uint16_t* stored = reinterpret_cast<uint16_t*>(block) + half * kPanel;
+  store_f16(stored, load(scales));
+  store(scales, load_f16(stored));
+  uint8_t* panel = block + 2 * kPanel * sizeof(uint16_t) + half * 64;
+  for (int64_t n = 0; n < kPanel; ++n)
+    pack_int8_row(source, n, first, first + group_size, scales[n], panel, 128);
 }
 
 // Candidates for the scale of a group: absmax over these, rounded to f16. Those of negative sign
@@ -124,31 +143,36 @@ void pack_int4_half(const PanelSource& source, int64_t first, int32_t group_size
   }
 }
 
-void pack_int4(const PackedMatrix& w, uint8_t* data, const float* source, int64_t panel0,
-               int64_t panel1) {
-  int64_t groups = w.padded_cols / w.group_size;
-  int64_t block_bytes = 2 * kPanel * 2 + static_cast<int64_t>(w.group_size) * kPanel;
+void pack_groups(const PackedMatrix& w, uint8_t* data, const float* source, int64_t panel0,
+                 int64_t panel1) {
+  const int64_t groups = w.groups();
+  const int64_t block_bytes = packed_bytes(w) / (w.padded_rows / (2 * kPanel)) / groups;
   for (int64_t panel = panel0; panel < panel1; ++panel) {
-    int64_t left = w.rows - panel * kPanel;
-    PanelSource rows = {source + (panel - panel0) * kPanel * w.cols,
-                        left < 0        ? 0
-                        : left > kPanel ? kPanel
-                                        : left,
-                        w.cols};
+    const int64_t left = w.rows - panel * kPanel;
+    const PanelSource rows = {source + (panel - panel0) * kPanel * w.cols,
+                              left < 0        ? 0
+                              : left > kPanel ? kPanel
+                                              : left,
+                              w.cols};
+    const int half = static_cast<int>(panel % 2);
     for (int64_t g = 0; g < groups; ++g) {
       uint8_t* block = data + (panel / 2 * groups + g) * block_bytes;
-      if (panel % 2 == 0) std::memset(block, 0, static_cast<size_t>(block_bytes));
-      pack_int4_half(rows, g * w.group_size, w.group_size, block, panel % 2 == 0 ? 0 : 4);
+      if (w.format == WeightFormat::int8) {
+        pack_int8_half(rows, g * w.group_size, w.group_size, block, half);
+        continue;
+      }
+      if (half == 0) std::memset(block, 0, static_cast<size_t>(block_bytes));
+      pack_int4_half(rows, g * w.group_size, w.group_size, block, 4 * half);
     }
   }
 }
 
 }  // namespace
 
-void pack(const PackedMatrix& w, uint8_t* data, float* scales, int32_t* sums, const float* source,
-          int64_t panel0, int64_t panel1) {
-  if (w.format == WeightFormat::int4) {
-    pack_int4(w, data, source, panel0, panel1);
+void pack(const PackedMatrix& w, uint8_t* data, float* scales, const float* source, int64_t panel0,
+          int64_t panel1) {
+  if (w.group_size != 0) {
+    pack_groups(w, data, source, panel0, panel1);
     return;
   }
   int64_t panel_bytes = packed_bytes(w) / w.padded_rows * kPanel;
@@ -162,7 +186,7 @@ void pack(const PackedMatrix& w, uint8_t* data, float* scales, int32_t* sums, co
     } else if (w.format == WeightFormat::bf16) {
       pack_bf16(rows, w.padded_cols, out);
     } else {
-      pack_int8(rows, w.padded_cols, out, scales + n, sums + n);
+      pack_int8(rows, w.padded_cols, out, scales + n);
     }
   }
 }

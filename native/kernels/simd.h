@@ -18,7 +18,8 @@
 // Dot-product primitives of the weight formats (kernels.h, PackedMatrix): see each path's header.
 //   bf16  kBf16Steps, Bf16Weights, load_bf16_weights, Bf16Pair, dot_bf16
 //   int8  kInt8Steps, Int8Weights, load_int8_weights, Int8Pairs, broadcast_int8, dot_int8; sums
-//         start at int8_start(sum of the weights); store_int8: 16 quantized activations
+//         start at int8_start(activations); store_int8: 16 quantized activations; settled(sum)
+//         keeps what follows a loop out of it: GCC otherwise copies every sum in every round
 //   int4  Bytes64 of nibbles 0..15: load_bytes, low_nibbles, high_nibbles; Quad, broadcast_quad;
 //         U4Sums of up to kU4Quads quads, start_u4(u4_start(activations)), dot_u4, total_u4
 #pragma once

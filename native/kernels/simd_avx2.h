@@ -227,16 +227,18 @@ TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair a) {
 }
 
 // int8: two steps a quad, its even k and its odd k, widened to int16; activations are stored that
-// way. (maddubs would need the absolute weights, a sign for each activation and one more multiply.)
+// way. Weights keep their offset: sums start at -128 * (sum of the activations). (maddubs would
+// need the absolute weights, a sign for each activation and one more multiply.)
 constexpr int kInt8Steps = 2;
 using Int8Weights = Bytes64;
 struct Int8Pairs {
   __m256i v;
 };
 TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int step) {
-  Bytes64 x = load_bytes(p);
-  if (step == 0) x = {_mm256_slli_epi16(x.a, 8), _mm256_slli_epi16(x.b, 8)};
-  return {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)};
+  const Bytes64 x = load_bytes(p);
+  if (step != 0) return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)};
+  const __m256i even = _mm256_set1_epi16(255);
+  return {_mm256_and_si256(x.a, even), _mm256_and_si256(x.b, even)};
 }
 TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) {
   int32_t pair;
@@ -249,7 +251,14 @@ TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Int8Pairs q) {
   __asm__ volatile("" : "+x"(sum.a), "+x"(sum.b));
   return sum;
 }
-TRIMTAB_INLINE int32_t int8_start(int32_t) { return 0; }
+TRIMTAB_INLINE int32_t int8_start(I32x16 q) {
+  const __m256i sums = _mm256_add_epi32(q.a, q.b);
+  __m128i quad = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  quad = _mm_hadd_epi32(quad, quad);
+  quad = _mm_hadd_epi32(quad, quad);
+  return static_cast<int32_t>(-128u * static_cast<uint32_t>(_mm_cvtsi128_si32(quad)));
+}
+TRIMTAB_INLINE I32x16 settled(I32x16 sum) { return sum; }
 TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
   const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
                                          0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);

@@ -162,11 +162,7 @@ TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair a) {
                            __builtin_bit_cast(__m512bh, a.v))};
 }
 
-// int8: activations are stored as u8 = s8 ^ 0x80 = s8 + 128, so sums start at -128 * sum(weights).
-constexpr int kInt8Steps = 1;
-struct Int8Weights {
-  __m512i v;
-};
+// int8 and int4: weights u8, activations s8.
 struct Quad {
   __m512i v;
 };
@@ -175,41 +171,39 @@ TRIMTAB_INLINE Quad broadcast_quad(const uint8_t* p) {
   std::memcpy(&quad, p, 4);
   return {_mm512_set1_epi32(quad)};
 }
-using Int8Pairs = Quad;
-TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int) {
-  return {_mm512_loadu_si512(p)};
-}
-TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) { return broadcast_quad(p); }
-TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
-  return {_mm512_dpbusd_epi32(sum.v, a.v, w.v)};
-}
-
-TRIMTAB_INLINE int32_t int8_start(int32_t sum_of_weights) { return -128 * sum_of_weights; }
-TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
-  // q + 128 as unsigned is q ^ 0x80; the sign bits above it must follow for the saturation.
-  q = shift_right_sign<24>(shift_left<24>(bit_xor(q, set1(0x80))));
-  store_s8(reinterpret_cast<int8_t*>(row) + k, q);
-}
-
-// int4: weights 0..15, activations s8; sums start at -8 * (sum of the activations).
-constexpr int kU4Quads = 32;
-using U4Sums = I32x16;
-TRIMTAB_INLINE int32_t u4_start(I32x16 q) {
+TRIMTAB_INLINE uint32_t sum_of_lanes(I32x16 q) {
   uint32_t lanes[kLanes], sum = 0;
   store(reinterpret_cast<int32_t*>(lanes), q);
   for (int i = 0; i < kLanes; ++i) sum += lanes[i];
-  return static_cast<int32_t>(-8u * sum);
+  return sum;
 }
-TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
-TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) {
-  return {_mm512_dpbusd_epi32(sum.v, w.v, a.v)};
-}
-TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) {
+TRIMTAB_INLINE I32x16 settled(I32x16 sum) {
 #if !defined(TRIMTAB_EMULATE_AVX512)
-  // Keeps what follows the loop out of it: GCC 12 otherwise copies every sum in every round.
   __asm__("" : "+v"(sum.v));
 #endif
   return sum;
 }
+
+constexpr int kInt8Steps = 1;
+using Int8Weights = Bytes64;
+using Int8Pairs = Quad;
+TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int) { return load_bytes(p); }
+TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) { return broadcast_quad(p); }
+TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Int8Pairs a) {
+  return {_mm512_dpbusd_epi32(sum.v, w.v, a.v)};
+}
+TRIMTAB_INLINE int32_t int8_start(I32x16 q) {
+  return static_cast<int32_t>(-128u * sum_of_lanes(q));
+}
+TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
+  store_s8(reinterpret_cast<int8_t*>(row) + k, q);
+}
+
+constexpr int kU4Quads = 32;
+using U4Sums = I32x16;
+TRIMTAB_INLINE int32_t u4_start(I32x16 q) { return static_cast<int32_t>(-8u * sum_of_lanes(q)); }
+TRIMTAB_INLINE U4Sums start_u4(int32_t start) { return set1(start); }
+TRIMTAB_INLINE U4Sums dot_u4(U4Sums sum, Bytes64 w, Quad a) { return dot_int8(sum, w, a); }
+TRIMTAB_INLINE I32x16 total_u4(U4Sums sum) { return settled(sum); }
 
 }  // namespace trimtab::TRIMTAB_ISA

@@ -253,7 +253,7 @@ TRIMTAB_INLINE F32x16 dot_bf16(F32x16 sum, Bf16Weights w, Bf16Pair x) {
           vfmaq_lane_f32(sum.c, w.c, x.v, 0), vfmaq_lane_f32(sum.d, w.d, x.v, 0)};
 }
 
-// int8: s8 x s8.
+// int8: s8 x s8, so the weights lose their offset when they are loaded.
 constexpr int kInt8Steps = 1;
 struct Int8Weights {
   int8x16_t a, b, c, d;
@@ -267,11 +267,14 @@ TRIMTAB_INLINE Int8Weights as_int8(Bytes64 x) {
           vreinterpretq_s8_u8(x.d)};
 }
 TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int) {
-  return as_int8(load_bytes(p));
+  const uint8x16_t offset = vdupq_n_u8(128);
+  const Bytes64 x = load_bytes(p);
+  return as_int8(
+      {veorq_u8(x.a, offset), veorq_u8(x.b, offset), veorq_u8(x.c, offset), veorq_u8(x.d, offset)});
 }
 using Int8Pairs = Quad;
 TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) { return broadcast_quad(p); }
-TRIMTAB_INLINE int32_t int8_start(int32_t) { return 0; }
+TRIMTAB_INLINE int32_t int8_start(I32x16) { return 0; }
 TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
   store_s8(reinterpret_cast<int8_t*>(row) + k, q);
 }
@@ -279,6 +282,8 @@ TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad x) {
   return {vdotq_lane_s32(sum.a, w.a, x.v, 0), vdotq_lane_s32(sum.b, w.b, x.v, 0),
           vdotq_lane_s32(sum.c, w.c, x.v, 0), vdotq_lane_s32(sum.d, w.d, x.v, 0)};
 }
+
+TRIMTAB_INLINE I32x16 settled(I32x16 sum) { return sum; }
 
 // int4: weights 0..15, as good as s8; sums start at -8 * (sum of the activations).
 constexpr int kU4Quads = 32;

@@ -250,12 +250,12 @@ struct Int8Weights {
 };
 using Int8Pairs = Quad;
 TRIMTAB_INLINE Int8Pairs broadcast_int8(const uint8_t* p) { return broadcast_quad(p); }
-TRIMTAB_INLINE int32_t int8_start(int32_t) { return 0; }
+TRIMTAB_INLINE int32_t int8_start(I32x16) { return 0; }
 TRIMTAB_INLINE void store_int8(uint8_t* row, int64_t k, I32x16 q) {
   store_s8(reinterpret_cast<int8_t*>(row) + k, q);
 }
 TRIMTAB_INLINE Int8Weights load_int8_weights(const uint8_t* p, int) {
-  return {(IntVector)load_bytes(p).v};
+  return {(IntVector)(load_bytes(p).v ^ 0x80808080u)};
 }
 TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
   UnsignedVector bits = (UnsignedVector)w.v;
@@ -263,6 +263,8 @@ TRIMTAB_INLINE I32x16 dot_int8(I32x16 sum, Int8Weights w, Quad a) {
           ((IntVector)(bits << 16) >> 24) * a.k[1] + ((IntVector)(bits << 8) >> 24) * a.k[2] +
           (w.v >> 24) * a.k[3]};
 }
+
+TRIMTAB_INLINE I32x16 settled(I32x16 sum) { return sum; }
 
 // int4: weights 0..15, activations s8; sums start at -8 * (sum of the activations).
 constexpr int kU4Quads = 32;

@@ -14,6 +14,19 @@ KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
 GROUP_SIZES = (32, 64, 128)
 
 
+def parse_weights(label: str) -> tuple[WeightFormat, int]:
+    """`int4-g64` -> ("int4", 64), `int8` -> ("int8", 0): weights and group_size of ExecutorConfig.
+    ConfigError for what is no label."""
+    name, _, group = label.partition("-g")
+    grouped = group == "" or (name in ("int8", "int4") and group in map(str, GROUP_SIZES))
+    if name not in WEIGHT_FORMATS or not grouped or label.endswith("-g"):
+        raise ConfigError(
+            f"weight format {label!r}: use f32, bf16, int8 or int4, the last two also with -g32, "
+            "-g64 or -g128"
+        )
+    return name, int(group or 0)
+
+
 def knob(default: Any, help: str) -> Any:
     """A documented dataclass field; `help` becomes the option's help text."""
     return field(default=default, metadata={"help": help})
@@ -24,9 +37,14 @@ class ExecutorConfig:
     """How the model is held and run. Everything here that changes numbers enters its identity."""
 
     weights: WeightFormat = knob(
-        "bf16", "weight format: f32 (reference), bf16, int8 (per channel) or int4 (grouped)"
+        "bf16",
+        "weight format: f32 (reference), bf16, int8 (per channel or grouped) or int4 (grouped)",
     )
-    group_size: int = knob(64, "int4 only: input columns that share a scale (32, 64 or 128)")
+    group_size: int = knob(
+        0,
+        "int8, int4: input columns that share a scale (32, 64 or 128); "
+        "0 = all of a channel for int8, 64 for int4",
+    )
     kv_cache: KVFormat = knob("bf16", "KV cache format: f32 (reference), bf16 or int8")
     threads: int = knob(0, "compute threads; 0 = the cores this process may use")
     kv_cache_gib: float = knob(
@@ -43,8 +61,8 @@ class ExecutorConfig:
             raise ConfigError(f"weights={self.weights!r}: must be one of {WEIGHT_FORMATS}")
         if self.kv_cache not in KV_FORMATS:
             raise ConfigError(f"kv_cache={self.kv_cache!r}: must be one of {KV_FORMATS}")
-        if self.group_size not in GROUP_SIZES:
-            raise ConfigError(f"group_size={self.group_size}: must be one of {GROUP_SIZES}")
+        if self.group_size not in (0, *GROUP_SIZES):
+            raise ConfigError(f"group_size={self.group_size}: must be one of {GROUP_SIZES}, or 0")
         for name in ("threads", "num_blocks", "max_context"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must not be negative")
@@ -52,9 +70,16 @@ class ExecutorConfig:
             raise ConfigError(f"kv_cache_gib={self.kv_cache_gib}: must not be negative")
 
     @property
+    def scale_group(self) -> int:
+        """Input columns that share a scale; 0 = none do, or all of a channel."""
+        if self.weights == "int4":
+            return self.group_size or 64
+        return self.group_size if self.weights == "int8" else 0
+
+    @property
     def weights_label(self) -> str:
-        """For people: `int4-g64`, `bf16`."""
-        return f"int4-g{self.group_size}" if self.weights == "int4" else self.weights
+        """For people: `int4-g64`, `int8`, `bf16`."""
+        return f"{self.weights}-g{self.scale_group}" if self.scale_group else self.weights
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ def test_parameters_of_a_public_model() -> None:
         ("int4", 32, 4.5),
         ("int4", 64, 4.25),
         ("int4", 128, 4.125),
+        ("int8", 32, 8.5),
     ],
 )
 def test_bits_per_weight(weights: str, group_size: int, bits: float) -> None:
@@ -33,7 +34,8 @@ def test_bits_per_weight(weights: str, group_size: int, bits: float) -> None:
 
 def test_padding_is_counted() -> None:
     assert matrix_bytes(17, 33, "int4", 32) == 32 * 2 * (16 + 2)
-    assert matrix_bytes(17, 33, "int8", 32) == 32 * (36 + 8)
+    assert matrix_bytes(17, 33, "int8", 0) == 32 * (36 + 4)
+    assert matrix_bytes(17, 33, "int8", 32) == 32 * 2 * (32 + 2)
     assert matrix_bytes(17, 33, "bf16", 32) == 32 * 34 * 2
 
 

@@ -47,7 +47,7 @@ def test_bench_compares_formats_beside_their_ceilings(
         (["inspect", "/nowhere/at/all"], "/nowhere/at/all"),
         (["inspect", "MODEL", "--weights", "int3"], "int3"),
         (["bench", "MODEL", "--formats", "int4-g48"], "48"),
-        (["bench", "MODEL", "--formats", "int8-g64"], "int8-g64"),
+        (["bench", "MODEL", "--formats", "bf16-g64"], "bf16-g64"),
         (["bench", "MODEL", "--prefill", "12,x"], "12,x"),
         (["bench", "MODEL", "--streams", "0"], "--streams"),
         (["bench", "MODEL", "--prefill", "100000"], "100000"),

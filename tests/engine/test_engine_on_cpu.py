@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from trimtab import LLM, SamplingParams
 from trimtab.checkpoints import open_checkpoint
-from trimtab.config import ExecutorConfig, KVFormat, SchedulerConfig, WeightFormat
+from trimtab.config import ExecutorConfig, KVFormat, SchedulerConfig, parse_weights
 from trimtab.engine.client import EngineRequest
 from trimtab.engine.engine import Engine
 from trimtab.errors import CheckpointError, ConfigError, RequestError
@@ -25,11 +25,12 @@ from trimtab import _native
 from trimtab.executors.cpu import CpuExecutor
 
 BLOCK = _native.KV_BLOCK_TOKENS
-FORMATS: list[tuple[WeightFormat, KVFormat]] = [
+FORMATS: list[tuple[str, KVFormat]] = [
     ("f32", "f32"),
     ("bf16", "bf16"),
     ("int8", "int8"),
-    ("int4", "bf16"),
+    ("int8-g32", "bf16"),
+    ("int4-g32", "bf16"),
 ]
 Executors = Callable[[int, int], CpuExecutor]
 
@@ -50,14 +51,15 @@ def executors(
     isa, weights, kv_cache = request.param
     monkeypatch.setenv("TRIMTAB_ISA", isa)
     checkpoint = open_checkpoint(model, 0)
+    name, group_size = parse_weights(weights)
     made: dict[tuple[int, int], CpuExecutor] = {}
 
     def get(num_blocks: int, threads: int) -> CpuExecutor:
         if (num_blocks, threads) not in made:
             config = ExecutorConfig(
-                weights=weights,
+                weights=name,
                 kv_cache=kv_cache,
-                group_size=32,
+                group_size=group_size,
                 threads=threads,
                 num_blocks=num_blocks,
             )

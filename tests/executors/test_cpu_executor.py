@@ -23,7 +23,7 @@ from cpu_models import (
 
 from trimtab import _native
 from trimtab.checkpoints.base import StoredTensor
-from trimtab.config import ExecutorConfig
+from trimtab.config import ExecutorConfig, parse_weights
 from trimtab.errors import CheckpointError, ConfigError
 from trimtab.executors import cpu
 from trimtab.executors.cpu import CpuExecutor
@@ -124,16 +124,17 @@ def test_cache_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         make(num_blocks=1 << 33)
 
 
-@pytest.mark.parametrize("weights", ["f32", "bf16", "int8", "int4"])
-def test_weights_that_do_not_fit_are_refused(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("label", ["f32", "bf16", "int8", "int8-g32", "int4-g32"])
+def test_weights_that_do_not_fit_are_refused(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 512}  # hardly any padding
     checkpoint = memory_model(**sizes)
-    config = ExecutorConfig(weights=weights, group_size=32, num_blocks=1)  # type: ignore[arg-type]
+    weights, group_size = parse_weights(label)
+    config = ExecutorConfig(weights=weights, group_size=group_size, num_blocks=1)
     needed = cpu._weight_bytes(checkpoint.spec, config)
     actual = CpuExecutor(checkpoint, config).weight_bytes
     assert needed <= actual < 1.2 * needed + (2 << 21)  # regions are rounded up to huge pages
     monkeypatch.setattr(cpu, "available_memory", lambda: needed - 1)
-    label = config.weights_label
+    assert config.weights_label == label
     with pytest.raises(ConfigError, match=f"weights={label}: needs .* GiB of memory are free; ch"):
         CpuExecutor(checkpoint, config)
 

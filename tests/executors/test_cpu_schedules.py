@@ -11,41 +11,43 @@ import pytest
 from cpu_models import BLOCK, Passage, advance, as_int32, memory_model, run_alone
 
 from trimtab import _native
-from trimtab.config import ExecutorConfig, KVFormat, WeightFormat
+from trimtab.config import ExecutorConfig, KVFormat, parse_weights
 from trimtab.executors.cpu import CpuExecutor
 
 ISAS = _native.available_isas()
 NUM_BLOCKS = 96
-FORMATS: list[tuple[WeightFormat, KVFormat]] = [
+FORMATS: list[tuple[str, KVFormat]] = [
     ("f32", "f32"),
     ("f32", "bf16"),
     ("bf16", "bf16"),
     ("bf16", "int8"),
     ("int8", "bf16"),
     ("int8", "int8"),
-    ("int4", "bf16"),
-    ("int4", "f32"),
+    ("int8-g32", "bf16"),
+    ("int4-g32", "bf16"),
+    ("int4-g64", "f32"),
 ]
 
 
 @contextmanager
 def executors(
     isa: str,
-    weights: WeightFormat,
+    weights: str,
     kv_cache: KVFormat,
     thread_counts: tuple[int, ...],
     **changes: int,
 ) -> Iterator[list[CpuExecutor]]:
     checkpoint = memory_model(**changes)
+    name, group_size = parse_weights(weights)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIMTAB_ISA", isa)
         made = [
             CpuExecutor(
                 checkpoint,
                 ExecutorConfig(
-                    weights=weights,
+                    weights=name,
                     kv_cache=kv_cache,
-                    group_size=32,
+                    group_size=group_size,
                     threads=threads,
                     num_blocks=NUM_BLOCKS,
                 ),
@@ -116,9 +118,7 @@ def random_prompts(seed: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("weights", "kv_cache"), FORMATS)
-def test_any_schedule_gives_the_same_logits(
-    isa: str, weights: WeightFormat, kv_cache: KVFormat
-) -> None:
+def test_any_schedule_gives_the_same_logits(isa: str, weights: str, kv_cache: KVFormat) -> None:
     with executors(isa, weights, kv_cache, (1, 2, 3)) as workers:
         for seed in range(3):
             prompts = random_prompts(seed)

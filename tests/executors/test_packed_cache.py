@@ -22,14 +22,14 @@ from trimtab.builtin import draft_path
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.base import StoredTensor
 from trimtab.checkpoints.stored_file import FileSignature, StoredFile
-from trimtab.config import ExecutorConfig
+from trimtab.config import ExecutorConfig, parse_weights
 from trimtab.executors import content_digest, cpu, packed_cache, packed_file
 from trimtab.executors.cpu import CpuExecutor
 from trimtab.executors.packed_cache import PackedCache, WeightDigests
 from trimtab.executors.weights import load_weights
 
 TOKENS = [5, 70, 3, 3, 41, 9, 0, 76, 12, 30]
-FORMATS = ["f32", "bf16", "int8", "int4"]
+FORMATS = ["f32", "bf16", "int8", "int8-g32", "int4-g32"]
 
 
 @dataclass
@@ -58,9 +58,10 @@ def write_seed(path: Path, seed: int) -> None:
         path.write_text(f"{seed:04}")
 
 
-def config(weights: str = "int4", **values: Any) -> ExecutorConfig:
-    defaults = {"group_size": 32, "num_blocks": 8, "threads": 2}
-    return ExecutorConfig(weights=weights, **(defaults | values))  # type: ignore[arg-type]
+def config(weights: str = "int4-g32", **values: Any) -> ExecutorConfig:
+    name, group_size = parse_weights(weights)
+    defaults = {"group_size": group_size, "num_blocks": 8, "threads": 2}
+    return ExecutorConfig(weights=name, **(defaults | values))
 
 
 def logits(checkpoint: Any, settings: ExecutorConfig | None = None) -> Any:
@@ -297,7 +298,7 @@ def test_changed_weights_are_a_miss_whatever_their_time_says(
 def test_other_formats_and_configs_are_other_models(cache: Path, seed: Path) -> None:
     first = checkpoint_at(seed)
     logits(first)
-    for settings in (config("int8"), config("int4", group_size=64)):
+    for settings in (config("int8"), config("int4-g64")):
         start = checkpoint_at(seed)
         logits(start, settings)
         assert start.reads > 0
@@ -337,10 +338,11 @@ def test_a_fresh_file_is_digested_again_after_packing(cache: Path, seed: Path) -
 
 
 PACKED_DIGESTS = {
-    "f32": "3fbf37781eca18a2",
-    "bf16": "4d64981746bc999d",
-    "int8": "e39898b3a437d791",
-    "int4": "0dd8b766c6b77f96",
+    "f32": "01133d6b94e4c466",
+    "bf16": "0ddb5ff7b1fdf8ba",
+    "int8": "cfae12a6345f12a3",
+    "int8-g32": "94706bb6a440f5f4",
+    "int4-g32": "648b66aa7dc7bb98",
 }
 
 
@@ -349,7 +351,7 @@ PACKED_DIGESTS = {
 def test_the_packed_bytes_belong_to_their_revision(weights: str, isa: str) -> None:
     """If this fails, packed files of earlier builds would be read wrongly: raise kPackedRevision
     in native/core/packed_model.h, and give the new digests here."""
-    assert _native.PACKED_REVISION == 2
+    assert _native.PACKED_REVISION == 3
     checkpoint = memory_model()
     numbers = np.arange(1 << 16, dtype=np.int64)
     for name, shape in tensor_shapes(checkpoint.spec).items():
@@ -480,7 +482,7 @@ def test_a_writer_killed_half_way_leaves_nothing_to_believe(cache: Path) -> None
     (half,) = cache.glob("*.tmp")
     assert half.stat().st_size > 1 << 18
     assert packed_models(cache) == []
-    settings = config(group_size=64)
+    settings = config("int4-g64")
     made = logits(open_checkpoint(draft_path()), settings)
     assert len(packed_models(cache)) == 1
     assert not list(cache.glob("*.tmp"))

@@ -10,8 +10,13 @@ from trimtab import _native
 Float32Array = npt.NDArray[np.float32]
 
 ISAS = _native.available_isas()
-FORMATS = [("f32", 32), ("bf16", 32), ("int8", 32), ("int4", 32), ("int4", 64), ("int4", 128)]
-FORMAT_IDS = ["f32", "bf16", "int8", "int4-g32", "int4-g64", "int4-g128"]
+FORMATS = [
+    ("f32", 0),
+    ("bf16", 0),
+    ("int8", 0),
+    *((weights, group) for weights in ("int8", "int4") for group in (32, 64, 128)),
+]
+FORMAT_IDS = [f"{weights}-g{group}" if group else weights for weights, group in FORMATS]
 
 STORE, ADD, GATED_SILU, GATED_GELU = range(4)
 

@@ -31,27 +31,29 @@ def test_weights_unpack_to_the_reference_and_padding_is_zero(
     bf16 = packed.unpack_bf16(_native.KernelMatrix(isa, "bf16", w).data, rows)
     assert np.array_equal(bf16, padded(floats.round_to_bf16(w), bf16.shape))
 
-    kernel = _native.KernelMatrix(isa, "int8", w)
+    kernel = _native.KernelMatrix(isa, "int8", w, 0)
     int8 = packed.unpack_int8(kernel.data, rows)
     expected = q.quantize_weights_int8(w)
     assert int8.shape == (-(-rows // 16) * 16, -(-cols // 4) * 4)
     assert np.array_equal(int8, padded(expected.values, int8.shape))
     assert np.array_equal(kernel.scales[:, None], padded(expected.scales, (len(int8), 1)))
-    assert np.array_equal(kernel.sums, int8.sum(axis=1, dtype=np.int32))
 
 
 @pytest.mark.parametrize("isa", cases.ISAS)
 @pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize(("weight_format", "bits"), [("int8", 8), ("int4", 4)])
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
-def test_int4_weights_unpack_to_the_reference(
-    isa: str, rows: int, cols: int, group_size: int
+def test_weights_in_groups_unpack_to_the_reference(
+    isa: str, rows: int, cols: int, weight_format: str, bits: int, group_size: int
 ) -> None:
     w = cases.matrix(rows, cols, seed=cols)
-    w[-1] *= 1e-6  # scales in f16's denormals
-    kernel = _native.KernelMatrix(isa, "int4", w, group_size)
-    assert kernel.data.nbytes == -(-rows // 32) * -(-cols // group_size) * (64 + 16 * group_size)
-    actual = packed.unpack_int4(kernel.data, rows, cols, group_size)
-    expected = q.quantize_weights_int4(w, group_size)
+    w[-1] *= 1e-5  # scales in f16's denormals
+    kernel = _native.KernelMatrix(isa, weight_format, w, group_size)
+    block = 64 + 4 * bits * group_size
+    assert kernel.data.nbytes == -(-rows // 32) * -(-cols // group_size) * block
+    actual = packed.unpack_groups(kernel.data, weight_format, rows, cols, group_size)
+    quantize = q.quantize_weights_int8 if bits == 8 else q.quantize_weights_int4
+    expected = quantize(w, group_size)
     assert np.array_equal(actual.values, padded(expected.values, actual.values.shape))
     assert np.array_equal(actual.scales, padded(expected.scales, actual.scales.shape))
 
@@ -67,7 +69,6 @@ def test_packed_bytes_depend_neither_on_the_path_nor_on_the_split(
             part = _native.KernelMatrix(isa, weight_format, w, group_size, splits)
             assert np.array_equal(part.data, whole.data)
             assert np.array_equal(part.scales, whole.scales)
-            assert np.array_equal(part.sums, whole.sums)
 
 
 @pytest.mark.parametrize("isa", cases.ISAS)
@@ -78,15 +79,15 @@ def test_activations_equal_the_reference(isa: str, cols: int) -> None:
     x[2] *= 1e4
     w = cases.matrix(1, cols)
 
-    kernel = _native.KernelMatrix(isa, "int8", w)
-    rows = kernel.prepare(x)
-    expected = q.quantize_activations_int8(x)
-    assert np.array_equal(rows.scales, expected.scales[:, 0])
+    for group_size in (0, 32, 64, 128):
+        rows = _native.KernelMatrix(isa, "int8", w, group_size).prepare(x)
+        expected = q.quantize_activations(x, group_size)
+        assert np.array_equal(rows.scales.reshape(5, -1), expected.scales)
 
     for group_size in (32, 64, 128):
         kernel = _native.KernelMatrix(isa, "int4", w, group_size)
         rows = kernel.prepare(x)
-        expected = q.quantize_activations_int4(x, group_size)
+        expected = q.quantize_activations(x, group_size)
         values = rows.data.reshape(5, -1).view(np.int8)[:, : kernel.padded_cols]
         assert np.array_equal(values, expected.values)
         assert np.array_equal(rows.scales.reshape(5, -1), expected.scales)

@@ -13,11 +13,11 @@ def matrix(rows: int, cols: int) -> np.ndarray:
 
 def test_errors_are_at_most_half_a_step_or_what_int4_clips() -> None:
     x = matrix(8, 200)
-    for result in (q.quantize_weights_int8(x), q.quantize_activations_int8(x)):
+    for result in (q.quantize_weights_int8(x), q.quantize_activations(x)):
         assert np.abs(result.values).max() == 127
         assert (np.abs(result.dequantize() - x) <= result.scales * 0.5001).all()
     for group_size in (32, 64, 128):
-        activations = q.quantize_activations_int4(x, group_size)
+        activations = q.quantize_activations(x, group_size)
         weights = q.quantize_weights_int4(x, group_size)
         for result, slack in ((activations, 0.5001), (weights, 1.51)):
             steps = np.abs(np.repeat(result.scales, group_size, axis=1)[:, :200])
@@ -32,9 +32,9 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     x = matrix(6, 100)
     for function in (
         q.quantize_weights_int8,
-        q.quantize_activations_int8,
+        q.quantize_activations,
         lambda v: q.quantize_weights_int4(v, 32),
-        lambda v: q.quantize_activations_int4(v, 32),
+        lambda v: q.quantize_activations(v, 32),
     ):
         whole, one = function(x), function(x[3:4])
         assert np.array_equal(whole.values[3:4], one.values)
@@ -60,8 +60,8 @@ def test_rows_without_information_become_zeros(value: float) -> None:
     for result in (
         q.quantize_weights_int8(x),
         q.quantize_weights_int4(x, 32),
-        q.quantize_activations_int8(x),
-        q.quantize_activations_int4(x, 64),
+        q.quantize_activations(x),
+        q.quantize_activations(x, 64),
     ):
         assert not result.values.any()
         assert not result.scales.any()
@@ -69,7 +69,7 @@ def test_rows_without_information_become_zeros(value: float) -> None:
 
 def test_half_way_goes_to_even() -> None:
     x = np.array([[127.0, 0.5, 1.5, -0.5, -2.5, 126.5]], np.float32)
-    assert q.quantize_activations_int8(x).values.tolist() == [[127, 0, 2, 0, -2, 126]]
+    assert q.quantize_activations(x).values.tolist() == [[127, 0, 2, 0, -2, 126]]
     w = np.array([[7.0, 0.5, 1.5, -2.5, -7.0, 6.5] + [7.0, -7.0] * 13], np.float32)
     assert q.quantize_weights_int4(w, 32).values[0, :6].tolist() == [7, 0, 2, -2, -7, 6]
 
@@ -84,6 +84,6 @@ def test_a_product_of_integers_is_exact() -> None:
     assert np.array_equal(gemm(x, w, "int4", 32), x @ w.T)
     w8 = rng.integers(-127, 128, (9, 256)).astype(np.float32)
     w8[:, 0] = 127
-    assert np.array_equal(gemm(x, w8, "int8", 32), x @ w8.T)
-    sums = group_sums(q.quantize_activations_int4(x, 64), q.quantize_weights_int4(w, 64))
+    assert np.array_equal(gemm(x, w8, "int8", 0), x @ w8.T)
+    sums = group_sums(q.quantize_activations(x, 64), q.quantize_weights_int4(w, 64))
     assert np.array_equal(sums.sum(axis=2), x @ w.T)

@@ -20,6 +20,11 @@ def head_format(config: ExecutorConfig) -> WeightFormat:
     return "int8" if config.weights == "int4" else config.weights
 
 
+def head_group(config: ExecutorConfig) -> int:
+    """Likewise: columns of the output head that share a scale."""
+    return 0 if config.weights == "int4" else config.scale_group
+
+
 def matrix_bytes(rows: int, cols: int, weights: WeightFormat, group_size: int) -> int:
     """Packed bytes of a [rows (outputs), cols (inputs)] matrix, padding and scales included.
 
@@ -29,10 +34,11 @@ def matrix_bytes(rows: int, cols: int, weights: WeightFormat, group_size: int) -
         return _round_up(rows, PANEL) * cols * 4
     if weights == "bf16":
         return _round_up(rows, PANEL) * _round_up(cols, 2) * 2
-    if weights == "int8":
-        return _round_up(rows, PANEL) * (_round_up(cols, 4) + 8)
+    if group_size == 0:
+        return _round_up(rows, PANEL) * (_round_up(cols, 4) + 4)
     groups = -(-cols // group_size)
-    return _round_up(rows, 2 * PANEL) * groups * (group_size // 2 + 2)
+    bits = 8 if weights == "int8" else 4
+    return _round_up(rows, 2 * PANEL) * groups * (group_size * bits // 8 + 2)
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,13 @@ def footprint(spec: ModelSpec, config: ExecutorConfig) -> Footprint:
     hidden, layers = spec.hidden_size, spec.num_layers
     shapes = _linear_shapes(spec)
     part_bytes = {
-        part: layers * sum(matrix_bytes(n, k, config.weights, config.group_size) for n, k in mats)
+        part: layers * sum(matrix_bytes(n, k, config.weights, config.scale_group) for n, k in mats)
         for part, mats in shapes.items()
     }
     embedding_width = 4 if config.weights == "f32" else 2
     part_bytes["embedding"] = spec.vocab_size * hidden * embedding_width
     part_bytes["output head"] = matrix_bytes(
-        spec.vocab_size, hidden, head_format(config), config.group_size
+        spec.vocab_size, hidden, head_format(config), head_group(config)
     )
     norms_per_layer = (4 if spec.post_norms else 2) * hidden + 2 * spec.head_dim * spec.qk_norm
     part_bytes["norms"] = 4 * (layers * norms_per_layer + hidden)

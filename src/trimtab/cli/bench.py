@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import replace
 
 import typer
 
 from trimtab.cli.options import with_config_options
-from trimtab.config import ExecutorConfig
+from trimtab.config import ExecutorConfig, parse_weights
 from trimtab.errors import UserError
 
 
@@ -18,11 +17,8 @@ def parse_formats(text: str, base: ExecutorConfig) -> list[ExecutorConfig]:
     """`bf16,int8,int4-g32` -> one config each; an empty text is the base alone."""
     configs = []
     for label in filter(None, text.split(",")):
-        match = re.fullmatch(r"(f32|bf16|int8|int4)(?:-g(\d+))?", label.strip())
-        if match is None or (match[2] and match[1] != "int4"):
-            raise UserError(f"--formats {label!r}: use f32, bf16, int8, int4 or int4-g32/64/128")
-        group_size = int(match[2]) if match[2] else base.group_size
-        configs.append(replace(base, weights=match[1], group_size=group_size))  # type: ignore[arg-type]
+        weights, group_size = parse_weights(label.strip())
+        configs.append(replace(base, weights=weights, group_size=group_size))
     return configs or [base]
 
 

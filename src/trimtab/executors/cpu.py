@@ -179,18 +179,19 @@ def _native_shape(spec: ModelSpec, config: ExecutorConfig) -> _native.ModelShape
     shape.layers = [_native.LayerShape(layer.sliding_window, layer.rope) for layer in spec.layers]
     shape.ropes = [_native.RopeShape(list(rope.inv_freq), rope.amplitude) for rope in spec.ropes]
     shape.gelu = spec.activation == "gelu_tanh"
-    shape.group_size = config.group_size
+    shape.group_size = config.scale_group
     shape.set_formats(config.weights, config.kv_cache)
     return shape
 
 
 def _weight_bytes(spec: ModelSpec, config: ExecutorConfig) -> int:
     """What the matrices will take when packed, without padding."""
-    bits = {"f32": 32.0, "bf16": 16.0, "int8": 8.0, "int4": 4 + 16 / config.group_size}
+    scales = 16 / config.scale_group if config.scale_group else 0.0
+    bits = {"f32": 32.0, "bf16": 16.0, "int8": 8 + scales, "int4": 4 + scales}
     query, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     inputs = 2 * query + 2 * kv + 3 * spec.intermediate_size
     layers = spec.num_layers * spec.hidden_size * inputs * bits[config.weights]
-    head = bits["int8" if config.weights == "int4" else config.weights]
+    head = 8.0 if config.weights == "int4" else bits[config.weights]
     embedding = bits["f32" if config.weights == "f32" else "bf16"]
     return int(layers + spec.vocab_size * spec.hidden_size * (head + embedding)) // 8
 

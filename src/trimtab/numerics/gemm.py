@@ -6,7 +6,7 @@ y[m, n] = sum over k of x[m, k] * w[n, k]; x is [M, K], w is [N, K], y is float3
     bf16   the same, both operands rounded to bfloat16 first. The avx512 path multiplies pairs with
            an instruction of its own (vdpbf16ps), which sums the two products in another order and
            flushes denormals: there this is a reference up to rounding
-    int8   y = float(sum of q_x * q_w) * (s_x[m] * s_w[n])
+    int8   y = float(sum of q_x * q_w) * (s_x[m] * s_w[n]); in groups as int4
     int4   y = fma(float(sum over group g of q_x * q_w), s_w[n, g] * s_x[m, g], y), g ascending
 
 Integer sums are exact: up to 131,072 columns they fit 32 bits.
@@ -20,8 +20,7 @@ import numpy.typing as npt
 from trimtab.numerics.floats import fma, round_to_bf16
 from trimtab.numerics.quantization import (
     Quantized,
-    quantize_activations_int4,
-    quantize_activations_int8,
+    quantize_activations,
     quantize_weights_int4,
     quantize_weights_int8,
 )
@@ -53,18 +52,18 @@ def group_sums(x: Quantized, w: Quantized) -> Int32Array:
 
 
 def gemm_int8(x: Float32Array, w: Float32Array) -> Float32Array:
-    qx, qw = quantize_activations_int8(x), quantize_weights_int8(w)
+    qx, qw = quantize_activations(x), quantize_weights_int8(w)
     sums = group_sums(qx, qw)[:, :, 0].astype(np.float32)
     scales: Float32Array = qx.scales * qw.scales.T
     return np.multiply(sums, scales, dtype=np.float32)
 
 
-def gemm_int4(x: Float32Array, w: Float32Array, group_size: int) -> Float32Array:
-    qx, qw = quantize_activations_int4(x, group_size), quantize_weights_int4(w, group_size)
-    sums = group_sums(qx, qw).astype(np.float32)
+def gemm_groups(x: Float32Array, w: Quantized) -> Float32Array:
+    qx = quantize_activations(x, w.group_size)
+    sums = group_sums(qx, w).astype(np.float32)
     y = np.zeros(sums.shape[:2], np.float32)
     for group in range(sums.shape[2]):
-        scales = qw.scales[None, :, group] * qx.scales[:, None, group]
+        scales = w.scales[None, :, group] * qx.scales[:, None, group]
         y = fma(sums[:, :, group], scales, y)
     return y
 
@@ -72,6 +71,8 @@ def gemm_int4(x: Float32Array, w: Float32Array, group_size: int) -> Float32Array
 def gemm(x: Float32Array, w: Float32Array, weight_format: str, group_size: int) -> Float32Array:
     """The reference of a weight format by name (`config.WEIGHT_FORMATS`)."""
     if weight_format == "int4":
-        return gemm_int4(x, w, group_size)
+        return gemm_groups(x, quantize_weights_int4(w, group_size))
+    if weight_format == "int8" and group_size:
+        return gemm_groups(x, quantize_weights_int8(w, group_size))
     functions = {"f32": gemm_f32, "bf16": gemm_bf16, "int8": gemm_int8}
     return functions[weight_format](x, w)

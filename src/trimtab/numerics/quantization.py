@@ -3,13 +3,13 @@
 All schemes are symmetric (zero point 0) and round half to even.
 
     weights      int8   one scale a row: absmax / 127                 values in [-127, 127]
+                        or a (row, group): f16(absmax / 127)
                  int4   one scale a (row, group): f16(absmax / d),    values in [-8, 7]
                         d of INT4_DIVISORS with the least squared error
-    activations  int8   one scale a row: absmax / 127                 values in [-127, 127]
-                 int4   int8 values, one scale a (row, group)         values in [-127, 127]
+    activations         int8 values, one scale a row or (row, group), as the weights have
 
-A row or group without information (absmax under 2^-100, or, of int4 weights, a scale that f16
-rounds to 0) becomes zeros with scale 0.
+A row or group without information (absmax under 2^-100, or, of groups of weights, a scale that
+f16 rounds to 0) becomes zeros with scale 0.
 """
 
 from __future__ import annotations
@@ -52,9 +52,17 @@ def _grouped(x: Float32Array, group_size: int) -> Float32Array:
     return padded.reshape(rows, groups, group_size)
 
 
-def quantize_weights_int8(weights: Float32Array) -> Quantized:
-    """Per row: q = round(w / s), s = absmax / 127."""
+def quantize_weights_int8(weights: Float32Array, group_size: int = 0) -> Quantized:
+    """q = round(w / s). Per row: s = absmax / 127; per (row, group): rounded to f16, and q clipped
+    to [-127, 127]."""
     rows, cols = weights.shape
+    if group_size:
+        grouped = _grouped(weights, group_size)
+        scales = np.minimum(np.abs(grouped).max(axis=2) / np.float32(127), LARGEST_F16)
+        scales = scales.astype(np.float16).astype(np.float32)
+        divisors = np.where(scales == 0, np.float32(np.inf), scales)[:, :, None]
+        values = np.clip(np.rint(grouped / divisors), -127, 127).astype(np.int8)
+        return Quantized(values.reshape(rows, -1), scales, group_size)
     absmax = np.abs(weights).max(axis=1)
     scales = np.where(absmax < SMALLEST_ABSMAX, 0, absmax / np.float32(127)).astype(np.float32)
     divisors = np.where(scales == 0, np.float32(np.inf), scales)[:, None]
@@ -106,11 +114,7 @@ def _quantize_activations(grouped: Float32Array, group_size: int) -> Quantized:
     return Quantized(values.reshape(grouped.shape[0], -1), scales, group_size)
 
 
-def quantize_activations_int8(x: Float32Array) -> Quantized:
-    """Per row: q = round(x * (127 / absmax)), s = absmax / 127. x must be finite."""
-    return _quantize_activations(x[:, None, :], x.shape[1])
-
-
-def quantize_activations_int4(x: Float32Array, group_size: int) -> Quantized:
-    """Per (row, group): q = round(x * (127 / absmax)), s = absmax / 127. x must be finite."""
-    return _quantize_activations(_grouped(x, group_size), group_size)
+def quantize_activations(x: Float32Array, group_size: int = 0) -> Quantized:
+    """Per row, or (row, group): q = round(x * (127 / absmax)), s = absmax / 127. x is finite."""
+    columns = group_size or x.shape[1]
+    return _quantize_activations(_grouped(x, columns), columns)

@@ -1,0 +1,97 @@
+// Register tiles of int8 whose groups of inputs have a scale of their own (gemm_groups.h).
+//
+//   [pair of panels][group] { f16 scale[32]; u8 weight[g/4][2][16][4] }   64 + 32 g bytes a block
+#pragma once
+
+#include "kernels/gemm_groups.h"
+
+namespace trimtab::TRIMTAB_ISA {
+
+constexpr int64_t int8_block_bytes(int64_t group_size) { return kScaleBytes + 32 * group_size; }
+
+constexpr int64_t kInt8BlockColumns = 2048;  // so many weights of each panel at a time
+
+// One group of P panels from panel `first` of a pair on, which is 0 if P > 1.
+template <int R, int P>
+TRIMTAB_INLINE void multiply_int8_group(const GroupTile& tile, const uint8_t* block,
+                                        const uint8_t* activations, int64_t g, int first) {
+  Vectors<I32x16, R, P> sums;
+  unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+    const I32x16 start = set1(tile.starts[r * tile.starts_stride + g]);
+    unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = start; });
+  });
+  const uint8_t* quad = block + kScaleBytes + first * 64;
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < tile.group_size; k += 4) {
+    unroll<kInt8Steps>([&](auto step) TRIMTAB_INLINE_LAMBDA {
+      Int8Weights w[P];
+      unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
+        const uint8_t* weights = quad + p / 2 * tile.stride + p % 2 * 64;
+        w[p] = load_int8_weights(weights, step);
+        if (R == 1 && step == 0) prefetch(weights + 2 * kPrefetchBytes);
+      });
+      unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
+        const Int8Pairs a = broadcast_int8(activations + r * tile.row_bytes);
+        unroll<P>([&](auto p)
+                      TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = dot_int8(sums.at[r][p], w[p], a); });
+      });
+      activations += 4;
+    });
+    quad += 128;
+  }
+  F32x16 scales[P];
+  unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
+    const uint8_t* stored = block + p / 2 * tile.stride + (first + p % 2) * (kScaleBytes / 2);
+    scales[p] = load_f16(reinterpret_cast<const uint16_t*>(stored));
+  });
+  for_tile<R, P>([&](int r, int p)
+                     TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = settled(sums.at[r][p]); });
+  add_scaled(tile, sums, scales, g, tile.out + first * kLanes);
+}
+
+// R rows by P panels at once; P = 1: by the two of a pair, one after the other within each group,
+// so that memory is read in order.
+template <int R, int P>
+void multiply_int8_groups(const GroupTile& tile) {
+  const uint8_t* block = tile.weights;
+  const uint8_t* activations = tile.activations;
+  for (int64_t g = 0; g < tile.groups; ++g) {
+    multiply_int8_group<R, P>(tile, block, activations, g, 0);
+    if constexpr (P == 1) multiply_int8_group<R, P>(tile, block, activations, g, 1);
+    block += int8_block_bytes(tile.group_size);
+    activations += tile.group_size * kInt8Steps;
+  }
+}
+
+using MultiplyInt8Groups = void (*)(const GroupTile&);
+
+// multiply_int8_groups<rows, P>
+template <int P, int R = Int8Format::kMaxRows>
+MultiplyInt8Groups multiply_int8_rows(int rows) {
+  if constexpr (R == 1) {
+    return &multiply_int8_groups<1, P>;
+  } else if constexpr (P > 1 && Int8Format::panels(R) < P) {
+    return multiply_int8_rows<P, R - 1>(rows);
+  } else {
+    return rows == R ? &multiply_int8_groups<R, P> : multiply_int8_rows<P, R - 1>(rows);
+  }
+}
+
+// Panels even.
+TRIMTAB_INLINE void multiply_int8_block(const GroupTile& tile, int64_t rows, int panels) {
+  for_row_tiles(tile, rows, Int8Format::kMaxRows, [&](GroupTile part, int r) {
+    for (int left = panels; left > 0;) {
+      int p = Int8Format::panels(r);
+      while (p > left) p /= 2;
+      (p == 4   ? multiply_int8_rows<4>(r)
+       : p == 2 ? multiply_int8_rows<2>(r)
+                : multiply_int8_rows<1>(r))(part);
+      if (p == 1) p = 2;
+      part.weights += p / 2 * part.stride;
+      part.out += p * kLanes;
+      left -= p;
+    }
+  });
+}
+
+}  // namespace trimtab::TRIMTAB_ISA
