@@ -33,12 +33,13 @@ def series(result: dict[str, Any]) -> dict[str, list[float]]:
 
 def render(document: dict[str, Any]) -> list[str]:
     """A section for each group: a line a measure, a column a contender; then who they are."""
-    results = document["results"]
+    results, bandwidth = document["results"], document["machine"]["bandwidth"]
     lines = preamble(document)
     for group in GROUPS:
         members = [result for result in results if result["group"] == group]
         if members:
-            lines += ["", f"### {group}", "", *group_table(group, members)]
+            typical = statistics.median(bandwidth) / max(bandwidth)
+            lines += ["", f"### {group}", "", *group_table(group, members, typical)]
     lines += ["", "### Versions and settings", "", *versions(results)]
     for result in results:
         lines += [f"- {result['label']}, {k}: {error}" for k, error in result["errors"].items()]
@@ -74,13 +75,15 @@ def preamble(document: dict[str, Any]) -> list[str]:
         f"{median:.1f} median, {lowest:.1f} lowest.",
         "",
         "Cells: **median** [lowest, highest], tokens/s where no unit is named; percent of what "
-        "the best bandwidth and arithmetic of the run permit in the contender's own formats. "
+        "the best bandwidth and arithmetic of the run permit in the contender's own formats, and of "
+        "decode also what the median bandwidth permits. "
         "Last columns: the best of trimtab's over the best peer (inverted where less is "
         "better), so above 1 is ahead; and what is aimed at.",
     ]
 
 
-def group_table(group: str, members: Sequence[dict[str, Any]]) -> list[str]:
+def group_table(group: str, members: Sequence[dict[str, Any]], typical: float) -> list[str]:
+    """`typical`: the median bandwidth of the run, as a share of the best."""
     samples = {result["label"]: series(result) for result in members}
     measures = sorted({name for values in samples.values() for name in values}, key=order)
     ours = [result for result in members if result["environment"] == "trimtab"]
@@ -94,7 +97,7 @@ def group_table(group: str, members: Sequence[dict[str, Any]]) -> list[str]:
         ["KV cache", *(result["kv"] for result in members)],
     ]
     for name in measures:
-        cells = [title(name), *(cell(name, result, samples) for result in members)]
+        cells = [title(name), *(cell(name, result, samples, typical) for result in members)]
         if compared:
             cells.append(ratio(name, ours, peers, samples))
         if aims:
@@ -134,7 +137,9 @@ def title(name: str) -> str:
     }.get(name, name)
 
 
-def cell(name: str, result: dict[str, Any], samples: dict[str, dict[str, list[float]]]) -> str:
+def cell(
+    name: str, result: dict[str, Any], samples: dict[str, dict[str, list[float]]], typical: float
+) -> str:
     own = samples[result["label"]]
     values = own.get(name, [])
     if not values:
@@ -144,7 +149,10 @@ def cell(name: str, result: dict[str, Any], samples: dict[str, dict[str, list[fl
         text += f" [{short(min(values))}, {short(max(values))}]"
     ceiling = result["ceilings"].get(name)
     if ceiling:
-        text += f" {100 * statistics.median(values) / ceiling:.0f} %"
+        share = 100 * statistics.median(values) / ceiling
+        text += f" {share:.0f} %"
+        if name.startswith("decode"):
+            text += f", {share / typical:.0f} %"
     if name == "neighbour":
         mains = [phases["main"] for phases in result["rounds"] if name in phases.get("main", {})]
         shares = [100 * main[name] / main["decode 128"] for main in mains]

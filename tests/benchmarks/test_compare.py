@@ -163,9 +163,9 @@ def test_table(tables: ModuleType) -> None:
     assert "30.0 GB/s at best, 20.0 median, 10.0 lowest" in lines[0]
     rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in lines}
     assert rows["decode after 128"] == [
-        "**70** [60, 80] 70 %",
-        "**20** 20 %",
-        "**35** 35 %",
+        "**70** [60, 80] 70 %, 105 %",
+        "**20** 20 %, 30 %",
+        "**35** 35 %, 52 %",
         "**2.00** × quick w8",
         "1.3 ×",
     ]
