@@ -75,8 +75,8 @@ def preamble(document: dict[str, Any]) -> list[str]:
         f"{median:.1f} median, {lowest:.1f} lowest.",
         "",
         "Cells: **median** [lowest, highest], tokens/s where no unit is named; percent of what "
-        "the best bandwidth and arithmetic of the run permit in the contender's own formats, and of "
-        "decode also what the median bandwidth permits. "
+        "the best bandwidth and arithmetic of the run permit in the contender's own formats, and "
+        "of decode also what the median bandwidth permits. "
         "Last columns: the best of trimtab's over the best peer (inverted where less is "
         "better), so above 1 is ahead; and what is aimed at.",
     ]
