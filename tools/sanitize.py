@@ -22,6 +22,10 @@ EXECUTOR_TESTS = (
     "tests/executors/test_cpu_executor.py",
     "tests/executors/test_cpu_schedules.py",
     "tests/executors/test_packed_cache.py",
+    "tests/executors/test_packed_company.py",
+    "tests/executors/test_packed_damage.py",
+    "tests/executors/test_packed_obstacles.py",
+    "tests/executors/test_step_times.py",
 )
 
 
