@@ -64,38 +64,44 @@ void gemm_units(const Call& call, int64_t units, Sums sums) {
   write_output(sums, call.w, call.out);
 }
 
+// Of all groups of the sums: their weights in blocks of `block_bytes`, `starts` starts a row.
+GroupTile group_tile(const Call& call, const Sums& sums, int64_t block_bytes, int64_t starts) {
+  const int64_t group_size = call.w.group_size, groups = call.w.padded_cols / group_size;
+  const int64_t pair_bytes = groups * block_bytes;
+  return {call.w.data + sums.panel / 2 * pair_bytes,
+          pair_bytes,
+          call.a.data + sums.m * call.a.row_bytes,
+          call.a.row_bytes,
+          call.a.scales + sums.m * groups,
+          groups,
+          call.a.starts + sums.m * starts,
+          starts,
+          groups,
+          group_size,
+          sums.values};
+}
+
 void gemm_int4(const Call& call, Sums sums) {
   alignas(64) float values[kRowBlock * kSumStride];
   alignas(64) uint8_t unpacked[kUnpackedBytes];
   sums.values = values;
   start_sums(call, sums, values);
-  const int64_t group_size = call.w.group_size, groups = call.w.padded_cols / group_size;
-  const int64_t pair_bytes = groups * int4_block_bytes(group_size);
-  const uint8_t* weights = call.w.data + sums.panel / 2 * pair_bytes;
-  const int64_t starts = int4_starts(call.w.padded_cols);
+  const int64_t group_size = call.w.group_size, block_bytes = int4_block_bytes(group_size);
   const int64_t chunk = smaller(group_size, 4 * kU4Quads);
-  GroupTile tile = {weights,
-                    pair_bytes,
-                    call.a.data + sums.m * call.a.row_bytes,
-                    call.a.row_bytes,
-                    call.a.scales + sums.m * groups,
-                    groups,
-                    call.a.starts + sums.m * starts,
-                    starts,
-                    groups,
-                    group_size,
-                    values};
+  GroupTile tile = group_tile(call, sums, block_bytes, int4_starts(call.w.padded_cols));
   if (sums.rows <= kPackedRows) {
     multiply_packed(tile, sums.rows, sums.panels);
   } else {
+    const uint8_t* packed = tile.weights;
+    const int64_t groups = tile.groups, pair_bytes = tile.stride;
     const int64_t block_groups = kInt4BlockColumns / group_size;
     tile.weights = unpacked;
-    tile.stride = block_groups * int4_block_bytes(group_size);
+    tile.stride = block_groups * block_bytes;
     for (int64_t first = 0; first < groups; first += block_groups) {
       tile.groups = smaller(block_groups, groups - first);
       for (int p = 0; p < sums.panels; p += 2) {
-        unpack_int4(weights + p / 2 * pair_bytes + first * int4_block_bytes(group_size),
-                    tile.groups, group_size, unpacked + p * tile.stride, tile.stride);
+        unpack_int4(packed + p / 2 * pair_bytes + first * block_bytes, tile.groups, group_size,
+                    unpacked + p * tile.stride, tile.stride);
       }
       multiply_unpacked(tile, sums.rows, sums.panels);
       tile.activations += tile.groups * group_size;
@@ -110,24 +116,14 @@ void gemm_int8_groups(const Call& call, Sums sums) {
   alignas(64) float values[kRowBlock * kSumStride];
   sums.values = values;
   start_sums(call, sums, values);
-  const int64_t group_size = call.w.group_size, groups = call.w.padded_cols / group_size;
-  const int64_t pair_bytes = groups * int8_block_bytes(group_size);
+  const int64_t group_size = call.w.group_size, groups = call.w.groups();
+  const int64_t block_bytes = int8_block_bytes(group_size);
   const int64_t block = sums.rows <= Int8Format::kMaxRows ? groups : kInt8BlockColumns / group_size;
-  GroupTile tile = {call.w.data + sums.panel / 2 * pair_bytes,
-                    pair_bytes,
-                    call.a.data + sums.m * call.a.row_bytes,
-                    call.a.row_bytes,
-                    call.a.scales + sums.m * groups,
-                    groups,
-                    call.a.starts + sums.m * groups,
-                    groups,
-                    0,
-                    group_size,
-                    values};
+  GroupTile tile = group_tile(call, sums, block_bytes, groups);
   for (int64_t first = 0; first < groups; first += block) {
     tile.groups = smaller(block, groups - first);
     multiply_int8_block(tile, sums.rows, sums.panels);
-    tile.weights += tile.groups * int8_block_bytes(group_size);
+    tile.weights += tile.groups * block_bytes;
     tile.activations += tile.groups * group_size * kInt8Steps;
     tile.scales += tile.groups;
     tile.starts += tile.groups;
