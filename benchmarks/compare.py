@@ -201,7 +201,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--model", default="qwen3-0.6b", help="a name of benchmarks/configs")
     parser.add_argument("--work", type=Path, help="environments and checkpoints")
     parser.add_argument("--only", default="", help="contenders whose label contains one of a,b,c")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, help="0 only prepares what they need")
     parser.add_argument("--prefill", default="512,2048")
     parser.add_argument("--streams", default="8,16")
     parser.add_argument("--contexts", default="", help="decode after prompts of these lengths too")
@@ -255,6 +255,8 @@ def main() -> None:
     if not checkpoint.exists():
         make_model(read_config(args.model), checkpoint, args.seed)
     copies, errors = prepare(contenders, checkpoint, root)
+    if args.rounds <= 0:
+        return
     spec = open_checkpoint(resolve_model(str(checkpoint))).spec
     prefill, streams, contexts = map(numbers, (args.prefill, args.streams, args.contexts))
     plan = Plan(

@@ -82,6 +82,7 @@ CONTENDERS = (
     _trimtab("int8", "int8", 8, "int8", 8),
     _trimtab("int8", "int8-g32", 8.5, "int8-g32", 8.5),
     _trimtab("int4", "int4-g64", 4.25, "int8", 8),
+    _trimtab("int4", "int4-g32", 4.5, "int8", 8),
     _trimtab("int4", "int4-g128", 4.125, "int8", 8),
     _llama_cpp("bf16", "BF16", 16, "bf16", 16),
     _llama_cpp("int8", "Q8_0", 8.5, "Q8_0", 8.5),

@@ -9,11 +9,14 @@ from public_shapes import QWEN3_06B
 
 from trimtab.bench.footprint import footprint
 from trimtab.bench.inspection import describe, inspection
+from trimtab.bench.long_context import STEPS, decode_rate
 from trimtab.bench.machine import MachineLimits
 from trimtab.bench.report import Row, ceiling_of, rows, table
 from trimtab.bench.speed import Plan, Rate, Subject, measure
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.engine import Engine
+from trimtab.errors import ConfigError
+from trimtab.executors.base import StepBatch, StepResult
 from trimtab.executors.toy import ToyExecutor
 
 MACHINE = MachineLimits(
@@ -36,13 +39,40 @@ def toy_subject(label: str) -> Subject:
 def test_every_row_gets_a_sample_each_round() -> None:
     subjects = [toy_subject("a"), toy_subject("b")]
     rounds = []
-    measure(subjects, Plan(prefill=(32, 64), streams=(2,), rounds=2), lambda: rounds.append(1))
+    measure(subjects, Plan((32, 64), (2,), contexts=(40,), rounds=2), lambda: rounds.append(1))
     assert len(rounds) == 2
     for subject in subjects:
         rates = subject.rates()
-        assert list(rates) == ["decode", "prefill 32", "prefill 64", "2 streams"]
+        assert list(rates) == ["decode", "prefill 32", "prefill 64", "2 streams", "decode 40"]
         assert all(rate.rounds == 2 and 0 < rate.low <= rate.high for rate in rates.values())
         assert subject.engine.stats().num_running == 0
+
+
+def test_decode_after_a_long_context_reads_all_of_it() -> None:
+    class Recorder(ToyExecutor):
+        def execute(self, batch: StepBatch) -> StepResult:
+            steps.append((batch.positions.tolist(), len(batch.logit_rows)))
+            last = batch.positions[-1]
+            found = self._blocks[batch.block_ids].reshape(-1, 2)[:last, 0]
+            assert len(batch.positions) > 1 or (found >= 0).all()  # no block was left unwritten
+            return super().execute(batch)
+
+    steps: list[tuple[list[int], int]] = []
+    assert decode_rate(Recorder(num_blocks=16, block_size=16), 150) > 0
+    assert steps[0] == (list(range(16)), 0)
+    assert steps[1:] == [([150 + i], 1) for i in range(2 + STEPS)]
+    assert decode_rate(Recorder(num_blocks=16, block_size=16), 3) > 0  # shorter than a block
+
+
+@pytest.mark.parametrize(
+    ("context", "blocks", "message"),
+    [(223, 64, "the 34 tokens after it are more than the 256"), (150, 8, "needs 12 blocks")],
+)
+def test_contexts_that_do_not_fit(context: int, blocks: int, message: str) -> None:
+    executor = ToyExecutor(num_blocks=blocks, block_size=16)
+    with pytest.raises(ConfigError, match=message):
+        decode_rate(executor, context)
+    assert executor.num_steps == 0
 
 
 def test_rate_is_a_median() -> None:
@@ -54,6 +84,8 @@ def test_ceilings_of_the_measures() -> None:
     model = footprint(QWEN3_06B, config)
     step_bytes = model.read_bytes_per_step + 192 * model.kv_bytes_per_token
     assert ceiling_of("decode", model, config, MACHINE) == pytest.approx(50e9 / step_bytes)
+    long = step_bytes + 8016 * model.kv_bytes_per_token
+    assert ceiling_of("decode 8192", model, config, MACHINE) == pytest.approx(50e9 / long)
     one, eight = (ceiling_of(f"{n} streams", model, config, MACHINE) for n in (1, 8))
     assert one < 50e9 / step_bytes  # the prefill counts
     assert one < eight < 8 * one  # weights are read once for all, KV for each

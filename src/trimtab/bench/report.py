@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trimtab.bench.footprint import Footprint, ceilings
+from trimtab.bench.long_context import STEPS
 from trimtab.bench.machine import MachineLimits
 from trimtab.bench.speed import OUTPUT_TOKENS, PROMPT_TOKENS, Rate
 from trimtab.config import ExecutorConfig
@@ -13,7 +14,7 @@ from trimtab.config import ExecutorConfig
 
 @dataclass(frozen=True)
 class Row:
-    measure: str  # "decode", "prefill 512", "8 streams"
+    measure: str  # "decode", "decode 8192", "prefill 512", "8 streams"
     rate: Rate
     ceiling: float  # tokens a second
 
@@ -34,8 +35,11 @@ def ceiling_of(
     measure: str, model: Footprint, config: ExecutorConfig, machine: MachineLimits
 ) -> float:
     """The limit of one measure of `trimtab.bench.speed`, in tokens a second."""
+    kind, _, number = measure.partition(" ")
     mean_context = PROMPT_TOKENS + OUTPUT_TOKENS // 2
-    lengths = (int(measure.split()[1]),) if measure.startswith("prefill") else (PROMPT_TOKENS,)
+    if kind == "decode" and number:
+        mean_context = int(number) + STEPS // 2
+    lengths = (int(number),) if kind == "prefill" else (PROMPT_TOKENS,)
     macs_per_s = machine.linear_macs_per_s(config.weights)
     limits = ceilings(
         model,
@@ -45,11 +49,11 @@ def ceiling_of(
         contexts=(mean_context,),
         prompts=lengths,
     )
-    if measure == "decode":
+    if kind == "decode":
         return limits.decode[mean_context]
-    if measure.startswith("prefill"):
+    if kind == "prefill":
         return limits.prefill[lengths[0]]
-    streams = int(measure.split()[0])
+    streams = int(kind)
     kv_bytes = model.positions_read(mean_context) * model.kv_bytes_per_token / len(model.windows)
     macs = streams * (model.layer_macs_per_token + model.head_macs_per_token)
     step = max(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.footprint import footprint, head_format
+from trimtab.bench.long_context import check_context, context_blocks
 from trimtab.bench.machine import MachineLimits, measure_bandwidth, measure_machine
 from trimtab.bench.report import Row, rows, table
 from trimtab.bench.speed import Plan, Subject, measure
@@ -55,8 +56,9 @@ class Report:
         ]
 
 
-def _longest(plan: Plan) -> int:
-    return max(256, *(length + 1 for length in plan.prefill), *(256 * n for n in plan.streams))
+def _num_blocks(plan: Plan) -> int:
+    longest = max(256, *(length + 1 for length in plan.prefill), *(256 * n for n in plan.streams))
+    return max(longest // 16 + 16, *(context_blocks(length, 16) for length in plan.contexts), 0)
 
 
 def _engine(model: str, config: ExecutorConfig, plan: Plan) -> Engine:
@@ -64,7 +66,7 @@ def _engine(model: str, config: ExecutorConfig, plan: Plan) -> Engine:
     from trimtab.engine.loading import load_engine
 
     if not (config.num_blocks or config.kv_cache_gib):
-        config = replace(config, num_blocks=_longest(plan) // 16 + 16)
+        config = replace(config, num_blocks=_num_blocks(plan))
     scheduler = SchedulerConfig(
         prefix_cache=False, max_num_requests=max(64, *plan.streams, 1), max_queued_requests=1024
     )
@@ -89,6 +91,8 @@ def run_benchmark(
     for config in configs:
         progress(f"loading {model} as {config.weights_label}")
         engine = _engine(model, config, plan)
+        for context in plan.contexts:
+            check_context(engine.executor, context)
         subjects.append(Subject(config.weights_label, engine, engine.info.vocab_size))
     progress("measuring the machine")
     machine = measure_machine(isa, threads)

@@ -5,6 +5,7 @@ The measures are those in which CPU runtimes are usually compared:
     decode      127 / (t(P, 128) - t(P, 1)): one stream, prompt P = 128
     prefill N   N / t(N, 1)
     streams B   B * 128 / t(B prompts of 128, 128 each), prefill included
+    decode N    32 / t(32 steps of one stream with N tokens in the KV cache)
 
 Prompts are random token ids, fresh each time, greedy, EOS ignored, no prefix cache.
 """
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from trimtab.bench.long_context import decode_rate
 
 if TYPE_CHECKING:
     from trimtab.engine.engine import Engine
@@ -59,6 +62,7 @@ class Plan:
 
     prefill: tuple[int, ...] = (512, 2048)
     streams: tuple[int, ...] = (8, 16)
+    contexts: tuple[int, ...] = ()
     rounds: int = 3
     seed: int = 0
 
@@ -107,6 +111,8 @@ def measure_round(subject: Subject, plan: Plan, clock: Clock) -> None:
     for count in plan.streams:
         elapsed = clock.seconds(subject, count, PROMPT_TOKENS, OUTPUT_TOKENS)
         add(f"{count} streams", count * OUTPUT_TOKENS / elapsed)
+    for context in plan.contexts:
+        add(f"decode {context}", decode_rate(subject.engine.executor, context, plan.seed))
 
 
 def measure(

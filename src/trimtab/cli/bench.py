@@ -42,6 +42,9 @@ def command(
     ),
     prefill: str = typer.Option("512,2048", help="prompt lengths"),
     streams: str = typer.Option("8,16", help="numbers of concurrent requests"),
+    contexts: str = typer.Option(
+        "", help="decode with this many tokens in the KV cache too: 8192,32768"
+    ),
     rounds: int = typer.Option(3, min=1, help="how often each row is measured"),
     seed: int = typer.Option(0, help="of the random prompts"),
     as_json: bool = typer.Option(False, "--json", help="one JSON object instead of a table"),
@@ -51,7 +54,11 @@ def command(
     from trimtab.bench.speed import Plan
 
     plan = Plan(
-        parse_counts("--prefill", prefill), parse_counts("--streams", streams), rounds, seed
+        parse_counts("--prefill", prefill),
+        parse_counts("--streams", streams),
+        parse_counts("--contexts", contexts),
+        rounds,
+        seed,
     )
     report = run_benchmark(
         model,
