@@ -18,7 +18,6 @@ namespace trimtab::TRIMTAB_ISA {
 namespace {
 
 constexpr int64_t kRowBlock = 64;
-constexpr int64_t kUnitBlock = 512;  // 32 KiB of weights a panel
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -47,18 +46,11 @@ void gemm_units(const Call& call, int64_t units, Sums sums) {
   alignas(64) uint8_t storage[kRowBlock * kSumStride * 4];  // Lane, then float: vectors alias it
   auto* values = reinterpret_cast<typename Format::Lane*>(storage);
   start_sums(call, sums, values);
-  // one tile of rows reads its weights once anyway: then one block is best
-  int64_t block = sums.rows <= Format::kMaxRows ? units : kUnitBlock;
-  int64_t panel_bytes = units * 64;
-  for (int64_t first = 0; first < units; first += block) {
-    Tile<Format> tile = {call.w.data + sums.panel * panel_bytes + first * 64,
-                         panel_bytes,
-                         call.a.data + sums.m * call.a.row_bytes + first * 4 * Format::kSteps,
-                         call.a.row_bytes,
-                         smaller(block, units - first),
-                         values};
-    multiply_block<Format>(tile, sums.rows, sums.panels);
-  }
+  const int64_t panel_bytes = units * 64;
+  multiply_panels<Format>(
+      {call.w.data + sums.panel * panel_bytes, panel_bytes, call.a.data + sums.m * call.a.row_bytes,
+       call.a.row_bytes, units, values, nullptr, 0},
+      sums.rows, sums.panels);
   sums.values = reinterpret_cast<float*>(storage);
   if constexpr (Format::kInteger) scale_int8(values, call.a.scales, call.w.scales, sums);
   write_output(sums, call.w, call.out);

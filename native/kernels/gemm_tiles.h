@@ -20,6 +20,8 @@ constexpr int64_t kSumStride = kGroupPanels * 16;
 // Weight bytes to fetch ahead of their use where each is used once.
 constexpr int64_t kPrefetchBytes = 1024;
 
+constexpr int64_t kUnitBlock = 512;  // 32 KiB of a panel's weights: several row tiles read them
+
 struct F32Format {
   using Sum = F32x16;
   using Lane = float;
@@ -86,6 +88,8 @@ struct Tile {
   int64_t row_bytes;
   int64_t units;
   typename Format::Lane* sums;  // [row][kSumStride], the tile's first panel
+  const uint8_t* next;          // weights of the first panel to fetch meanwhile: one prefetch
+  int64_t next_step;            // a unit and panel, so many bytes after the last
 };
 
 // function(r, p) for every vector of an R x P tile.
@@ -96,7 +100,8 @@ TRIMTAB_INLINE void for_tile(const Function& function) {
   });
 }
 
-template <class Format, int R, int P>
+// Fetching: see Tile::next; a single row fetches for itself.
+template <class Format, int R, int P, bool Fetching>
 void multiply(const Tile<Format>& tile) {
   typename Format::Sum sums[R][P];
   for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
@@ -105,12 +110,15 @@ void multiply(const Tile<Format>& tile) {
   const uint8_t* weights = tile.weights;
   const uint8_t* activations = tile.activations;
   const int64_t panel_bytes = tile.panel_bytes, row_bytes = tile.row_bytes;
+  const uint8_t* next = tile.next;
+  const int64_t next_step = tile.next_step;
   for (int64_t u = 0; u < tile.units; ++u) {
     unroll<Format::kSteps>([&](auto step) TRIMTAB_INLINE_LAMBDA {
       decltype(Format::weights(weights, step)) w[P];
       unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
         w[p] = Format::weights(weights + p * panel_bytes, step);
         if (R == 1 && step == 0) prefetch(weights + p * panel_bytes + kPrefetchBytes);
+        if (R > 1 && Fetching && step == 0) prefetch_far(next + p * panel_bytes);
       });
       unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
         auto a = Format::activation(activations + r * row_bytes);
@@ -120,6 +128,7 @@ void multiply(const Tile<Format>& tile) {
       activations += 4;
     });
     weights += 64;
+    next += next_step;
   }
   for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
     store(tile.sums + r * kSumStride + p * kLanes, sums[r][p]);
@@ -129,40 +138,69 @@ void multiply(const Tile<Format>& tile) {
 template <class Format>
 using Multiply = void (*)(const Tile<Format>&);
 
-// multiply<Format, rows, P>
-template <class Format, int P, int R = Format::kMaxRows>
+// multiply<Format, rows, P, Fetching>
+template <class Format, int P, bool Fetching, int R = Format::kMaxRows>
 Multiply<Format> multiply_rows(int rows) {
   if constexpr (R == 1) {
-    return &multiply<Format, 1, P>;
+    return &multiply<Format, 1, P, Fetching>;
   } else if constexpr (P > 1 && Format::panels(R) < P) {
-    return multiply_rows<Format, P, R - 1>(rows);
+    return multiply_rows<Format, P, Fetching, R - 1>(rows);
   } else {
-    return rows == R ? &multiply<Format, R, P> : multiply_rows<Format, P, R - 1>(rows);
+    return rows == R ? &multiply<Format, R, P, Fetching>
+                     : multiply_rows<Format, P, Fetching, R - 1>(rows);
   }
 }
 
-// Multiplies `rows` rows by `panels` (1..kGroupPanels) panels over a range of units: every weight
-// is read once for each tile of up to kMaxRows rows.
-template <class Format>
-void multiply_block(Tile<Format> tile, int64_t rows, int panels) {
-  int64_t tiles = (rows + Format::kMaxRows - 1) / Format::kMaxRows;
+// More row tiles than this are not worth the fetching: memory has time enough.
+constexpr int64_t kFetchingTiles = 4;
+
+// All rows, in `tiles` tiles as even as can be, by P panels over one block of units.
+template <class Format, int P>
+TRIMTAB_INLINE void multiply_row_tiles(Tile<Format> tile, int64_t rows, int64_t tiles) {
+  const bool fetching = tiles <= kFetchingTiles;
   for (; tiles > 0; --tiles) {
-    int r = static_cast<int>((rows + tiles - 1) / tiles);
+    const int r = static_cast<int>((rows + tiles - 1) / tiles);
+    (fetching ? multiply_rows<Format, P, true>(r) : multiply_rows<Format, P, false>(r))(tile);
+    tile.activations += r * tile.row_bytes;
+    tile.sums += r * kSumStride;
+    tile.next += tile.units * tile.next_step;
+    rows -= r;
+  }
+}
+
+// Multiplies `rows` rows by `panels` (1..kGroupPanels) panels, as many at a time as the tallest
+// tile takes. Several tiles of rows share a block of units while it is in cache, and each of them
+// fetches its part of the weights that come next: else the first would wait for memory and the
+// others leave it idle.
+template <class Format>
+void multiply_panels(Tile<Format> tile, int64_t rows, int panels) {
+  const int64_t tiles = (rows + Format::kMaxRows - 1) / Format::kMaxRows, units = tile.units;
+  const int64_t block = tiles == 1 ? units : kUnitBlock;
+  const int most = Format::panels(static_cast<int>((rows + tiles - 1) / tiles));
+  tile.next_step = (64 + tiles - 1) / tiles;
+  for (int64_t first = 0; first < units; first += block) {
     Tile<Format> part = tile;
+    part.weights += first * 64;
+    part.activations += first * 4 * Format::kSteps;
+    part.units = units - first < block ? units - first : block;
+    const uint8_t* after = first + block < units ? part.weights + block * 64
+                                                 : tile.weights + panels * tile.panel_bytes;
     for (int left = panels; left > 0;) {
-      int p = Format::panels(r);
+      int p = most;
       while (p > left) p /= 2;
-      Multiply<Format> function = p == 4   ? multiply_rows<Format, 4>(r)
-                                  : p == 2 ? multiply_rows<Format, 2>(r)
-                                           : multiply_rows<Format, 1>(r);
-      function(part);
+      part.next = tiles == 1 ? part.weights + kPrefetchBytes
+                  : left > p ? part.weights + p * tile.panel_bytes
+                             : after;
+      if (p == 4)
+        multiply_row_tiles<Format, 4>(part, rows, tiles);
+      else if (p == 2)
+        multiply_row_tiles<Format, 2>(part, rows, tiles);
+      else
+        multiply_row_tiles<Format, 1>(part, rows, tiles);
       part.weights += p * tile.panel_bytes;
       part.sums += p * kLanes;
       left -= p;
     }
-    tile.activations += r * tile.row_bytes;
-    tile.sums += r * kSumStride;
-    rows -= r;
   }
 }
 
