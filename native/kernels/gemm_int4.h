@@ -81,10 +81,12 @@ TRIMTAB_INLINE void multiply_quads(const uint8_t* weights, int64_t stride,
   for (int q = 0; q < quads; ++q) {
     Bytes64 w[P];
     load_u4<P, source>(weights, stride, w);
-    if constexpr (R == 1 && source == Nibbles::pairs) {
+    if constexpr (source == Nibbles::pairs) {
       unroll<P / 2>([&](auto pair) TRIMTAB_INLINE_LAMBDA {
         prefetch(weights + pair * stride + kPrefetchBytes);
       });
+    } else if constexpr (source == Nibbles::low) {
+      prefetch(weights + kPrefetchBytes);
     }
     unroll<R>([&](auto r) TRIMTAB_INLINE_LAMBDA {
       Quad a = broadcast_quad(activations + r * row_bytes);
@@ -204,6 +206,7 @@ TRIMTAB_INLINE void unpack_int4(const uint8_t* packed, int64_t groups, int64_t g
     store(reinterpret_cast<float*>(out + panel_bytes), scales[1]);
     for (int64_t q = 0; q < group_size / 4; ++q) {
       int64_t at = kScaleBytes + q * 64;
+      prefetch(packed + at + kPrefetchBytes);
       Bytes64 pair = load_bytes(packed + at);
       store_bytes(out + at, low_nibbles(pair));
       store_bytes(out + panel_bytes + at, high_nibbles(pair));
