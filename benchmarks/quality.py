@@ -32,6 +32,7 @@ from peers.environments import InstallError, install
 from tables import versions
 from trimtab import builtin
 from trimtab.bench.machine import cpu_name
+from trimtab.evaluation.divergence import divergence, log_softmax
 from trimtab.executors.cpu import select_isa
 from trimtab.tokenization.loading import load_tokenizer
 
@@ -90,22 +91,14 @@ def windows_of(path: Path, count: int, length: int) -> list[list[int]]:
     return [[ids[0], *ids[start + 1 : start + length]] for start in starts]
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """[length, vocabulary], in float64."""
-    wide = logits.astype(np.float64)
-    wide -= wide.max(1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(1, keepdims=True))
-    return wide
-
-
 def compare(reference: np.ndarray, logits: np.ndarray, windows: list[list[int]]) -> dict[str, Any]:
     """Logits [windows, length, vocabulary]. Standard errors are over the windows."""
     divergences, agreements, losses = [], [], []
     for ours, theirs, ids in zip(logits, reference, windows, strict=True):
-        log_p, log_q = log_softmax(theirs), log_softmax(ours)
-        divergences.append((np.exp(log_p) * (log_p - log_q)).sum(1))
-        agreements.append(log_p.argmax(1) == log_q.argmax(1))
-        losses.append(-log_q[np.arange(len(ids) - 1), ids[1:]])
+        found = divergence(theirs, ours, np.array(ids))
+        divergences.append(found.kl)
+        agreements.append(found.agrees)
+        losses.append(-log_softmax(ours[:-1])[np.arange(len(ids) - 1), ids[1:]])
     means = [values.mean() for values in divergences]
     return {
         "kl_mean": float(np.mean(divergences)),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from trimtab import __version__, environment
-from trimtab.cli import bench, chat, generate, inspect, serve
+from trimtab.cli import bench, chat, evaluate, generate, inspect, serve
 from trimtab.errors import TrimtabError, UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
+app.command("eval")(evaluate.command)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,195 @@
+"""One evaluation: models loaded, text scored, tasks answered, a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.config import ExecutorConfig, KVFormat, parse_weights
+from trimtab.errors import ConfigError, UserError
+from trimtab.evaluation.estimate import Estimate
+from trimtab.evaluation.scoring import blocks_needed
+from trimtab.evaluation.tasks import Task, TaskQuality, task_quality
+from trimtab.evaluation.text_quality import TextQuality, rows_of_step, text_quality
+from trimtab.evaluation.windows import text_windows
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in one configuration."""
+
+    model: str
+    config: ExecutorConfig
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} {self.config.weights_label}, KV {self.config.kv_cache}"
+
+
+@dataclass(frozen=True)
+class Report:
+    subject: Subject
+    baseline: Subject | None
+    window: int  # tokens
+    text: TextQuality | None
+    tasks: TaskQuality | None
+
+    def as_json(self) -> dict[str, Any]:
+        def name(subject: Subject) -> dict[str, str]:
+            config = subject.config
+            return {
+                "model": subject.model,
+                "weights": config.weights_label,
+                "kv_cache": config.kv_cache,
+            }
+
+        return {
+            **name(self.subject),
+            "baseline": None if self.baseline is None else name(self.baseline),
+            "window_tokens": self.window,
+            "text": None if self.text is None else self.text.as_json(),
+            "tasks": None if self.tasks is None else self.tasks.as_json(),
+        }
+
+    def lines(self) -> list[str]:
+        """For people; brackets are 95 % confidence intervals."""
+        lines = [f"{self.subject.label}; in brackets 95 % confidence intervals"]
+        if self.text is not None:
+            lines += ["", *_text_lines(self.text, self.window)]
+            if self.baseline is not None:
+                lines += ["", *_distance_lines(self.text, self.baseline)]
+        if self.tasks is not None:
+            lines += ["", *_task_lines(self.tasks)]
+        return lines
+
+
+def parse_baseline(text: str, subject: Subject) -> Subject:
+    """`bf16` or another weight format: the subject's own model in that; else a model, as bf16. The
+    KV cache of a float32 baseline is float32, of others bf16."""
+    try:
+        (weights, group_size), model = parse_weights(text), subject.model
+    except ConfigError:
+        (weights, group_size), model = ("bf16", 0), text
+    kv_cache: KVFormat = "f32" if weights == "f32" else "bf16"
+    config = replace(subject.config, weights=weights, group_size=group_size, kv_cache=kv_cache)
+    return Subject(model, config)
+
+
+def read_text(path: Path) -> str:
+    """Raises UserError for what is no UTF-8 text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+
+
+def run_evaluation(
+    subject: Subject,
+    texts: Sequence[str],
+    tasks: Sequence[Task],
+    window: int,
+    limit: int = 0,
+    baseline: Subject | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report:
+    """Scores windows of `window` tokens of the texts, at most `limit` (0: all), and answers the
+    tasks; either may be empty. Raises UserError for what cannot be evaluated."""
+    from trimtab.checkpoints import open_checkpoint, resolve_model
+    from trimtab.engine.engine import Engine
+    from trimtab.engine.llm import LLM
+    from trimtab.executors.cpu import CpuExecutor
+    from trimtab.tokenization import load_tokenizer
+
+    path = resolve_model(subject.model)
+    tokenizer = load_tokenizer(path)
+    windows = text_windows(tokenizer, texts, window, limit) if texts else []
+    if baseline is not None:
+        check_same_vocabulary(subject, baseline, texts)
+    progress(f"loading {subject.label}")
+    checkpoint = open_checkpoint(path, subject.config.max_context)
+    executor = CpuExecutor(checkpoint, subject.config)
+    text_found = tasks_found = None
+    with LLM.from_engine(Engine(executor), tokenizer) as llm:
+        if windows:
+            reference = None
+            if baseline is not None:
+                progress(f"loading {baseline.label}")
+                rows = rows_of_step(executor.spec.vocab_size, with_logits=True)
+                blocks = blocks_needed(windows, executor.capacity.block_size, rows)
+                config = replace(baseline.config, num_blocks=blocks, kv_cache_gib=0.0)
+                other = open_checkpoint(resolve_model(baseline.model), config.max_context)
+                reference = CpuExecutor(other, config)
+            progress(f"scoring {len(windows)} windows")
+            try:
+                text_found = text_quality(executor, windows, reference)
+            finally:
+                if reference is not None:
+                    reference.close()
+        if tasks:
+            progress(f"answering {len(tasks)} tasks")
+            tasks_found = task_quality(llm, tasks)
+    return Report(subject, baseline, window, text_found, tasks_found)
+
+
+def check_same_vocabulary(subject: Subject, baseline: Subject, texts: Sequence[str]) -> None:
+    """Raises ConfigError unless both make the same tokens of the texts."""
+    from trimtab.checkpoints import open_checkpoint, resolve_model
+    from trimtab.tokenization import load_tokenizer
+
+    if baseline.model == subject.model:
+        return
+    paths = [resolve_model(model) for model in (subject.model, baseline.model)]
+    ours, theirs = (load_tokenizer(path) for path in paths)
+    sizes = {open_checkpoint(path).spec.vocab_size for path in paths}
+    if len(sizes) > 1 or any(ours.encode(text) != theirs.encode(text) for text in texts):
+        raise ConfigError(
+            f"{baseline.model} has another vocabulary than {subject.model}: a divergence needs the "
+            "same one"
+        )
+
+
+def _text_lines(text: TextQuality, window: int) -> list[str]:
+    return [
+        f"{text.num_windows} windows of up to {window} tokens: {text.num_tokens:,} tokens scored, "
+        f"{text.num_bytes:,} bytes",
+        f"  perplexity      {_show(text.perplexity, '.4f')}",
+        f"  bits per byte   {_show(text.bits_per_byte, '.4f')}",
+    ]
+
+
+def _distance_lines(text: TextQuality, baseline: Subject) -> list[str]:
+    found = text.distance
+    assert found is not None
+    percent = found.top1.map(lambda share: 100 * share)
+    return [
+        f"against {baseline.label}",
+        f"  KL divergence   {_show(found.kl, '.6f')} nats; median {found.kl_median:.6f}, "
+        f"99th percentile {found.kl_p99:.6f}, largest {found.kl_max:.4f}",
+        f"  same top token  {_show(percent, '.2f')} %",
+        f"  loss            {_show(found.nll_change, '+.6f')} nats a token",
+        f"  probability of the text's token changes by {100 * found.target_rms:.3f} % (RMS)",
+    ]
+
+
+def _task_lines(tasks: TaskQuality) -> list[str]:
+    right = sum(right for right, _ in tasks.by_kind.values())
+    count = sum(count for _, count in tasks.by_kind.values())
+    percent = tasks.accuracy.map(lambda share: 100 * share)
+    lines = [f"tasks: {right} of {count} right, {_show(percent, '.1f')} %"]
+    if len(tasks.by_kind) > 1:
+        lines += [
+            f"  {kind or 'other':15} {right} of {count}"
+            for kind, (right, count) in tasks.by_kind.items()
+        ]
+    return lines
+
+
+def _show(estimate: Estimate, style: str) -> str:
+    value, low, high = (
+        format(number, style) for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"
