@@ -64,7 +64,7 @@ def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def test_every_measure_and_going_on(config: Path, tmp_path: Path) -> None:
     out = tmp_path / "result.json"
     plan = ("--prefill", "64", "--streams", "2", "--contexts", "200", "--json", out)
-    arguments = ("--model", config, "--work", tmp_path, "--only", "trimtab int4", *plan)
+    arguments = ("--model", config, "--work", tmp_path, "--only", "int4-g64,int4-g128", *plan)
 
     done = compare(*arguments, "--rounds", "1")
     assert done.returncode == 0, done.stderr
