@@ -1,6 +1,6 @@
 """Run by test_allocations with count_allocations.so preloaded: counts what steps allocate.
 
-allocation_child.py SHIM WEIGHTS KV     prints {"first": n, "later": [n, ...]} as JSON
+allocation_child.py SHIM WEIGHTS KV     prints {"interposed": b, "first": n, "later": [n, ...]}
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def main() -> None:
     run("same", OPTIONS, 30)
     run("long", OPTIONS, 500)  # past the first partition of the context
     run("alone", [GREEDY], 1100)
-    print(json.dumps({"first": first, "later": counts}))
+    interposed = bool(shim.is_interposed())
+    print(json.dumps({"interposed": interposed, "first": first, "later": counts}))
 
 
 main()

@@ -14,7 +14,7 @@ extern void* __libc_calloc(size_t, size_t);
 extern void* __libc_realloc(void*, size_t);
 extern void* __libc_memalign(size_t, size_t);
 
-static atomic_int marked, released;
+static atomic_int marked, released, interposed;
 static atomic_long count;
 
 static void note(void) {
@@ -30,10 +30,15 @@ long stop_counting(void) {
   return atomic_load(&count);
 }
 
+// Whether the GIL was ever released through here: a Python that exports its functions from the
+// executable itself (Debian's) is found before any preloaded library.
+int is_interposed(void) { return atomic_load(&interposed); }
+
 void* PyEval_SaveThread(void) {
   static void* (*next)(void);
   if (next == NULL) next = (void* (*)(void))dlsym(RTLD_NEXT, "PyEval_SaveThread");
   void* state = next();
+  atomic_store(&interposed, 1);
   atomic_store(&released, 1);
   return state;
 }

@@ -49,6 +49,8 @@ def test_steps_allocate_nothing(shim: Path, weights: str, kv_cache: str) -> None
     )
     assert child.returncode == 0, child.stderr
     counts = json.loads(child.stdout)
+    if not counts["interposed"]:
+        pytest.skip("this Python's executable exports its functions: they cannot be preloaded")
     assert counts["first"] > 0  # the counter counts: the first steps had to make their buffers
     assert len(counts["later"]) > 1600
     assert sum(counts["later"]) == 0, [i for i, n in enumerate(counts["later"]) if n]
