@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.checkpoints.base import StoredTensor
+from trimtab.checkpoints.base import MatrixFormat, StoredMatrix, StoredTensor
 from trimtab.checkpoints.stored_file import StoredFile
 from trimtab.executors.base import Executor, SamplingBatch, StepBatch, StepResult
 from trimtab.models.spec import LayerSpec, ModelSpec, RopeSpec
@@ -35,6 +35,12 @@ class MemoryCheckpoint:
 
     def tensor(self, name: str) -> StoredTensor:
         return self.tensors[name]
+
+    def format(self, name: str) -> MatrixFormat:
+        return self.tensors[name].dtype
+
+    def matrix(self, name: str) -> StoredMatrix:
+        return self.tensor(name)
 
     def release(self) -> None:
         pass

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from trimtab.checkpoints.stored_file import StoredFile
 from trimtab.models.spec import ModelSpec
+from trimtab.numerics.stored import Fp8Format, Fp8Matrix, GroupedMatrix, GroupFormat
 
 StoredDtype = Literal["f32", "f16", "bf16"]
 
@@ -29,6 +30,10 @@ class StoredTensor:
             return self.data.astype(np.float32)
         wide: npt.NDArray[np.uint32] = self.data.astype(np.uint32) << np.uint32(16)
         return wide.view(np.float32)
+
+
+StoredMatrix = StoredTensor | GroupedMatrix | Fp8Matrix
+MatrixFormat = StoredDtype | GroupFormat | Fp8Format
 
 
 class Checkpoint(Protocol):
@@ -53,7 +58,16 @@ class Checkpoint(Protocol):
         ...
 
     def tensor(self, name: str) -> StoredTensor:
-        """By canonical name; rows of fused tensors already cut out. Raises CheckpointError."""
+        """By canonical name; rows of fused tensors already cut out; what is stored as integers or
+        float8 comes as float32. Raises CheckpointError."""
+        ...
+
+    def format(self, name: str) -> MatrixFormat:
+        """In what format `matrix` will give it; no weights are read for it."""
+        ...
+
+    def matrix(self, name: str) -> StoredMatrix:
+        """As `tensor`, in the format in which it is stored. Raises CheckpointError."""
         ...
 
     def release(self) -> None:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trimtab.checkpoints.base import Checkpoint, StoredTensor
+from trimtab.checkpoints.base import Checkpoint, MatrixFormat, StoredMatrix, StoredTensor
 from trimtab.checkpoints.json_file import read_json_object
 from trimtab.checkpoints.safetensors_file import SafetensorsFile
 from trimtab.checkpoints.shards import open_shards, open_single
@@ -136,6 +136,13 @@ class HuggingFaceCheckpoint:
             return stored
         rows = slice(source.first_row, source.first_row + source.shape[0])
         return StoredTensor(stored.data[rows], stored.dtype)
+
+    def format(self, name: str) -> MatrixFormat:
+        source = self._sources[name]
+        return self._files[source.name].dtype(source.name)
+
+    def matrix(self, name: str) -> StoredMatrix:
+        return self.tensor(name)
 
     def release(self) -> None:
         for file in self._unique_files():

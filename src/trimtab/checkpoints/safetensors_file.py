@@ -100,6 +100,10 @@ class SafetensorsFile:
     def is_readable(self, name: str) -> bool:
         return self.entries[name].dtype in _READABLE
 
+    def dtype(self, name: str) -> StoredDtype:
+        """Of a readable tensor."""
+        return _READABLE[self.entries[name].dtype][0]
+
     def tensor(self, name: str) -> StoredTensor:
         """A tensor of a readable dtype as a view; a copy only where the file misaligns it."""
         entry = self.entries[name]
