@@ -147,7 +147,8 @@ def _e4m3() -> Float32Array:
     fraction = np.where(exponent == 0, mantissa, mantissa + 8)
     magnitude = np.ldexp(fraction.astype(np.float32), np.maximum(exponent, 1) - 10)
     magnitude[bits & 127 == 127] = np.nan
-    return np.where(bits < 128, magnitude, -magnitude).astype(np.float32)
+    values: Float32Array = np.where(bits < 128, magnitude, -magnitude).astype(np.float32)
+    return values
 
 
 E4M3 = _e4m3()  # the value of every bit pattern of float8 e4m3fn (OCP 8-bit floating point, 1.0)
