@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.checkpoints.huggingface import open_checkpoint
+from trimtab.checkpoints.opening import open_checkpoint
 from trimtab.checkpoints.resolve import resolve_model
 
 __all__ = ["open_checkpoint", "resolve_model"]

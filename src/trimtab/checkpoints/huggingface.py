@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trimtab.checkpoints.base import Checkpoint, MatrixFormat, StoredMatrix, StoredTensor
+from trimtab.checkpoints.base import MatrixFormat, StoredMatrix, StoredTensor
 from trimtab.checkpoints.json_file import read_json_object
 from trimtab.checkpoints.safetensors_file import SafetensorsFile
 from trimtab.checkpoints.shards import open_shards, open_single
@@ -45,38 +45,11 @@ STYLES = (
 )
 
 
-def open_checkpoint(path: str | Path, max_context: int = 0) -> Checkpoint:
-    """Open and validate a checkpoint; nothing of its weights is read yet. Whether the head
-    that some tied models store once more is the same is checked with the first tensor.
+def open_directory(path: Path, directory: Path, max_context: int) -> HuggingFaceCheckpoint:
+    """`directory` holds the config.json; `path`, what the user named, is it or a file in it.
 
-    `path` is a directory in Hugging Face layout, or a .safetensors file that has its config.json
-    beside it. `max_context` is the longest context that will be served (0 = the model's own):
-    see `trimtab.models.registry.model_spec`.
-
-    Raises CheckpointError, one line naming what is missing, damaged or not supported, and
-    ConfigError when the model cannot serve `max_context`.
+    Raises CheckpointError and ConfigError: see `trimtab.checkpoints.opening.open_checkpoint`.
     """
-    path = Path(path)
-    try:
-        return _open(path, _directory_of(path), max_context)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _directory_of(path: Path) -> Path:
-    """Where config.json must be."""
-    if path.is_dir():
-        return path
-    if path.suffix == ".gguf":
-        raise CheckpointError(f"{path}: GGUF files are not supported yet")
-    if path.is_file() and path.suffix == ".safetensors":
-        return path.parent
-    if path.exists():
-        raise CheckpointError(f"{path}: neither a model directory nor a .safetensors file")
-    raise CheckpointError(f"{path}: no such file or directory")
-
-
-def _open(path: Path, directory: Path, max_context: int) -> HuggingFaceCheckpoint:
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory}: no config.json: not a model in Hugging Face layout")
     config = read_json_object(directory / "config.json")
