@@ -46,7 +46,8 @@ class TrimtabExecutor:
             seed=0,
             order=(0, 0),
             cache_root=b"",
-            score_prompt=True,
+            num_prompt_logprobs=0,
+            completes=False,
             block_ids=array("i", range(-(-len(window) // BLOCK))),
         )
         batch = self._batches.build([Chunk(request, 0, len(window), emits=False)])

@@ -48,10 +48,12 @@ def engine_perplexity(windows: list[list[int]]) -> float:
     logprobs: list[float] = []
     for number, window in enumerate(windows):
         params = SamplingParams(temperature=0, max_tokens=1)
-        engine.add_request(EngineRequest(f"w{number}", window, params, score_prompt=True))
+        engine.add_request(
+            EngineRequest(f"w{number}", window, params, prompt_logprobs=0, completes=False)
+        )
         while engine.num_live_requests:
             for output in engine.step():
-                logprobs += output.prompt_logprobs or []
+                logprobs += [one.logprob for one in output.prompt_logprobs or []]
     assert len(logprobs) == len(windows) * (LENGTH - 1)
     return math.exp(-sum(logprobs) / len(logprobs))
 

@@ -40,19 +40,24 @@ class Answer:
     num_finishes: int = 0
     num_cached_tokens: int = 0
     error: str | None = None
-    prompt_logprobs: list[float] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    stop_logprobs: TokenLogprobs | None = None
 
     def add(self, output: TokenOutput) -> None:
         assert self.num_finishes == 0, "output after the last one"
         self.token_ids += output.token_ids
         self.logprobs += output.logprobs or []
         self.num_cached_tokens = output.num_cached_tokens
+        if output.prompt_logprobs is not None:
+            assert self.prompt_logprobs is None, "reported twice"
+            assert len(self.token_ids) <= 1, "not in the first output"
+            self.prompt_logprobs = output.prompt_logprobs
         if output.finish_reason is not None:
             self.num_finishes += 1
             self.finish_reason = output.finish_reason
             self.stop_token_id = output.stop_token_id
             self.error = output.error
-            self.prompt_logprobs = output.prompt_logprobs
+            self.stop_logprobs = output.stop_logprobs
 
 
 def run(engine: Engine, *requests: EngineRequest, max_steps: int = 10_000) -> dict[str, Answer]:
@@ -68,9 +73,27 @@ def run(engine: Engine, *requests: EngineRequest, max_steps: int = 10_000) -> di
     raise AssertionError(f"still busy after {max_steps} steps")
 
 
+def toy_prompt_logprobs(executor: ToyExecutor, request: EngineRequest) -> list[TokenLogprobs]:
+    """By the definition: of each prompt token, after the logits of those before it alone."""
+    found = []
+    for index in range(1, len(request.prompt_ids)):
+        wide = executor.logits(request.prompt_ids[:index]).astype(np.float64)[None]
+        logprobs = (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))[0]
+        rounded = logprobs.astype(np.float32).tolist()
+        best = np.argsort(-logprobs, kind="stable")[: request.prompt_logprobs].tolist()
+        top = [(token_id, rounded[token_id]) for token_id in best]
+        found.append(TokenLogprobs(rounded[request.prompt_ids[index]], top))
+    return found
+
+
 def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
     """The answer by the definition: no blocks, no batch, no schedule, only logits and sampling."""
     params, answer = request.params, Answer(num_finishes=1)
+    if request.prompt_logprobs is not None:
+        answer.prompt_logprobs = toy_prompt_logprobs(executor, request)
+    if not request.completes:
+        answer.finish_reason = "length"
+        return answer
     stops = set(params.stop_token_ids)
     stops |= set() if params.ignore_eos else set(executor.spec.eos_token_ids)
     tokens = list(request.prompt_ids)
@@ -168,12 +191,15 @@ def schedules(
         prompt = stem[: random.randrange(capacity)]
         own = random.randint(0 if prompt else 1, min(4, capacity - len(prompt)))
         prompt += [random.randrange(VOCAB) for _ in range(own)]
+        prompt_logprobs = random.choice([None, None, None, 0, 3])
         request = EngineRequest(
             request_id=f"r{index}",
             prompt_ids=prompt,
             params=random_params(random, min(capacity + 1 - len(prompt), max_new_tokens)),
             priority=random.choice([-1, 0, 0, 0, 1]),
             cache_salt=random.choice(["", "", "", "other"]),
+            prompt_logprobs=prompt_logprobs,
+            completes=prompt_logprobs is None or random.random() < 0.5,
         )
         abort_step = random.randint(0, 40) if random.random() < abort_share else None
         arrivals.append(

@@ -1,4 +1,4 @@
-"""The synchronous engine: admission, stopping, sampling parameters, priorities, aborts, scoring."""
+"""The synchronous engine: admission, stopping, sampling parameters, priorities, aborts."""
 
 from __future__ import annotations
 
@@ -322,25 +322,6 @@ def test_sampling_rows_carry_what_their_request_asked_for() -> None:
         assert sampling.presence_penalty.tolist() == [0, 0, 0.5]
         assert sampling.seeds.tolist()[1] == (1 << 64) - 2
         assert sampling.mask_rows.tolist() == [-1, -1, -1]
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 64])
-def test_scoring_a_prompt(chunk: int) -> None:
-    executor = toy()
-    engine = engine_on(executor, max_batch_tokens=chunk)
-    prompt = [5, 9, 2, 7, 1, 8]
-    score = EngineRequest("s", prompt, SamplingParams(max_tokens=1), score_prompt=True)
-    neighbour = ask("n", [3, 1], max_tokens=4)
-    answers = run(engine, ask("warm", prompt, max_tokens=1))
-    answers = run(engine, score, neighbour)
-    expected = []
-    for i in range(1, len(prompt)):
-        logits = executor.logits(prompt[:i]).astype(np.float64)
-        expected.append(logits[prompt[i]] - np.log(np.exp(logits).sum()))
-    assert answers["s"].prompt_logprobs == pytest.approx(expected, abs=1e-5)
-    assert answers["s"].token_ids == []
-    assert answers["s"].num_cached_tokens == 0
-    assert answers["n"].token_ids == toy_reference(executor, neighbour).token_ids
 
 
 def test_check_finds_a_leak() -> None:

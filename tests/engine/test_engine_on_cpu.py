@@ -100,9 +100,11 @@ def test_any_schedule_gives_the_bits_of_a_request_alone(
             count = len(answer.token_ids)
             assert answer.token_ids == reference.token_ids[:count]
             assert answer.logprobs == reference.logprobs[:count]
+            assert answer.prompt_logprobs in (None, reference.prompt_logprobs)
         else:
             assert answer.token_ids == reference.token_ids
             assert answer.logprobs == reference.logprobs
+            assert answer.prompt_logprobs == reference.prompt_logprobs
             assert answer.finish_reason == reference.finish_reason
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks
@@ -110,7 +112,9 @@ def test_any_schedule_gives_the_bits_of_a_request_alone(
 
 def test_scores_do_not_depend_on_the_schedule_and_agree_with_logprobs(executors: Executors) -> None:
     prompt = [(7 * i) % 250 for i in range(3 * BLOCK + 5)]
-    request = EngineRequest("s", prompt, SamplingParams(max_tokens=1), score_prompt=True)
+    request = EngineRequest(
+        "s", prompt, SamplingParams(max_tokens=1), prompt_logprobs=0, completes=False
+    )
     whole = alone(executors(16, 1), request).prompt_logprobs
     chunked = Engine(executors(8, 2), SchedulerConfig(max_batch_tokens=7), debug=True)
     other = EngineRequest("o", prompt[5:30], SamplingParams(max_tokens=4, temperature=0))
@@ -119,10 +123,31 @@ def test_scores_do_not_depend_on_the_schedule_and_agree_with_logprobs(executors:
     assert len(whole) == len(prompt) - 1
     greedy = SamplingParams(max_tokens=1, temperature=0, logprobs=0)
     answer = alone(executors(16, 1), EngineRequest("g", prompt[:20], greedy))
-    scored = EngineRequest("t", prompt[:20] + answer.token_ids, SamplingParams(), score_prompt=True)
+    scored = EngineRequest(
+        "t", prompt[:20] + answer.token_ids, SamplingParams(), prompt_logprobs=0, completes=False
+    )
     scores = alone(executors(16, 1), scored).prompt_logprobs
     assert scores is not None
-    assert scores[-1] == answer.logprobs[0].logprob
+    assert scores[-1].logprob == answer.logprobs[0].logprob
+
+
+def test_prompt_tokens_score_as_if_they_were_generated(executors: Executors) -> None:
+    """The logprobs of a greedy completion, read again as a prompt: the very same, and each token is
+    the first of the most likely."""
+    greedy = SamplingParams(max_tokens=2 * BLOCK, temperature=0, ignore_eos=True, logprobs=3)
+    prompt = list(b"a prompt")
+    answer = alone(executors(16, 1), EngineRequest("g", prompt, greedy))
+    again = EngineRequest("s", prompt + answer.token_ids, greedy, prompt_logprobs=3)
+    engine = Engine(executors(8, 2), SchedulerConfig(max_batch_tokens=11), debug=True)
+    run(engine, EngineRequest("warm", prompt + answer.token_ids, greedy))
+    scored = run(engine, again)["s"]
+    assert scored.prompt_logprobs is not None
+    assert scored.prompt_logprobs[len(prompt) - 1 :] == answer.logprobs
+    for one in scored.prompt_logprobs[len(prompt) - 1 :]:
+        assert one.logprob == one.top[0][1]
+    longer = SamplingParams(max_tokens=4 * BLOCK, temperature=0, ignore_eos=True, logprobs=3)
+    whole = alone(executors(16, 1), EngineRequest("g", prompt, longer))
+    assert scored.token_ids == whole.token_ids[2 * BLOCK :]
 
 
 def test_llm_from_a_directory(model: Path) -> None:

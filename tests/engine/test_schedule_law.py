@@ -26,10 +26,12 @@ def test_any_schedule_gives_the_reference_answers(schedule: Schedule) -> None:
         if answer.finish_reason == "abort":
             assert arrival.abort_step is not None
             assert answer.token_ids == reference.token_ids[: len(answer.token_ids)]
+            assert answer.prompt_logprobs in (None, reference.prompt_logprobs)
         else:
             assert answer.token_ids == reference.token_ids
             assert answer.finish_reason == reference.finish_reason
             assert answer.stop_token_id == reference.stop_token_id
+            assert answer.prompt_logprobs == reference.prompt_logprobs
         assert len(answer.logprobs) == (
             0 if arrival.request.params.logprobs is None else len(answer.token_ids)
         )

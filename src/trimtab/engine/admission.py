@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trimtab.engine.client import EngineInfo, EngineRequest
+from trimtab.engine.sampling_params import MAX_TOP_LOGPROBS
 from trimtab.errors import RequestError
+
+MAX_PROMPT_LOGPROBS = 1 << 20  # of one request, alternatives included
 
 
 def validate_request(request: EngineRequest, info: EngineInfo) -> None:
@@ -22,6 +25,7 @@ def validate_request(request: EngineRequest, info: EngineInfo) -> None:
     _check_ids(request.completion_ids, "completion_ids", info.vocab_size)
     _check_ids(params.logit_bias, "logit_bias", info.vocab_size)
     _check_ids(params.stop_token_ids, "stop_token_ids", info.vocab_size)
+    _check_scoring(request)
     _check_length(request, info)
     if len(request.prompt_ids) + len(request.completion_ids) >= max_total_tokens(request, info):
         raise RequestError("completion_ids: it is complete already", param="completion_ids")
@@ -50,9 +54,28 @@ def _check_ids(ids: Iterable[int], param: str, vocab_size: int) -> None:
         )
 
 
+def _check_scoring(request: EngineRequest) -> None:
+    num_top = request.prompt_logprobs
+    if num_top is None:
+        if not request.completes:
+            raise RequestError("neither a completion nor the prompt's logprobs are asked for")
+        return
+    if not 0 <= num_top <= MAX_TOP_LOGPROBS:
+        raise RequestError(
+            f"prompt_logprobs={num_top}: must be in [0, {MAX_TOP_LOGPROBS}]",
+            param="prompt_logprobs",
+        )
+    if len(request.prompt_ids) * (1 + num_top) > MAX_PROMPT_LOGPROBS:
+        raise RequestError(
+            f"{len(request.prompt_ids)} prompt tokens with {num_top} logprobs each are more than"
+            f" the {MAX_PROMPT_LOGPROBS} that one request may have: ask for fewer",
+            param="prompt_logprobs",
+        )
+
+
 def _check_length(request: EngineRequest, info: EngineInfo) -> None:
     num_prompt = len(request.prompt_ids)
-    if request.score_prompt:
+    if not request.completes:
         if num_prompt > min(info.max_context, info.kv_capacity_tokens):
             raise _too_long(num_prompt, 0, info)
         return

@@ -37,7 +37,12 @@ def merge_outputs(first: TokenOutput, second: TokenOutput) -> TokenOutput:
     logprobs = first.logprobs
     if second.logprobs is not None:
         logprobs = (logprobs or []) + second.logprobs
-    return replace(second, token_ids=first.token_ids + second.token_ids, logprobs=logprobs)
+    return replace(
+        second,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=logprobs,
+        prompt_logprobs=first.prompt_logprobs or second.prompt_logprobs,
+    )
 
 
 class _Stream:

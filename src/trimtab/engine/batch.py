@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from trimtab.engine.request import Request
+from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.scheduler import Chunk
 from trimtab.executors.base import Int32Array, SamplingBatch, StepBatch
 
@@ -22,12 +24,22 @@ _ONE = np.array(1, np.int32)
 
 
 def logit_span(chunk: Chunk) -> tuple[int, int]:
-    """[first, last) of the chunk's rows whose logits are needed: its last one if it emits, or all
-    those whose next token is a prompt token to be scored."""
+    """[first, last) of the chunk's rows whose logits are needed: its last one if a token is chosen
+    there, and those whose next token is a prompt token to be scored."""
     request = chunk.request
-    if request.score_prompt:
-        return 0, max(0, min(chunk.count, request.num_prompt_tokens - 1 - chunk.start))
-    return chunk.count - chunk.emits, chunk.count
+    if request.num_prompt_logprobs is None:
+        return chunk.count - chunk.emits, chunk.count
+    owed, chooses = _owed_in(chunk), chunk.emits and request.completes
+    if not owed:
+        return chunk.count - chooses, chunk.count
+    return owed.start, chunk.count if chooses else owed.stop
+
+
+def _owed_in(chunk: Chunk) -> range:
+    """Rows of the chunk, counted from its start, whose next token is to be scored."""
+    owed = chunk.request.owed_rows
+    first, last = max(owed.start - chunk.start, 0), min(owed.stop - chunk.start, chunk.count)
+    return range(first, last) if first < last else range(0)
 
 
 class _Memo(Generic[Key, Value]):
@@ -59,7 +71,7 @@ class _Decodes:
     def are(chunks: Sequence[Chunk]) -> bool:
         for chunk in chunks:
             request = chunk.request
-            if chunk.count != 1 or not chunk.emits or request.score_prompt:
+            if chunk.count != 1 or not chunk.emits or not request.completes:
                 return False
             if request.params.min_tokens or _has_penalties(request):
                 return False
@@ -130,11 +142,9 @@ class BatchBuilder:
         positions = starts.take(rows.chunks) + rows.offsets
         chosen_positions = positions.take(rows.logit_rows) + _ONE
         block_starts, block_ids = self._block_tables(chunks)
-        sampled = [
-            chunk.request
-            for chunk, (_, first, last) in zip(chunks, spans, strict=True)
-            for _ in range(first, last)
-        ]
+        sampled: list[Request] = []
+        for chunk, (_, first, last) in zip(chunks, spans, strict=True):
+            sampled += _choosers(chunk, first, last)
         return StepBatch(
             token_ids=_int32(token_ids),
             positions=positions,
@@ -188,16 +198,41 @@ def _row_arrays(spans: list[Span]) -> _Rows:
     )
 
 
+def _choosers(chunk: Chunk, first: int, last: int) -> list[Request]:
+    """Whose sampling parameters the rows [first, last) take: neutral ones where it is scored."""
+    request = chunk.request
+    owed = _owed_in(chunk)
+    if not owed:
+        return [request] * (last - first)
+    scored = [_scorer(request.num_prompt_logprobs or 0)] * len(owed)
+    return scored + [request] * (last - owed.stop)
+
+
+@functools.cache
+def _scorer(num_logprobs: int) -> Request:
+    """Stands in for a request where its prompt is scored and nothing is chosen."""
+    return Request(
+        request_id="scorer",
+        params=SamplingParams(temperature=0, logprobs=num_logprobs or None),
+        token_ids=array("i"),
+        num_prompt_tokens=0,
+        max_total_tokens=0,
+        stop_ids=frozenset(),
+        seed=0,
+        order=(0, 0),
+        cache_root=b"",
+    )
+
+
 def _targets(chunks: Sequence[Chunk], spans: list[Span]) -> Int32Array | None:
-    if not any(chunk.request.score_prompt for chunk in chunks):
+    owed = [_owed_in(chunk) for chunk in chunks]
+    if not any(owed):
         return None
     targets = array("i")
-    for chunk, (_, first, last) in zip(chunks, spans, strict=True):
-        if chunk.request.score_prompt:
-            next_token = chunk.start + 1
-            targets.extend(chunk.request.token_ids[next_token + first : next_token + last])
-        else:
-            targets.extend([-1] * (last - first))
+    for chunk, rows, (_, first, last) in zip(chunks, owed, spans, strict=True):
+        next_token = chunk.start + 1
+        targets.extend(chunk.request.token_ids[next_token + rows.start : next_token + rows.stop])
+        targets.extend([-1] * (last - first - len(rows)))
     return _int32(targets)
 
 

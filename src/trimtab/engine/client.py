@@ -28,12 +28,14 @@ class EngineRequest:
     # Tokens of the completion that were emitted already, by an engine that is gone: it goes on
     # behind them exactly as it would have. Needs `params.seed`, unless greedy.
     completion_ids: list[int] = field(default_factory=list)
-    score_prompt: bool = False  # complete nothing: give the logprob of each prompt token
+    # Also report the logprob of each prompt token, with so many of the most likely at its place.
+    prompt_logprobs: int | None = None
+    completes: bool = True  # False: the prompt's logprobs are all that is wanted
 
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    logprob: float  # of the token that was emitted
+    logprob: float  # of the token that stands there
     top: list[tuple[int, float]] = field(default_factory=list)  # most likely first
 
 
@@ -48,9 +50,8 @@ class TokenOutput:
     stop_token_id: int | None = None  # the token that stopped it
     error: str | None = None  # one line, with finish_reason "error"
     num_cached_tokens: int = 0  # prompt tokens that came out of the prefix cache
-    prompt_logprobs: list[float] | None = (
-        None  # of tokens 1, 2, ..., when scoring; once, at the end
-    )
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of tokens 1, 2 ...; once, in the first
+    stop_logprobs: TokenLogprobs | None = None  # of stop_token_id, if logprobs were asked for
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Completion:
     stop_reason: str | int | None = None
     error: str | None = None
     num_cached_tokens: int = 0
-    prompt_logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     deltas: deque[CompletionDelta] = field(default_factory=deque)  # not yet handed out
 
     @classmethod
@@ -94,7 +94,7 @@ class Completion:
         self.text += text
         self.error = output.error
         self.num_cached_tokens = output.num_cached_tokens
-        self.prompt_logprobs = output.prompt_logprobs or []
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
         new_logprobs = None if self.logprobs is None else self.logprobs[known:]
         self.deltas.append(
             CompletionDelta(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 from array import array
-from collections.abc import Iterator
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.admission import max_total_tokens, validate_request
@@ -20,10 +19,10 @@ from trimtab.engine.client import (
 )
 from trimtab.engine.kv_cache import KVCacheManager, cache_root
 from trimtab.engine.request import Request, RequestState
-from trimtab.engine.scheduler import Chunk, Scheduler, StepPlan
+from trimtab.engine.scheduler import Scheduler, StepPlan
 from trimtab.environment import debug_checks
 from trimtab.errors import QueueFullError, RequestError
-from trimtab.executors.base import Executor, StepResult
+from trimtab.executors.base import Executor, Float32Array, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,8 @@ class Engine:
             seed=secrets.randbits(64) if params.seed is None else params.seed % (1 << 64),
             order=(request.priority, self._arrivals),
             cache_root=cache_root(self.executor.identity, request.cache_salt),
-            score_prompt=request.score_prompt,
+            num_prompt_logprobs=request.prompt_logprobs,
+            completes=request.completes,
         )
         self._arrivals += 1
         self._requests[live.request_id] = live
@@ -162,31 +162,27 @@ class Engine:
                 outputs.append(self._finish(request, "error", error=error))
                 continue
             self.scheduler.commit(chunk)
-            if request.score_prompt:
-                outputs.extend(self._score(chunk, result, range(row, end)))
+            if request.num_prompt_logprobs is not None:
+                _score(request, result, row, end - row)
+            if chunk.emits and request.completes:
+                outputs.append(self._emit(request, tokens[end - 1], result, end - 1))
             elif chunk.emits:
-                outputs.append(self._emit(request, tokens[row], result, row))
+                outputs.append(self._finish(request, "length"))
         return outputs
 
     def _emit(self, request: Request, token_id: int, result: StepResult, row: int) -> TokenOutput:
         reason = request.accept(token_id)
-        if reason == "stop":
-            return self._finish(request, "stop", stop_token_id=token_id)
-        self._num_generated_tokens += 1
         logprobs = None
         if request.params.logprobs is not None:
-            logprobs = [_token_logprobs(result, row, request.params.logprobs)]
+            logprobs = [_token_logprobs(result, row, request.params.logprobs, result.logprobs)]
+        if reason == "stop":
+            output = self._finish(request, "stop", stop_token_id=token_id)
+            output.stop_logprobs = logprobs[0] if logprobs else None
+            return output
+        self._num_generated_tokens += 1
         if reason is not None:
             return self._finish(request, reason, [token_id], logprobs)
         return _output(request, [token_id], logprobs)
-
-    def _score(self, chunk: Chunk, result: StepResult, rows: range) -> Iterator[TokenOutput]:
-        request = chunk.request
-        if rows and result.target_logprobs is not None:
-            scores = result.target_logprobs[rows.start : rows.stop]
-            request.prompt_logprobs.extend(scores.tolist())
-        if chunk.emits:
-            yield self._finish(request, "length")
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[TokenOutput]:
         logger.error("step %d failed", self._num_steps, exc_info=error)
@@ -211,6 +207,18 @@ class Engine:
         return _output(request, token_ids or [], logprobs, reason, stop_token_id, error)
 
 
+def _score(request: Request, result: StepResult, row: int, num_rows: int) -> None:
+    """Keep the logprobs of the prompt tokens that follow on these rows of the result."""
+    num_scored = min(num_rows, len(request.owed_rows))
+    if not num_scored:
+        return
+    targets, num_top = result.target_logprobs, request.num_prompt_logprobs or 0
+    assert targets is not None
+    request.prompt_logprobs += [
+        _token_logprobs(result, place, num_top, targets) for place in range(row, row + num_scored)
+    ]
+
+
 def _output(
     request: Request,
     token_ids: list[int],
@@ -219,7 +227,7 @@ def _output(
     stop_token_id: int | None = None,
     error: str | None = None,
 ) -> TokenOutput:
-    return TokenOutput(
+    output = TokenOutput(
         request.request_id,
         token_ids,
         logprobs,
@@ -227,12 +235,19 @@ def _output(
         stop_token_id,
         error,
         request.num_cached_tokens or 0,
-        request.prompt_logprobs if request.score_prompt and reason else None,
     )
+    wanted = request.num_prompt_logprobs is not None and not request.has_reported
+    if wanted and not request.owed_rows:
+        request.has_reported = True
+        output.prompt_logprobs = request.prompt_logprobs
+    return output
 
 
-def _token_logprobs(result: StepResult, row: int, num_top: int) -> TokenLogprobs:
+def _token_logprobs(
+    result: StepResult, row: int, num_top: int, logprobs: Float32Array
+) -> TokenLogprobs:
+    """`logprobs` [R]: of the tokens that stand there."""
     ids = result.top_ids[row, :num_top].tolist()
     values = result.top_logprobs[row, :num_top].tolist()
     top = [(i, value) for i, value in zip(ids, values, strict=True) if i >= 0]
-    return TokenLogprobs(float(result.logprobs[row]), top)
+    return TokenLogprobs(float(logprobs[row]), top)

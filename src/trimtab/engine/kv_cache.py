@@ -106,10 +106,10 @@ class KVCacheManager:
 
     def is_being_computed(self, request: Request) -> bool:
         """Whether a running request is about to publish the next block that this one lacks."""
-        if not self.prefix_cache or request.score_prompt or not self._pending:
+        if not self.prefix_cache or not self._pending:
             return False
         index = len(self._cached_prefix(request))
-        if index >= (request.num_tokens - 1) // self.block_size:
+        if index >= self._num_sharable(request):
             return False
         return request.block_hashes[index] in self._pending
 
@@ -135,10 +135,10 @@ class KVCacheManager:
             raise RuntimeError(f"blocks announced by requests that do not run: {strangers}")
 
     def _cached_prefix(self, request: Request) -> list[int]:
-        """The blocks that hold a prefix of it; never all: the last token's logits are needed."""
-        if not self.prefix_cache or request.score_prompt:
+        """The blocks that hold a prefix of it, at most `_num_sharable`."""
+        if not self.prefix_cache:
             return []
-        limit = (request.num_tokens - 1) // self.block_size
+        limit = self._num_sharable(request)
         self._extend_hashes(request, limit)
         hits: list[int] = []
         for block_hash in request.block_hashes[:limit]:
@@ -147,6 +147,12 @@ class KVCacheManager:
                 break
             hits.append(block_id)
         return hits
+
+    def _num_sharable(self, request: Request) -> int:
+        """Leading blocks without a row whose logits are needed: the last token's, and those that
+        score the prompt."""
+        owed = request.owed_rows
+        return (owed.start if owed else request.num_tokens - 1) // self.block_size
 
     def _extend_hashes(self, request: Request, num_full: int) -> None:
         hashes, size = request.block_hashes, self.block_size

@@ -104,12 +104,12 @@ class LLM:
         RequestError if one of them is empty or too long.
         """
         params = SamplingParams(max_tokens=1, temperature=0)
-        prepared = self._prepare(_prompt_list(prompts), params, score_prompt=True)
+        prepared = self._prepare(_prompt_list(prompts), params, completes=False)
         self._run([choice for choices in prepared for choice in choices])
         for (choice,) in prepared:
             if choice.error is not None:
                 raise TrimtabError(f"scoring failed: {choice.error}")
-        return [choice.prompt_logprobs for (choice,) in prepared]
+        return [[one.logprob for one in choice.prompt_logprobs] for (choice,) in prepared]
 
     def close(self) -> None:
         """Abort what is live and free the model."""
@@ -149,7 +149,7 @@ class LLM:
         self,
         prompts: list[Prompt],
         params: SamplingParams | Sequence[SamplingParams],
-        score_prompt: bool = False,
+        completes: bool = True,
     ) -> list[list[Completion]]:
         """Of each prompt, its choices, validated and not yet submitted."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
@@ -164,7 +164,8 @@ class LLM:
                     request_id=f"llm-{next(self._ids)}",
                     prompt_ids=[int(token_id) for token_id in ids],
                     params=choice_params(own, index, self._eos_token_ids),
-                    score_prompt=score_prompt,
+                    prompt_logprobs=None if completes else 0,
+                    completes=completes,
                 )
                 validate_request(request, self.engine.info)
                 choices.append(Completion.start(index, request, self.tokenizer))

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
-from trimtab.engine.client import FinishReason
+from trimtab.engine.client import FinishReason, TokenLogprobs
 from trimtab.engine.sampling_params import SamplingParams
 
 
@@ -37,7 +37,8 @@ class Request:
     seed: int  # in [0, 2**64)
     order: tuple[int, int]  # (priority, arrival): the smaller runs first
     cache_root: bytes  # what its block hashes start from
-    score_prompt: bool = False
+    num_prompt_logprobs: int | None = None  # alternatives at each prompt token; None: not scored
+    completes: bool = True  # False: it ends when its prompt is scored
 
     state: RequestState = RequestState.WAITING
     num_computed_tokens: int = 0
@@ -45,7 +46,8 @@ class Request:
     num_published_blocks: int = 0  # leading blocks already offered to the prefix cache
     block_hashes: list[bytes] = field(default_factory=list)  # of leading full blocks, on demand
     num_cached_tokens: int | None = None  # prompt tokens found in the cache; None: never admitted
-    prompt_logprobs: list[float] = field(default_factory=list)  # only when scoring
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of tokens 1, 2 ...
+    has_reported: bool = False  # an output of it is out, and with it its prompt's logprobs
     num_preemptions: int = 0
 
     @property
@@ -60,6 +62,13 @@ class Request:
     def num_missing(self) -> int:
         """Tokens whose K and V are not computed yet."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def owed_rows(self) -> range:
+        """Positions whose logits must still be computed to score the prompt token behind each."""
+        if self.num_prompt_logprobs is None:
+            return range(0)
+        return range(len(self.prompt_logprobs), self.num_prompt_tokens - 1)
 
     @property
     def banned_ids(self) -> frozenset[int]:

@@ -126,7 +126,7 @@ class Scheduler:
         else:
             self._waiting.remove(request)
         request.state = RequestState.FINISHED
-        if reason in ("stop", "length") and not request.score_prompt:
+        if reason in ("stop", "length") and request.completes:
             self.estimate.finished(request.num_generated)
 
     def check(self) -> None:

@@ -85,7 +85,8 @@ def _run(
     batch = builder.build(chunks)
     result = executor.execute(replace(batch, return_logits=with_logits))
     logprobs = result.target_logprobs
-    assert logprobs is not None
+    if logprobs is None:
+        return  # the last token of a window alone: there is nothing behind it to score
     if not np.isfinite(logprobs).all():
         raise TrimtabError("the model's logits are not finite: its weights are damaged")
     row = 0
@@ -124,6 +125,7 @@ def _request(window: Window, first_block: int, block_size: int) -> Request:
         seed=0,
         order=(0, 0),
         cache_root=b"",
-        score_prompt=True,
+        num_prompt_logprobs=0,
+        completes=False,
         block_ids=array("i", range(first_block, first_block + num_blocks)),
     )
