@@ -48,6 +48,14 @@ def next_token(request: EngineRequest, num_done: int) -> int:
     return b"abcdefghijklmnopqrstuvwxyz "[value % 27]
 
 
+def prompt_logprobs(request: EngineRequest) -> list[TokenLogprobs] | None:
+    """Of token i the logprob is -i; x, y ... are the most likely everywhere."""
+    if request.prompt_logprobs is None:
+        return None
+    top = [(ord("x") + i, -0.5 - i) for i in range(request.prompt_logprobs)]
+    return [TokenLogprobs(-float(i), top) for i in range(1, len(request.prompt_ids))]
+
+
 class FakeEngine:
     """An EngineClient. Words in the prompt make it misbehave: see the code."""
 
@@ -86,6 +94,9 @@ class FakeEngine:
     async def _tokens(
         self, request: EngineRequest, text: bytes
     ) -> AsyncGenerator[TokenOutput, None]:
+        if not request.completes:
+            yield self._output(request, [], "length", prompt_logprobs=prompt_logprobs(request))
+            return
         limit = MAX_CONTEXT - len(request.prompt_ids)
         limit = min(limit, request.params.max_tokens or limit)
         script = "é🙂".encode() if b"UTF8" in text else None
@@ -95,13 +106,27 @@ class FakeEngine:
                 yield self._output(request, [], "error", error="the model's logits were not finite")
                 return
             if b"EOS" in text and i == 3 and not request.params.ignore_eos:
-                yield self._output(request, [], "stop", stop_token_id=EOS)
+                stop_logprobs = None if request.params.logprobs is None else TokenLogprobs(-0.125)
+                yield self._output(
+                    request, [], "stop", stop_token_id=EOS, stop_logprobs=stop_logprobs
+                )
                 return
             token = script[i % len(script)] if script else next_token(request, i)
             last = i == limit - 1
-            yield self._output(request, [token], "length" if last else None)
+            scores = prompt_logprobs(request) if i == 0 else None
+            reason = "length" if last else None
+            yield self._output(request, [token], reason, prompt_logprobs=scores)
 
-    def _output(self, request, token_ids, reason=None, error=None, stop_token_id=None):  # type: ignore[no-untyped-def]
+    def _output(  # type: ignore[no-untyped-def]
+        self,
+        request,
+        token_ids,
+        reason=None,
+        error=None,
+        stop_token_id=None,
+        prompt_logprobs=None,
+        stop_logprobs=None,
+    ):
         self._steps += 1
         self._generated += len(token_ids)
         logprobs = None
@@ -111,7 +136,17 @@ class FakeEngine:
             if top:
                 top[-1] = (top[-1][0], float("-inf"))
             logprobs = [TokenLogprobs(-0.5, top) for _ in token_ids]
-        return TokenOutput(request.request_id, token_ids, logprobs, reason, stop_token_id, error, 3)
+        return TokenOutput(
+            request.request_id,
+            token_ids,
+            logprobs,
+            reason,
+            stop_token_id,
+            error,
+            3,
+            prompt_logprobs,
+            stop_logprobs,
+        )
 
     async def abort(self, request_id: str) -> None:
         raise AssertionError("the host cancels streams instead")

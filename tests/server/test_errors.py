@@ -128,7 +128,10 @@ TEXT_REFUSALS = [
     ({"best_of": 2}, "best_of"),
     ({"suffix": "end"}, "suffix"),
     ({"logprobs": 21}, "logprobs"),
-    ({"echo": True, "logprobs": 1}, "echo"),
+    ({"echo": True, "logprobs": 21}, "logprobs"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 0, "logprobs": 1}, "max_tokens"),
+    ({"max_tokens": -1, "echo": True}, "max_tokens"),
     ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
 ]
 

@@ -84,7 +84,15 @@ SAMPLES: list[messages.Command | messages.Event] = [
     messages.StartFailed("no", True),
     messages.Rejected("r", "queue_full", "full"),
     messages.Outputs(
-        [TokenOutput("r", [1], [TokenLogprobs(-0.5, [(1, float("-inf"))])], "stop", 3)],
+        [
+            TokenOutput("r", [1], [TokenLogprobs(-0.5, [(1, float("-inf"))])], "stop", 3),
+            TokenOutput(
+                "s",
+                [],
+                prompt_logprobs=[TokenLogprobs(-1.5, [(7, -0.25)])],
+                stop_logprobs=TokenLogprobs(-2.5),
+            ),
+        ],
         SAMPLE_STATS,
     ),
 ]
@@ -146,7 +154,7 @@ def take_all(
         )
         out += event.text
         tokens += [(t.token_id, t.text_offset) for t in event.tokens]
-        assert all(t.logprobs.logprob == -float(t.token_id) for t in event.tokens)
+        assert all(t.logprobs == TokenLogprobs(-float(t.token_id)) for t in event.tokens)
         if event.finish_reason:
             reason = event.finish_reason
             break

@@ -27,7 +27,8 @@ def validate_request(request: EngineRequest, info: EngineInfo) -> None:
     _check_ids(params.stop_token_ids, "stop_token_ids", info.vocab_size)
     _check_scoring(request)
     _check_length(request, info)
-    if len(request.prompt_ids) + len(request.completion_ids) >= max_total_tokens(request, info):
+    num_known = len(request.prompt_ids) + len(request.completion_ids)
+    if request.completes and num_known >= max_total_tokens(request, info):
         raise RequestError("completion_ids: it is complete already", param="completion_ids")
 
 

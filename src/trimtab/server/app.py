@@ -129,8 +129,6 @@ class ApiServer:
         asked = await self._parse(request, api.CompletionRequest, refuse)
         info = self._engine.info
         params = validation.completion_params(asked, info)
-        if asked.echo and asked.logprobs is not None:
-            raise ApiError(400, "echo together with logprobs is not supported.", param="echo")
         prompts = await self._prompts.completion(asked, params, info)
         placement = self._placement("cmpl", asked)
         generation = Generation(self._engine, prompts, placement, self._model.tokenizer)

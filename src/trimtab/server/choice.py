@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trimtab.engine.client import TokenLogprobs, TokenOutput
@@ -12,11 +13,11 @@ from trimtab.tokenization import TextStream, Tokenizer
 
 @dataclass(frozen=True)
 class TokenText:
-    """An emitted token with its logprobs, and where its text starts in the choice's text."""
+    """A token with its logprobs, and where its text starts in the choice's text."""
 
     token_id: int
-    logprobs: TokenLogprobs
-    text_offset: int  # in characters
+    logprobs: TokenLogprobs | None  # None: a prompt's first token
+    text_offset: int  # in characters; of prompt tokens, which stand before the text, not above 0
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ChoiceEvent:
     text: str
     tokens: list[TokenText] = field(default_factory=list)  # only when logprobs were asked for
     finish_reason: str | None = None
+    stop_token: TokenText | None = None  # that ended it, if logprobs were asked for; not in `text`
 
 
 class Choice:
@@ -34,8 +36,17 @@ class Choice:
     begun is held back for both, and what a stop string cuts off is dropped for both.
     """
 
-    def __init__(self, index: int, params: SamplingParams, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        index: int,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        prompt_tokens: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """`prompt_tokens` (token, text_offset) come out first, when their logprobs do."""
         self.index = index
+        self._prompt_tokens = prompt_tokens
+        self._num_characters = 0
         self.finished = False
         self.num_tokens = 0
         self.num_cached_tokens = 0
@@ -60,7 +71,23 @@ class Choice:
             text += self._stream.finish()
         reason = "stop" if self._stream.stopped else output.finish_reason
         self.finished = reason is not None
-        return ChoiceEvent(self.index, text, self._tokens_out(output), reason)
+        self._num_characters += len(text)
+        tokens = self._prompt_out(output) + self._tokens_out(output)
+        return ChoiceEvent(self.index, text, tokens, reason, self._stop_token(output))
+
+    def _prompt_out(self, output: TokenOutput) -> list[TokenText]:
+        if output.prompt_logprobs is None or not self._prompt_tokens:
+            return []
+        logprobs = [None, *output.prompt_logprobs]
+        return [
+            TokenText(token_id, own, offset)
+            for (token_id, offset), own in zip(self._prompt_tokens, logprobs, strict=True)
+        ]
+
+    def _stop_token(self, output: TokenOutput) -> TokenText | None:
+        if output.stop_token_id is None or output.stop_logprobs is None or self._stream.stopped:
+            return None
+        return TokenText(output.stop_token_id, output.stop_logprobs, self._num_characters)
 
     def _tokens_out(self, output: TokenOutput) -> list[TokenText]:
         """The tokens whose text is out by now and was not before."""

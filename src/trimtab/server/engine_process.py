@@ -13,7 +13,9 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from contextlib import aclosing
+from itertools import groupby
 from typing import cast
 
 import msgspec
@@ -105,9 +107,18 @@ class EngineHost:
             await self._wake.wait()
             self._wake.clear()
             outputs, self._outputs = self._outputs, []
-            if outputs:
+            for frame in _frames(outputs):
                 stats = await self._engine.stats()
-                await self._socket.send(messages.encode(messages.Outputs(outputs, stats)))
+                await self._socket.send(messages.encode(messages.Outputs(frame, stats)))
+
+
+def _frames(outputs: list[TokenOutput]) -> Iterator[list[TokenOutput]]:
+    """In their order; one with a prompt's logprobs, which may be megabytes, has its own frame."""
+    for is_large, group in groupby(outputs, lambda output: output.prompt_logprobs is not None):
+        if is_large:
+            yield from ([output] for output in group)
+        else:
+            yield list(group)
 
 
 async def _beat(socket: zmq.asyncio.Socket, host: list[EngineHost]) -> None:

@@ -31,11 +31,13 @@ class Collected:
     text: str = ""
     tokens: list[TokenText] = field(default_factory=list)
     finish_reason: str | None = None
+    stop_token: TokenText | None = None
 
     def add(self, event: ChoiceEvent) -> None:
         self.text += event.text
         self.tokens.extend(event.tokens)
         self.finish_reason = event.finish_reason or self.finish_reason
+        self.stop_token = event.stop_token or self.stop_token
 
 
 class AnswerFormat(Protocol):
@@ -102,6 +104,7 @@ class ChatFormat:
     def _token_logprob(self, token: TokenText) -> api.TokenLogprob:
         raw = self._tokenizer.token_bytes(token.token_id)
         top = []
+        assert token.logprobs is not None  # chats are not echoed
         for token_id, logprob in token.logprobs.top:
             other = self._tokenizer.token_bytes(token_id)
             top.append(api.TopLogprob(readable(other), _finite(logprob), list(other)))
@@ -128,7 +131,8 @@ class CompletionFormat:
         if event.index not in self._echoed:
             self._echoed.add(event.index)
             text = self._echoes[event.index] + text
-        choice = self._choice(event.index, text, event.tokens, event.finish_reason)
+        tokens = _with_stop(event.tokens, event.stop_token)
+        choice = self._choice(event.index, text, tokens, event.finish_reason)
         header = self._header
         return [api.Completion(header.id, header.created, header.model, [choice])]
 
@@ -139,7 +143,12 @@ class CompletionFormat:
     def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct:
         header = self._header
         answers = [
-            self._choice(index, self._echoes[index] + one.text, one.tokens, one.finish_reason)
+            self._choice(
+                index,
+                self._echoes[index] + one.text,
+                _with_stop(one.tokens, one.stop_token),
+                one.finish_reason,
+            )
             for index, one in enumerate(choices)
         ]
         return api.Completion(header.id, header.created, header.model, answers, usage)
@@ -155,21 +164,33 @@ class CompletionFormat:
     def _completion_logprobs(
         self, tokens: Sequence[TokenText], first_offset: int
     ) -> api.CompletionLogprobs:
-        top = None
-        if self._num_logprobs:
-            top = [
-                {
-                    readable(self._tokenizer.token_bytes(token_id)): _finite(logprob)
-                    for token_id, logprob in token.logprobs.top
-                }
-                for token in tokens
-            ]
         return api.CompletionLogprobs(
-            tokens=[readable(self._tokenizer.token_bytes(token.token_id)) for token in tokens],
-            token_logprobs=[_finite(token.logprobs.logprob) for token in tokens],
-            top_logprobs=top,
+            tokens=[self._text(token.token_id) for token in tokens],
+            token_logprobs=[
+                None if token.logprobs is None else _finite(token.logprobs.logprob)
+                for token in tokens
+            ],
+            top_logprobs=[self._top(token) for token in tokens] if self._num_logprobs else None,
             text_offset=[first_offset + token.text_offset for token in tokens],
         )
+
+    def _top(self, token: TokenText) -> dict[str, float] | None:
+        """The most likely tokens by text, and the token itself. Of tokens that have the same text
+        the most likely counts."""
+        if token.logprobs is None:
+            return None
+        top: dict[str, float] = {}
+        for token_id, logprob in [*token.logprobs.top, (token.token_id, token.logprobs.logprob)]:
+            top.setdefault(self._text(token_id), _finite(logprob))
+        return top
+
+    def _text(self, token_id: int) -> str:
+        return readable(self._tokenizer.token_bytes(token_id))
+
+
+def _with_stop(tokens: Sequence[TokenText], stop_token: TokenText | None) -> Sequence[TokenText]:
+    """As OpenAI's API has it: an end token is no text, but it is among the tokens."""
+    return tokens if stop_token is None else [*tokens, stop_token]
 
 
 def readable(raw: bytes) -> str:

@@ -20,6 +20,10 @@ class Prompt:
     token_ids: list[int]
     params: SamplingParams  # fitted to this prompt's length; params.n choices of it
     text: str = ""  # what `echo` gives back
+    # Where the text of each token starts, counted from the end of `text`: not above 0. None unless
+    # the logprobs of the prompt are wanted.
+    token_offsets: list[int] | None = None
+    completes: bool = True  # False: nothing is wanted behind the prompt
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,12 @@ class Placement:
     request_id: str
     priority: int = 0
     cache_salt: str = ""
+
+
+def _num_prompt_logprobs(prompt: Prompt) -> int | None:
+    if prompt.token_offsets is not None:
+        return prompt.params.logprobs
+    return None if prompt.completes else 0  # what completes nothing must at least score
 
 
 class Generation:
@@ -52,7 +62,11 @@ class Generation:
             for j in range(prompt.params.n):
                 index = len(self.choices)
                 params = choice_params(prompt.params, j, eos_token_ids)
-                self.choices.append(Choice(index, params, tokenizer))
+                offsets = prompt.token_offsets
+                echoed = (
+                    () if offsets is None else list(zip(prompt.token_ids, offsets, strict=True))
+                )
+                self.choices.append(Choice(index, params, tokenizer, echoed))
                 self._requests.append(
                     EngineRequest(
                         request_id=f"{placement.request_id}-{index}",
@@ -60,6 +74,8 @@ class Generation:
                         params=params,
                         priority=placement.priority,
                         cache_salt=placement.cache_salt,
+                        prompt_logprobs=_num_prompt_logprobs(prompt),
+                        completes=prompt.completes,
                     )
                 )
 

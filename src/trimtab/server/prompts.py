@@ -16,9 +16,10 @@ from trimtab.server.validation import (
     check_num_choices,
     check_size,
     check_token_ids,
+    completes,
     fit_context,
 )
-from trimtab.tokenization import Tokenizer
+from trimtab.tokenization import TextStream, Tokenizer
 
 MAX_TOKEN_CHARACTERS = 128  # no text has longer tokens on average
 ROLES = ("system", "developer", "user", "assistant")
@@ -35,6 +36,7 @@ class PromptMaker:
         """Raises ApiError 400 for a prompt that is empty, too long or not of a known shape."""
         prompts = _prompts(asked.prompt, info)
         check_num_choices(asked, len(prompts))
+        scored = bool(asked.echo) and asked.logprobs is not None
         result = []
         for prompt in prompts:
             if isinstance(prompt, str):
@@ -47,8 +49,19 @@ class PromptMaker:
                 text = self._tokenizer.decode(prompt) if asked.echo else ""
             if not token_ids:
                 raise bad_request("prompt: must not be empty", "prompt")
-            fitted = fit_context(params, len(token_ids), info, named=asked.max_tokens is not None)
-            result.append(Prompt(token_ids, fitted, text))
+            fitted = fit_context(
+                params,
+                len(token_ids),
+                info,
+                named=asked.max_tokens is not None,
+                completes=completes(asked),
+            )
+            offsets = None
+            if scored:
+                is_text = isinstance(prompt, str)
+                find = partial(token_offsets, self._tokenizer, token_ids, text, is_text)
+                offsets = await self._workers.run(len(text), find)
+            result.append(Prompt(token_ids, fitted, text, offsets, completes(asked)))
         return result
 
     async def chat(self, asked: ChatRequest, params: SamplingParams, info: EngineInfo) -> Prompt:
@@ -68,6 +81,21 @@ class PromptMaker:
 
     def _encode(self, prompt: str) -> list[int]:
         return self._tokenizer.encode(prompt)
+
+
+def token_offsets(
+    tokenizer: Tokenizer, token_ids: list[int], text: str, is_text: bool
+) -> list[int]:
+    """Where each token starts in the text of a prompt, in characters counted from its end.
+
+    Special tokens that a text spells out are part of it; those that the tokenizer put before it,
+    and all those of a prompt that was given as ids, take no room.
+    """
+    stream = TextStream(tokenizer, skip_special_tokens=not is_text)
+    decoded = stream.push(token_ids) + stream.finish()
+    first = len(decoded) - len(text) if decoded.endswith(text) else 0
+    size = len(text)
+    return [min(max(offset - first, 0), size) - size for offset in stream.token_offsets]
 
 
 def _check_text(num_characters: int, info: EngineInfo, param: str) -> None:

@@ -87,8 +87,16 @@ def check_stream_options(request: GenerationFields) -> None:
 
 
 def completion_params(request: CompletionRequest, info: EngineInfo) -> SamplingParams:
+    """max_tokens is 1 where nothing is to be completed."""
     max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
+    if not completes(request):
+        max_tokens = 1
     return _sampling_params(request, max_tokens, request.logprobs, info)
+
+
+def completes(request: CompletionRequest) -> bool:
+    """Whether anything is wanted behind the prompt: an echo alone is not."""
+    return not (request.echo and request.max_tokens == 0)
 
 
 def chat_params(request: ChatRequest, info: EngineInfo) -> SamplingParams:
@@ -170,7 +178,12 @@ def check_size(size: int, unit: str, limit: int, info: EngineInfo, param: str) -
 
 
 def fit_context(
-    params: SamplingParams, num_prompt_tokens: int, info: EngineInfo, *, named: bool
+    params: SamplingParams,
+    num_prompt_tokens: int,
+    info: EngineInfo,
+    *,
+    named: bool,
+    completes: bool = True,
 ) -> SamplingParams:
     """The parameters for a prompt of this length.
 
@@ -180,6 +193,7 @@ def fit_context(
     """
     room = context_limit(info) - num_prompt_tokens
     wanted = params.max_tokens if named and params.max_tokens is not None else 1
+    wanted = wanted if completes else 0
     if wanted > room:
         detail = f"{num_prompt_tokens} in the prompt" + (
             f", {wanted} in the completion" if named else ""
@@ -190,7 +204,7 @@ def fit_context(
             "max_tokens" if named and room > 0 else None,
             "context_length_exceeded",
         )
-    if params.max_tokens is None or params.max_tokens <= room:
+    if not completes or params.max_tokens is None or params.max_tokens <= room:
         return params
     return replace(params, max_tokens=room)
 
