@@ -14,6 +14,7 @@ from typing import Literal, get_args
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.checkpoints.writing_base import CheckpointWriter, WriteReport
 from trimtab.checkpoints.writing_compressed_tensors import CompressedTensorsEncoding
+from trimtab.checkpoints.writing_gptq import AwqEncoding, GptqEncoding
 from trimtab.checkpoints.writing_huggingface import Encoding, HuggingFaceWriter, PlainEncoding
 from trimtab.checkpoints.writing_shards import SHARD_BYTES
 from trimtab.errors import CheckpointError
@@ -54,6 +55,10 @@ def open_writer(
 def _encoding(container: Container, activation_bits: int | None) -> Encoding:
     if container == "compressed-tensors":
         return CompressedTensorsEncoding(activation_bits)
+    if container == "gptq":
+        return GptqEncoding()
+    if container == "awq":
+        return AwqEncoding()
     if container == "safetensors":
         return PlainEncoding()
     raise CheckpointError(f"{container} cannot be written yet")

@@ -11,7 +11,7 @@ vLLM's loader asks for (layers/quantization/compressed_tensors).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,16 +104,22 @@ class CompressedTensorsEncoding(Encoding):
         }
 
     def notes(self) -> list[str]:
-        """vLLM runs q, k, v and gate, up as one matrix each, with one scheme."""
-        for parts in FUSED_BY_SERVERS:
-            for name in self._schemes:
-                place, _, last = name.rpartition(".")
-                others = {self._schemes.get(f"{place}.{part}") for part in parts}
-                if last in parts and len(others) > 1:
-                    return [
-                        f"vLLM cannot load this: {', '.join(parts)} of {place} are not stored alike"
-                    ]
-        return []
+        notes = differing_parts(self._schemes)
+        if any(_is_embedding(name) for name in self._schemes):
+            notes.append("transformers cannot load embeddings that are quantized (vLLM can)")
+        return notes
+
+
+def differing_parts(schemes: Mapping[str, object]) -> list[str]:
+    """vLLM runs q, k, v and gate, up as one matrix each, with one scheme."""
+    for parts in FUSED_BY_SERVERS:
+        for name in schemes:
+            place, _, last = name.rpartition(".")
+            if last in parts and len({schemes.get(f"{place}.{part}") for part in parts}) > 1:
+                return [
+                    f"vLLM cannot load this: {', '.join(parts)} of {place} are not stored alike"
+                ]
+    return []
 
 
 def encode_scales(

@@ -54,6 +54,10 @@ class Encoding(ABC):
     def encode(self, module: Module, matrix: GroupedMatrix) -> Sequence[Piece]:
         """Raises CheckpointError, one line, for a matrix that the format cannot hold."""
 
+    def last_pieces(self) -> Sequence[tuple[str, Piece]]:
+        """(module, piece) of what could not be written before all matrices were known."""
+        return []
+
     @abstractmethod
     def config(self, plain: Sequence[Module]) -> dict[str, Any] | None:
         """The quantization_config; `plain` are the matrices that were stored as floats."""
@@ -147,6 +151,8 @@ class HuggingFaceWriter(CheckpointWriter):
             self._shards.add(f"{module.name}.{suffix}", dtype, data.shape, data)
 
     def _complete(self) -> list[Path]:
+        for module, (suffix, dtype, data) in self._encoding.last_pieces():
+            self._shards.add(f"{module}.{suffix}", dtype, data.shape, data)
         self._copy_strangers()
         files = self._shards.finish()
         for path in sorted(self._directory.iterdir()):
