@@ -94,5 +94,5 @@ def _no_weights(directory: Path) -> CheckpointError:
             "loaded; convert them to safetensors (transformers: model.save_pretrained(DIR))"
         )
     if ".gguf" in suffixes:
-        return CheckpointError(f"{directory}: GGUF files are not supported yet; use safetensors")
+        return CheckpointError(f"{directory}: no .safetensors file; name the GGUF file to open it")
     return CheckpointError(f"{directory}: no .safetensors file")
