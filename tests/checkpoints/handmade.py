@@ -23,7 +23,16 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 64,
     "tie_word_embeddings": False,
 }
-NUMPY_TYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}
+NUMPY_TYPES = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,  # and F8_E4M3 uint8: their bit patterns
+    "F8_E4M3": np.uint8,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+}
 
 
 def weights(config: dict[str, Any] = CONFIG) -> dict[str, np.ndarray]:

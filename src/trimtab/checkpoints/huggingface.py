@@ -12,9 +12,16 @@ from typing import Any, NoReturn
 
 from trimtab.checkpoints.base import MatrixFormat, StoredMatrix, StoredTensor
 from trimtab.checkpoints.json_file import read_json_object
+from trimtab.checkpoints.quantization import quantization_config, read_quantization
 from trimtab.checkpoints.safetensors_file import SafetensorsFile
 from trimtab.checkpoints.shards import open_shards, open_single
 from trimtab.checkpoints.stored_file import StoredFile
+from trimtab.checkpoints.stored_layers import (
+    WEIGHT_SUFFIXES,
+    Module,
+    StoredLayer,
+    StoredTensors,
+)
 from trimtab.errors import CheckpointError
 from trimtab.models.config_reader import ConfigReader, show
 from trimtab.models.family import Family
@@ -54,8 +61,9 @@ def open_directory(path: Path, directory: Path, max_context: int) -> HuggingFace
         raise CheckpointError(f"{directory}: no config.json: not a model in Hugging Face layout")
     config = read_json_object(directory / "config.json")
     spec = _with_generation_config(model_spec(config, max_context), directory)
+    quantization = quantization_config(config, directory)
     files = open_shards(directory) if path.is_dir() else open_single(path)
-    return HuggingFaceCheckpoint(path, config, spec, files)
+    return HuggingFaceCheckpoint(path, config, spec, files, quantization)
 
 
 def _with_generation_config(spec: ModelSpec, directory: Path) -> ModelSpec:
@@ -77,8 +85,10 @@ class HuggingFaceCheckpoint:
         config: Mapping[str, Any],
         spec: ModelSpec,
         files: Mapping[str, SafetensorsFile],
+        quantization: ConfigReader | None = None,
     ) -> None:
-        """Checks that the files hold exactly the tensors that `spec` needs, in its shapes."""
+        """Checks that the files hold exactly the tensors that `spec` and the quantization config
+        need, in the shapes that follow."""
         self.path = path
         self.spec = spec
         self._config = config
@@ -89,8 +99,11 @@ class HuggingFaceCheckpoint:
             name: replace(source, name=_stored_name(source.name, style))
             for name, source in family.tensors(spec).items()
         }
+        self._quantization = quantization
+        self._layers = {} if quantization is None else self._quantized_layers(quantization)
         for name, source in self._sources.items():
-            self._check_tensor(name, source)
+            if source.name not in self._layers:
+                self._check_tensor(name, source)
         self._tied_head = self._find_tied_head(_stored_name("lm_head.weight", style))
         self._check_no_strangers(family)
 
@@ -102,20 +115,29 @@ class HuggingFaceCheckpoint:
         return [StoredFile(file.path, file.signature) for file in self._unique_files()]
 
     def tensor(self, name: str) -> StoredTensor:
+        matrix = self.matrix(name)
+        if isinstance(matrix, StoredTensor):
+            return matrix
+        return StoredTensor(matrix.to_float32(), "f32")
+
+    def format(self, name: str) -> MatrixFormat:
+        source = self._sources[name]
+        layer = self._layers.get(source.name)
+        if layer is not None:
+            return layer.format(source.first_row, source.shape[0])
+        return self._files[source.name].dtype(source.name)
+
+    def matrix(self, name: str) -> StoredMatrix:
         self._check_tied_head()
         source = self._sources[name]
+        layer = self._layers.get(source.name)
+        if layer is not None:
+            return layer.read(source.first_row, source.shape[0])
         stored = self._files[source.name].tensor(source.name)
         if source.fused_rows is None:
             return stored
         rows = slice(source.first_row, source.first_row + source.shape[0])
         return StoredTensor(stored.data[rows], stored.dtype)
-
-    def format(self, name: str) -> MatrixFormat:
-        source = self._sources[name]
-        return self._files[source.name].dtype(source.name)
-
-    def matrix(self, name: str) -> StoredMatrix:
-        return self.tensor(name)
 
     def release(self) -> None:
         for file in self._unique_files():
@@ -137,6 +159,8 @@ class HuggingFaceCheckpoint:
         """
         digest = hashlib.sha256(b"trimtab checkpoint 1\n")
         digest.update(json.dumps(self._config, sort_keys=True).encode())
+        if self._quantization is not None:  # which may stand in a file of its own
+            digest.update(self._quantization.dump().encode())
         digest.update(repr(self.spec.ropes).encode())
         for file in self._unique_files():
             digest.update(f"\n{file.size} {len(file.header)}\n".encode())
@@ -149,12 +173,36 @@ class HuggingFaceCheckpoint:
         return digest.hexdigest()
 
     def _find_style(self) -> NameStyle:
-        styles = [s for s in STYLES if f"{s.decoder}embed_tokens.weight" in self._files]
+        styles = [
+            style
+            for style in STYLES
+            if any(f"{style.decoder}embed_tokens{end}" in self._files for end in WEIGHT_SUFFIXES)
+        ]
         if len(styles) == 1:
             return styles[0]
         if styles:
             raise CheckpointError(f"{self.path}: more than one tensor embed_tokens.weight")
         raise CheckpointError(f"{self.path}: tensor model.embed_tokens.weight is missing")
+
+    def _quantized_layers(self, config: ConfigReader) -> dict[str, StoredLayer]:
+        """By the name that the matrix would have as floats."""
+        quantization = read_quantization(config)
+        tensors = StoredTensors(self.path, self._files)
+        layers: dict[str, StoredLayer] = {}
+        for name, source in self._sources.items():
+            if len(source.shape) != 2 or source.name in layers:
+                continue
+            module = Module(
+                source.name.removesuffix(".weight"),
+                "Embedding" if name == "embed" else "Linear",
+                source.shape[0] if source.fused_rows is None else source.fused_rows,
+                source.shape[1],
+                f"{name}_bias" in self._sources,
+            )
+            layer = quantization.layer(module, tensors)
+            if layer is not None:
+                layers[source.name] = layer
+        return layers
 
     def _check_tensor(self, name: str, source: TensorSource) -> None:
         file = self._files.get(source.name)
@@ -182,6 +230,8 @@ class HuggingFaceCheckpoint:
         if not self.spec.tied_embeddings or head not in self._files:
             return None
         embed = self._sources["embed"].name
+        if embed in self._layers:
+            self._refuse_tied_head(head)
         ours, theirs = self._files[embed].entries[embed], self._files[head].entries[head]
         if (ours.dtype, ours.shape) != (theirs.dtype, theirs.shape):
             self._refuse_tied_head(head)
@@ -208,7 +258,8 @@ class HuggingFaceCheckpoint:
 
     def _check_no_strangers(self, family: Family) -> None:
         """A weight that the spec has no place for (a bias, a layer) would change the answer."""
-        known = {source.name for source in self._sources.values()}
+        known = {source.name for source in self._sources.values()} - self._layers.keys()
+        known.update(*(layer.tensor_names for layer in self._layers.values()))
         if self.spec.tied_embeddings:
             known.update(f"{style.head}lm_head.weight" for style in STYLES)
         strangers = sorted(

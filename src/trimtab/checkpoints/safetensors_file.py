@@ -45,6 +45,13 @@ _READABLE: dict[str, tuple[StoredDtype, npt.DTypeLike]] = {
     "BF16": ("bf16", np.dtype("<u2")),
 }
 
+_BITS: dict[str, npt.DTypeLike] = {
+    "I8": np.dtype("i1"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "F8_E4M3": np.dtype("u1"),
+}
+
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -106,13 +113,19 @@ class SafetensorsFile:
 
     def tensor(self, name: str) -> StoredTensor:
         """A tensor of a readable dtype as a view; a copy only where the file misaligns it."""
-        entry = self.entries[name]
-        dtype, item = _READABLE[entry.dtype]
-        data: npt.NDArray[Any] = self.raw(name).view(item).reshape(entry.shape)
+        dtype, item = _READABLE[self.entries[name].dtype]
+        return StoredTensor(self._view(name, item), dtype)
+
+    def integers(self, name: str) -> npt.NDArray[Any]:
+        """As `tensor`, of dtype I8, I32 or I64, or F8_E4M3 as its bit patterns."""
+        return self._view(name, _BITS[self.entries[name].dtype])
+
+    def _view(self, name: str, item: npt.DTypeLike) -> npt.NDArray[Any]:
+        data: npt.NDArray[Any] = self.raw(name).view(item).reshape(self.entries[name].shape)
         if not data.flags.aligned:
             data = data.copy()
             data.flags.writeable = False
-        return StoredTensor(data, dtype)
+        return data
 
 
 def _read_header(descriptor: int, size: int, where: str) -> bytes:

@@ -6,6 +6,7 @@ nobody knows to be harmless: a key that this program does not understand might c
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -57,6 +58,13 @@ class ConfigReader:
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
+
+    def names(self) -> list[str]:
+        return list(self._values)
+
+    def dump(self) -> str:
+        """All of it, equal for equal content."""
+        return json.dumps(self._values, sort_keys=True)
 
     def raw(self, name: str) -> Any:
         """The value as it stands, None when absent; counts as taken."""

@@ -50,20 +50,8 @@ def model_spec(config: Mapping[str, Any], max_context: int = 0) -> ModelSpec:
     supported, and ConfigError when `max_context` is beyond what the model can serve.
     """
     architecture = architecture_of(config)
-    refuse_quantized(config)
     reader = ConfigReader(config)
+    reader.ignore("quantization_config")  # of how weights are stored: `trimtab.checkpoints`
     spec = FAMILIES[architecture].parse(reader, max_context)
     reader.finish()
     return replace(spec, architecture=architecture)
-
-
-def refuse_quantized(config: Mapping[str, Any]) -> None:
-    for key in ("quantization_config", "compression_config"):
-        section = config.get(key)
-        if section is None:
-            continue
-        method = section.get("quant_method") if isinstance(section, dict) else None
-        raise CheckpointError(
-            f"config.json: {key} ({show(method or 'unknown method')}): "
-            "quantized checkpoints are not supported yet"
-        )
