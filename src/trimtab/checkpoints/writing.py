@@ -14,13 +14,21 @@ from typing import Literal, get_args
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.checkpoints.writing_base import CheckpointWriter, WriteReport
 from trimtab.checkpoints.writing_compressed_tensors import CompressedTensorsEncoding
+from trimtab.checkpoints.writing_gguf import GgufFileWriter, write_gguf
 from trimtab.checkpoints.writing_gptq import AwqEncoding, GptqEncoding
 from trimtab.checkpoints.writing_huggingface import Encoding, HuggingFaceWriter, PlainEncoding
 from trimtab.checkpoints.writing_shards import SHARD_BYTES
 from trimtab.errors import CheckpointError
 from trimtab.numerics.stored import ScaleType
 
-__all__ = ["CheckpointWriter", "Container", "WriteReport", "open_writer", "scale_type_of"]
+__all__ = [
+    "CheckpointWriter",
+    "Container",
+    "WriteReport",
+    "open_writer",
+    "scale_type_of",
+    "write_gguf",
+]
 
 Container = Literal["compressed-tensors", "gptq", "awq", "gguf", "safetensors"]
 
@@ -39,7 +47,9 @@ def open_writer(
     `out` is a directory that does not exist or is empty; for gguf a file that does not exist. It
     appears when `finish` has read everything back. What is not added is taken from `source`, as it
     is stored there. `activation_bits` (8; compressed-tensors only) makes servers quantize the
-    activations, token by token. `safetensors` holds floats only.
+    activations, token by token. `gguf_type`
+    (gguf only, see `trimtab.checkpoints.gguf_types`) has floats quantized; without it they stay as
+    they are. `safetensors` holds floats only.
 
     Raises CheckpointError, one line.
     """
@@ -49,6 +59,10 @@ def open_writer(
         )
     if activation_bits is not None and container != "compressed-tensors":
         raise CheckpointError(f"{container} cannot say that activations are quantized")
+    if gguf_type is not None and container != "gguf":
+        raise CheckpointError(f"{container} has no GGUF types")
+    if container == "gguf":
+        return GgufFileWriter(source, Path(out), gguf_type)
     return HuggingFaceWriter(source, Path(out), _encoding(container, activation_bits), shard_bytes)
 
 
