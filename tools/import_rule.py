@@ -15,7 +15,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("environment",),
     ("config", "models", "numerics", "builtin"),
-    ("checkpoints", "tokenization"),
+    ("checkpoints",),
+    ("tokenization",),  # a GGUF file holds its tokenizer
     ("executors",),
     ("engine",),
     ("evaluation", "simulator", "server", "bench"),

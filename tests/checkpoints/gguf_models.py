@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,6 @@ def add_metadata(writer: gguf.GGUFWriter, model: Any) -> None:
     writer.add_value_length(head_dim(model))
     writer.add_file_type(0)
     writer.add_quantization_version(2)
-    writer.add_tokenizer_model("no_vocab")
-    writer.add_bos_token_id(config.bos_token_id)
-    ends = config.eos_token_id
-    for add, end in zip(
-        (writer.add_eos_token_id, writer.add_eot_token_id),
-        ends if isinstance(ends, list) else [ends],
-        strict=False,
-    ):
-        add(end)
     if getattr(config, "sliding_window", None) and not hasattr(config, "use_sliding_window"):
         writer.add_sliding_window(config.sliding_window)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
@@ -121,7 +112,21 @@ def add_rope(writer: gguf.GGUFWriter, model: Any) -> None:
         writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(original)))
 
 
-def write(model: Any, path: Path, kind: str = "F32", parts: int = 1) -> Path:
+def no_vocabulary(writer: gguf.GGUFWriter, config: Any) -> None:
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_bos_token_id(config.bos_token_id)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    for add, end in zip((writer.add_eos_token_id, writer.add_eot_token_id), ends, strict=False):
+        add(end)
+
+
+def write(
+    model: Any,
+    path: Path,
+    kind: str = "F32",
+    parts: int = 1,
+    add_vocabulary: Callable[[gguf.GGUFWriter, Any], None] = no_vocabulary,
+) -> Path:
     """Matrices as `kind` as far as their columns allow, vectors as F32. Of several parts, the path
     of the first."""
     items = list(tensors(model))
@@ -129,6 +134,7 @@ def write(model: Any, path: Path, kind: str = "F32", parts: int = 1) -> Path:
     name = ARCHITECTURES[type(model).__name__]
     writer = gguf.GGUFWriter(path, name, split_max_tensors=limit)
     add_metadata(writer, model)
+    add_vocabulary(writer, model.config)
     block, _ = gguf.GGML_QUANT_SIZES[Quantization[kind]]
     for tensor_name, data in items:
         fits = data.ndim == 2 and data.shape[1] % block == 0

@@ -36,7 +36,7 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
 @with_config_options
 def command(
     executor: ExecutorConfig,
-    model: str = typer.Argument(help="builtin, a directory or a Hugging Face id"),
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
     formats: str = typer.Option(
         "", help="compare weight formats in one run, interleaved: bf16,int8,int4-g64"
     ),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def command(
     executor: ExecutorConfig,
     sampling: SamplingOptions,
-    model: str = typer.Argument(help="builtin, a model directory or a Hugging Face id"),
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
     system: str = typer.Option("", help="the system message that the conversation starts with"),
     as_json: bool = typer.Option(False, "--json", help="one JSON object a turn, no prompts"),
 ) -> None:

@@ -16,7 +16,7 @@ from trimtab.errors import UserError
 @with_config_options
 def command(
     executor: ExecutorConfig,
-    model: str = typer.Argument(help="builtin, a directory or a Hugging Face id"),
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
     text: list[Path] = typer.Option(
         [], help="UTF-8 files to score, each a document; may be given several times"
     ),

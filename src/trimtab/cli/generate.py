@@ -18,7 +18,7 @@ from trimtab.errors import RequestError
 def command(
     executor: ExecutorConfig,
     sampling: SamplingOptions,
-    model: str = typer.Argument(help="builtin, a model directory or a Hugging Face id"),
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
     prompt: str = typer.Argument(help="the text to continue; - reads it from standard input"),
     as_json: bool = typer.Option(False, "--json", help="print one JSON object at the end"),
 ) -> None:

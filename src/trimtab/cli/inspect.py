@@ -13,7 +13,7 @@ from trimtab.config import ExecutorConfig
 @with_config_options
 def command(
     executor: ExecutorConfig,
-    model: str = typer.Argument(help="builtin, a directory or a Hugging Face id"),
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
     as_json: bool = typer.Option(False, "--json", help="one JSON object instead of text"),
 ) -> None:
     """Say what MODEL is, its bytes by part, and the ceilings that this machine puts on it.

@@ -23,7 +23,7 @@ def command(
     executor: ExecutorConfig,
     scheduler: SchedulerConfig,
     server: ServerConfig,
-    model: str = typer.Argument(help="builtin, a model directory or a Hugging Face id"),
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
     as_json: bool = typer.Option(False, "--json", help="announce the server as one line of JSON"),
 ) -> None:
     """Serve MODEL behind an OpenAI-compatible API."""

@@ -1,4 +1,4 @@
-"""A Tokenizer from a model directory in Hugging Face layout."""
+"""A Tokenizer from a model directory in Hugging Face layout, or from a GGUF file."""
 
 from __future__ import annotations
 
@@ -32,9 +32,24 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     What is put around a text (BOS) is the post-processor of `tokenizer.json`, as in transformers:
     `add_bos_token` and `add_eos_token` in `tokenizer_config.json` are for vocabularies without one.
 
+    Of a GGUF file (or a directory with nothing but one), the tokenizer of its metadata; where it
+    has none, the tokenizer.json beside it.
+
     Raises CheckpointError, one line naming the file, for anything missing, damaged or unknown.
     """
+    from trimtab.checkpoints.gguf_parts import gguf_of
+
     directory = Path(path)
+    gguf = gguf_of(directory)
+    if gguf is not None:
+        from trimtab.tokenization.gguf import read_gguf_tokenizer
+
+        tokenizer = read_gguf_tokenizer(gguf)
+        if tokenizer is not None:
+            return tokenizer
+        directory = gguf.parent
+        if not (directory / "tokenizer.json").exists():
+            raise CheckpointError(f"{gguf}: has no vocabulary, and no tokenizer.json is beside it")
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: is not a model directory")
     config = _read_json(directory / "tokenizer_config.json")
