@@ -14,6 +14,18 @@ template <typename T, int dims>
 using ConstArray =
     nanobind::ndarray<const T, nanobind::ndim<dims>, nanobind::c_contig, nanobind::device::cpu>;
 
+// The place of `name` among `names`, as an enumeration. Throws std::invalid_argument.
+template <typename Enumeration>
+Enumeration choice(const char* what, const std::string& name,
+                   std::initializer_list<const char*> names) {
+  int place = 0;
+  for (const char* candidate : names) {
+    if (name == candidate) return static_cast<Enumeration>(place);
+    ++place;
+  }
+  throw std::invalid_argument(std::string("unknown ") + what + " '" + name + "'");
+}
+
 // An attribute that from call to call is often the very same array: then it is not looked into
 // again. It is held until the next `read`, and so keeps its memory where it is.
 template <typename T, int dims>

@@ -15,6 +15,7 @@
 #include "bindings/step_arrays.h"
 #include "core/isa.h"
 #include "core/packed_model.h"
+#include "core/packing.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -23,14 +24,6 @@ using namespace trimtab;
 namespace {
 
 using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-
-WeightFormat weight_format(const std::string& name) {
-  if (name == "f32") return WeightFormat::f32;
-  if (name == "bf16") return WeightFormat::bf16;
-  if (name == "int8") return WeightFormat::int8;
-  if (name == "int4") return WeightFormat::int4;
-  throw std::invalid_argument("unknown weight format '" + name + "'");
-}
 
 // float32, float16, or uint16 for the bit patterns of bf16.
 StoredMatrix stored_matrix(const AnyArray& array) {
@@ -48,11 +41,62 @@ StoredMatrix stored_matrix(const AnyArray& array) {
           static_cast<int64_t>(array.shape(1))};
 }
 
-void check_shape(const std::string& name, const StoredMatrix& matrix, int64_t rows, int64_t cols) {
-  if (matrix.rows != rows || matrix.cols != cols)
-    throw std::invalid_argument(name + " has shape [" + std::to_string(matrix.rows) + ", " +
-                                std::to_string(matrix.cols) + "], not [" + std::to_string(rows) +
+void check_shape(const std::string& name, int64_t found_rows, int64_t found_cols, int64_t rows,
+                 int64_t cols) {
+  if (found_rows != rows || found_cols != cols)
+    throw std::invalid_argument(name + " has shape [" + std::to_string(found_rows) + ", " +
+                                std::to_string(found_cols) + "], not [" + std::to_string(rows) +
                                 ", " + std::to_string(cols) + "]");
+}
+
+// An array [rows][width] of bytes a row, contiguous, of elements of `item` bytes; null for None.
+const void* row_array(const std::string& name, nb::handle object, int64_t rows, int64_t width,
+                      int64_t item) {
+  if (object.is_none()) return nullptr;
+  const AnyArray array = nb::cast<AnyArray>(object);
+  if (array.ndim() != 2 || static_cast<int64_t>(array.itemsize()) != item)
+    throw std::invalid_argument(name + ": scales and offsets are matrices of the format's type");
+  check_shape(name + ": scales or offsets", static_cast<int64_t>(array.shape(0)),
+              static_cast<int64_t>(array.shape(1)), rows, width);
+  return array.data();
+}
+
+// (values, scales, offsets, super_scales, super_offsets), None for what the format does not have.
+// The arrays outlive the call: the tuple holds them.
+StoredIntegers stored_integers(const std::string& name, const nb::tuple& part,
+                               const PackedMatrix& w) {
+  if (part.size() != 5) throw std::invalid_argument(name + ": integers come in five arrays");
+  const AnyArray values = nb::cast<AnyArray>(part[0]);
+  if (values.ndim() != 2 || values.dtype() != nb::dtype<int8_t>())
+    throw std::invalid_argument(name + ": values must be an int8 matrix");
+  const int64_t rows = static_cast<int64_t>(values.shape(0));
+  const int64_t cols = static_cast<int64_t>(values.shape(1));
+  const int64_t groups = w.groups(), supers = w.super_bytes() / 128;
+  const int64_t scale_item = w.scaled_rows() ? 4 : w.scale_bytes() / (2 * kPanel);
+  const int64_t offset_item = w.has_supers() ? 1 : 2;
+  return {static_cast<const int8_t*>(values.data()),
+          static_cast<const uint8_t*>(row_array(name, part[1], rows, groups, scale_item)),
+          static_cast<const uint8_t*>(row_array(name, part[2], rows, groups, offset_item)),
+          static_cast<const uint16_t*>(row_array(name, part[3], rows, supers, 2)),
+          static_cast<const uint16_t*>(row_array(name, part[4], rows, supers, 2)),
+          rows,
+          cols};
+}
+
+template <typename Part>
+std::vector<const float*> bias_pointers(const std::string& name, const std::vector<Part>& parts,
+                                        const std::vector<ConstArray<float, 1>>& biases) {
+  std::vector<const float*> pointers;
+  for (size_t i = 0; i < biases.size(); ++i) {
+    if (i >= parts.size() || static_cast<int64_t>(biases[i].shape(0)) != parts[i].rows)
+      throw std::invalid_argument(name + ": a bias does not fit its matrix");
+    pointers.push_back(biases[i].data());
+  }
+  return pointers;
+}
+
+RowOrder row_order(const std::string& name) {
+  return name == "gate_up" ? RowOrder::interleaved_panels : RowOrder::concatenated;
 }
 
 // What Python wants done between pieces of a long conversion; None for nothing.
@@ -93,25 +137,33 @@ class ModelBuilder {
     const BetweenPieces callback = between_pieces(between);
     std::vector<StoredMatrix> matrices;
     for (const AnyArray& part : parts) matrices.push_back(stored_matrix(part));
-    std::vector<const float*> bias_data;
-    for (size_t i = 0; i < biases.size(); ++i) {
-      if (i >= parts.size() || biases[i].shape(0) != parts[i].shape(0))
-        throw std::invalid_argument(name + ": a bias does not fit its matrix");
-      bias_data.push_back(biases[i].data());
-    }
-    const bool gated = name == "gate_up";
     check_parts(name, matrices);
+    const PackedExtras extras{bias_pointers(name, matrices, biases), {}};
+    reserve();
     Matrix& slot = matrix_slot(layer, name);
     nb::gil_scoped_release released;
+    pack_matrix(*pool_, kernels_.gemm, model_, slot, matrices, extras, row_order(name), callback);
+  }
+
+  void set_integers(int layer, const std::string& name, const std::vector<nb::tuple>& parts,
+                    const std::vector<ConstArray<float, 1>>& biases,
+                    const std::vector<int32_t>& columns) {
     reserve();
-    pack_matrix(*pool_, kernels_.gemm, model_, slot, matrices, bias_data,
-                gated ? RowOrder::interleaved_panels : RowOrder::concatenated, callback);
+    Matrix& slot = matrix_slot(layer, name);
+    std::vector<StoredIntegers> matrices;
+    for (const nb::tuple& part : parts)
+      matrices.push_back(stored_integers(name, part, slot.packed));
+    check_parts(name, matrices);
+    const PackedExtras extras{bias_pointers(name, matrices, biases), columns};
+    nb::gil_scoped_release released;
+    pack_integers(*pool_, model_, slot, matrices, extras, row_order(name));
   }
 
   void set_embedding(const AnyArray& table, const nb::object& between) {
     const BetweenPieces callback = between_pieces(between);
     const StoredMatrix source = stored_matrix(table);
-    check_shape("embed", source, model_.shape.vocab_size, model_.shape.hidden_size);
+    check_shape("embed", source.rows, source.cols, model_.shape.vocab_size,
+                model_.shape.hidden_size);
     nb::gil_scoped_release released;
     reserve();
     load_embedding(*pool_, model_, source, callback);
@@ -150,31 +202,48 @@ class ModelBuilder {
     throw std::invalid_argument("unknown norm '" + name + "'");
   }
 
+  // After `reserve`.
   Matrix& matrix_slot(int layer, const std::string& name) {
     if (name == "lm_head") return model_.lm_head;
+    if (name == "embed" && model_.shape.embedding == EmbeddingSource::matrix)
+      return model_.embedding_matrix;
     LayerWeights& weights = layer_at(layer);
-    if (name == "qkv") return weights.qkv;
     if (name == "o") return weights.o;
-    if (name == "gate_up") return weights.gate_up;
-    return weights.down;
+    if (name == "down") return weights.down;
+    if (weights.qkv.size() == 1 && name == "qkv") return weights.qkv[0];
+    if (weights.gate_up.size() == 1 && name == "gate_up") return weights.gate_up[0];
+    const std::string parts = "qkv";
+    if (weights.qkv.size() == 3 && name.size() == 1 && parts.find(name) != std::string::npos)
+      return weights.qkv[parts.find(name)];
+    if (weights.gate_up.size() == 2 && (name == "gate" || name == "up"))
+      return weights.gate_up[name == "up"];
+    throw std::invalid_argument("unknown matrix '" + name + "'");
   }
 
-  void check_parts(const std::string& name, const std::vector<StoredMatrix>& parts) const {
+  template <typename Part>
+  void check_parts(const std::string& name, const std::vector<Part>& parts) const {
     const ModelShape& shape = model_.shape;
     const auto check = [&](std::initializer_list<int64_t> rows, int64_t cols) {
       if (parts.size() != rows.size())
         throw std::invalid_argument(name + ": needs " + std::to_string(rows.size()) + " parts");
-      for (size_t i = 0; i < parts.size(); ++i) check_shape(name, parts[i], rows.begin()[i], cols);
+      for (size_t i = 0; i < parts.size(); ++i)
+        check_shape(name, parts[i].rows, parts[i].cols, rows.begin()[i], cols);
     };
     if (name == "qkv")
       check({shape.query_size(), shape.kv_size(), shape.kv_size()}, shape.hidden_size);
+    else if (name == "q")
+      check({shape.query_size()}, shape.hidden_size);
+    else if (name == "k" || name == "v")
+      check({shape.kv_size()}, shape.hidden_size);
     else if (name == "o")
       check({shape.hidden_size}, shape.query_size());
     else if (name == "gate_up")
       check({shape.intermediate_size, shape.intermediate_size}, shape.hidden_size);
+    else if (name == "gate" || name == "up")
+      check({shape.intermediate_size}, shape.hidden_size);
     else if (name == "down")
       check({shape.hidden_size}, shape.intermediate_size);
-    else if (name == "lm_head")
+    else if (name == "lm_head" || name == "embed")
       check({shape.vocab_size}, shape.hidden_size);
     else
       throw std::invalid_argument("unknown matrix '" + name + "'");
@@ -305,6 +374,30 @@ void import_blocks(BoundDecoder& decoder, const ConstArray<int32_t, 1>& block_id
                                 data.data());
 }
 
+void bind_formats(nb::module_& m) {
+  nb::class_<MatrixFormat>(m, "MatrixFormat", "See kernels/kernels.h.")
+      .def(
+          "__init__",
+          [](MatrixFormat* self, const std::string& weights, int32_t group_size,
+             const std::string& scales, const std::string& offsets, float centre) {
+            new (self) MatrixFormat{
+                choice<WeightFormat>("weight format", weights, {"f32", "bf16", "int8", "int4"}),
+                group_size,
+                choice<ScaleFormat>("scale format", scales, {"f16", "bf16", "f32", "supers"}),
+                choice<OffsetFormat>("offset format", offsets, {"none", "zero", "offset"}), centre};
+          },
+          "weights"_a, "group_size"_a = 0, "scales"_a = "f16", "offsets"_a = "none",
+          "centre"_a = 0.0f);
+  nb::class_<LayerFormats>(m, "LayerFormats")
+      .def(
+          "__init__",
+          [](LayerFormats* self, std::vector<MatrixFormat> qkv, const MatrixFormat& o,
+             std::vector<MatrixFormat> gate_up, const MatrixFormat& down) {
+            new (self) LayerFormats{std::move(qkv), o, std::move(gate_up), down};
+          },
+          "qkv"_a, "o"_a, "gate_up"_a, "down"_a);
+}
+
 void bind_shape(nb::module_& m) {
   nb::class_<LayerShape>(m, "LayerShape")
       .def(
@@ -339,14 +432,16 @@ void bind_shape(nb::module_& m) {
       .def_rw("attention_scale", &ModelShape::attention_scale)
       .def_rw("attention_softcap", &ModelShape::attention_softcap)
       .def_rw("logits_softcap", &ModelShape::logits_softcap)
-      .def_rw("group_size", &ModelShape::group_size)
-      .def(
-          "set_formats",
-          [](ModelShape& self, const std::string& weights, const std::string& kv_cache) {
-            self.weights = weight_format(weights);
-            self.kv_format = kv_format(kv_cache);
-          },
-          "weights"_a, "kv_cache"_a);
+      .def_rw("formats", &ModelShape::formats)
+      .def_rw("head", &ModelShape::head)
+      .def_rw("embedding_matrix", &ModelShape::embedding_matrix)
+      .def("set_embedding_source",
+           [](ModelShape& self, const std::string& name) {
+             self.embedding = choice<EmbeddingSource>("embedding source", name,
+                                                      {"f32", "bf16", "matrix", "head"});
+           })
+      .def("set_kv_cache",
+           [](ModelShape& self, const std::string& name) { self.kv_format = kv_format(name); });
 }
 
 }  // namespace
@@ -359,6 +454,7 @@ KVFormat kv_format(const std::string& name) {
 }
 
 void bind_decoder(nb::module_& m) {
+  bind_formats(m);
   bind_shape(m);
   nb::class_<ModelBuilder>(m, "ModelBuilder")
       .def(nb::init<const ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a, "threads"_a)
@@ -367,6 +463,10 @@ void bind_decoder(nb::module_& m) {
            "between"_a = nb::none(),
            "Packs one matrix: qkv (q, k, v), o, gate_up (gate, up), down or lm_head; biases is "
            "empty or has one float32 vector for each part. `between` is called now and then.")
+      .def("set_integers", &ModelBuilder::set_integers, "layer"_a, "name"_a, "parts"_a, "biases"_a,
+           "columns"_a,
+           "Takes one matrix as integers: of each part (values, scales, offsets, super_scales, "
+           "super_offsets), as core/packing.h has them; columns is empty or their order.")
       .def("set_embedding", &ModelBuilder::set_embedding, "table"_a, "between"_a = nb::none())
       .def("map_packed", &ModelBuilder::map_packed, "descriptor"_a, "file_bytes"_a,
            "arena_offset"_a, "vectors_offset"_a,

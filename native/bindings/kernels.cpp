@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "bindings/module.h"
 #include "core/isa.h"
 
@@ -59,20 +60,13 @@ void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-WeightFormat format_from_name(const std::string& name) {
-  const char* names[] = {"f32", "bf16", "int8", "int4"};
-  for (int i = 0; i < 4; ++i) {
-    if (name == names[i]) return static_cast<WeightFormat>(i);
-  }
-  throw std::invalid_argument("unknown weight format '" + name + "'");
-}
-
 struct KernelActivations {
-  Buffer data, scales, starts;
+  Buffer data, scales, starts, sums;
   int64_t rows, row_bytes;
 
   Activations view() const {
-    return {data.as<uint8_t>(), row_bytes, scales.as<float>(), starts.as<int32_t>()};
+    return {data.as<uint8_t>(), row_bytes, scales.as<float>(), starts.as<int32_t>(),
+            sums.as<float>()};
   }
 };
 
@@ -109,11 +103,14 @@ class KernelMatrix {
     require(cols == shape_.cols, "activations must have as many columns as the weights");
     require(step > 0, "step must be positive");
     const int64_t row_bytes = table_.gemm.activation_bytes(shape_.format, shape_.padded_cols);
-    const bool int4 = shape_.format == WeightFormat::int4;
-    const int64_t scales = int4 || shape_.format == WeightFormat::int8 ? shape_.groups() : 0;
-    const int64_t starts = int4 ? int4_starts(shape_.padded_cols) : scales;
-    KernelActivations result = {Buffer(rows * row_bytes), Buffer(rows * scales * 4),
-                                Buffer(rows * starts * 4), rows, row_bytes};
+    const int64_t starts = activation_starts(shape_);
+    const int64_t scales = starts == 0 ? 0 : shape_.groups();
+    KernelActivations result = {Buffer(rows * row_bytes),
+                                Buffer(rows * scales * 4),
+                                Buffer(rows * starts * 4),
+                                Buffer(rows * scales * 4),
+                                rows,
+                                row_bytes};
     for (int64_t first = 0; first < rows; first += step) {
       int64_t count = rows - first < step ? rows - first : step;
       table_.gemm.prepare(shape_, x.data() + first * cols, cols, count, result.view(), first);
@@ -142,12 +139,14 @@ class KernelMatrix {
  private:
   static PackedMatrix checked_shape(const std::string& format, int group_size,
                                     const FloatMatrix& weights) {
-    const WeightFormat weight_format = format_from_name(format);
+    const auto weight_format =
+        choice<WeightFormat>("weight format", format, {"f32", "bf16", "int8", "int4"});
     require(group_size == 32 || group_size == 64 || group_size == 128 ||
                 (group_size == 0 && weight_format != WeightFormat::int4),
             "group_size must be 32, 64 or 128");
     require(static_cast<int64_t>(weights.shape(1)) <= kMaxCols, "too many columns");
-    return packed_shape(weight_format, group_size, static_cast<int64_t>(weights.shape(0)),
+    return packed_shape({.weights = weight_format, .group_size = group_size},
+                        static_cast<int64_t>(weights.shape(0)),
                         static_cast<int64_t>(weights.shape(1)));
   }
 

@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "core/packing.h"
+
 namespace trimtab {
 namespace {
 
@@ -48,29 +50,30 @@ Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, M
       query_stride_(model_.shape.query_size()),
       mlp_stride_(round_up(model_.shape.intermediate_size, 16)),
       vocab_stride_(round_up(model_.shape.vocab_size, 16)) {
+  for (const LayerWeights& layer : model_.layers) separate_up_ |= layer.gate_up.size() > 1;
   for (SamplerScratch& scratch : sampler_scratch_) scratch.reserve(model_.shape.vocab_size);
-  const LayerWeights& layer = model_.layers[0];
-  const Matrix* const readers[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down,
-                                   &model_.lm_head};
-  for (const Matrix* reader : readers) {
-    const PackedMatrix& packed = reader->packed;
+  int64_t longest = hidden_stride_;  // of the rows that are prepared
+  visit_matrices(model_, [&](const Matrix& matrix, const std::string&) {
+    const PackedMatrix& packed = matrix.packed;
     activation_row_bytes_ =
         std::max(activation_row_bytes_, gemm_.activation_bytes(packed.format, packed.padded_cols));
     activation_row_scales_ = std::max(activation_row_scales_, packed.groups());
-    activation_row_starts_ =
-        std::max({activation_row_starts_, packed.groups(), int4_starts(packed.padded_cols)});
-  }
-  const int64_t row = hidden_stride_ * 4, data = kOwnRows * activation_row_bytes_;
+    activation_row_starts_ = std::max(activation_row_starts_, activation_starts(packed));
+    if (!matrix.columns.empty()) longest = std::max(longest, round_up(packed.cols, 16));
+  });
+  const int64_t row = longest * 4, data = kOwnRows * activation_row_bytes_;
   const int64_t scales = round_up(kOwnRows * activation_row_scales_ * 4, 64);
   const int64_t starts = round_up(kOwnRows * activation_row_starts_ * 4, 64);
   locals_.resize(pool_->num_threads());
-  local_memory_ = Region(locals_.size() * static_cast<size_t>(row + data + scales + starts),
+  local_memory_ = Region(locals_.size() * static_cast<size_t>(2 * row + data + 2 * scales + starts),
                          "the threads' working memory");
   uint8_t* memory = local_memory_.data();
   for (Local& local : locals_) {
     local.row = reinterpret_cast<float*>(memory);
+    local.ordered = reinterpret_cast<float*>(memory += row);
     local.activations.data = memory += row;
     local.activations.scales = reinterpret_cast<float*>(memory += data);
+    local.activations.sums = reinterpret_cast<float*>(memory += scales);
     local.activations.starts = reinterpret_cast<int32_t*>(memory += scales);
     memory += starts;
   }
@@ -87,12 +90,14 @@ void Decoder::reserve() {
   qkv_.reserve(rows_ * qkv_stride_);
   attended_.reserve(rows_ * query_stride_);
   mlp_.reserve(rows_ * mlp_stride_);
+  if (separate_up_) up_.reserve(rows_ * mlp_stride_);
   const int64_t angles = static_cast<int64_t>(shape.ropes.size()) * rows_ * shape.head_dim / 2;
   cosines_.reserve(angles);
   sines_.reserve(angles);
   logits_.reserve(logits_chunk_ * vocab_stride_);
   activations_.data = activation_data_.get<uint8_t>(rows_ * activation_row_bytes_);
   activations_.scales = activation_scales_.get<float>(rows_ * activation_row_scales_);
+  activations_.sums = activation_sums_.get<float>(rows_ * activation_row_scales_);
   activations_.starts = activation_starts_.get<int32_t>(rows_ * activation_row_starts_);
   runs_.clear();
   for (int64_t seq = 0; seq < step_->num_seqs; ++seq) {
@@ -154,15 +159,40 @@ void Decoder::build_attention(int64_t layer) {
   add_phase(phase, attention_.num_merges());
 }
 
+// Queries, keys and values side by side, from one matrix or three.
+void Decoder::build_qkv(const LayerWeights& weights) {
+  float* out = qkv_.data;
+  for (const Matrix& matrix : weights.qkv) {
+    add_projection({&matrix, residual_.data, hidden_stride_, nullptr, &weights.attn_norm, rows_,
+                    out, qkv_stride_, Epilogue::store});
+    out += matrix.packed.rows;
+  }
+}
+
+void Decoder::build_gate_up(const LayerWeights& weights) {
+  Projection projection{&weights.gate_up[0], residual_.data, hidden_stride_, nullptr,
+                        &weights.mlp_norm,   rows_,          mlp_.data,      mlp_stride_,
+                        Epilogue::store};
+  if (weights.gate_up.size() == 1) {
+    projection.epilogue = model_.shape.gelu ? Epilogue::gated_gelu : Epilogue::gated_silu;
+    add_projection(projection);
+    return;
+  }
+  add_projection(projection);
+  projection.matrix = &weights.gate_up[1];
+  projection.out = up_.data;
+  add_projection(projection);
+  Phase phase{};
+  phase.run = &Decoder::gate;
+  add_phase(phase, row_chunks(rows_));
+}
+
 void Decoder::build_layer(int64_t layer) {
   const LayerWeights& weights = model_.layers[layer];
-  add_projection({&weights.qkv, residual_.data, hidden_stride_, nullptr, &weights.attn_norm, rows_,
-                  qkv_.data, qkv_stride_, Epilogue::store});
+  build_qkv(weights);
   build_attention(layer);
   add_residual_projection(weights.o, attended_.data, query_stride_, weights.post_attn_norm);
-  add_projection({&weights.gate_up, residual_.data, hidden_stride_, nullptr, &weights.mlp_norm,
-                  rows_, mlp_.data, mlp_stride_,
-                  model_.shape.gelu ? Epilogue::gated_gelu : Epilogue::gated_silu});
+  build_gate_up(weights);
   add_residual_projection(weights.down, mlp_.data, mlp_stride_, weights.post_mlp_norm);
 }
 
@@ -210,16 +240,27 @@ void Decoder::step(const StepInput& step, const StepOutput& out) {
 
 // ---- what its chunks do
 
+// The scaled row of a token, from wherever the model has its embeddings.
+void Decoder::embed_token(int32_t token, float* out) const {
+  const ModelShape& shape = model_.shape;
+  const float scale = shape.rounded_embedding_scale();
+  if (!shape.has_table()) {
+    const bool own = shape.embedding == EmbeddingSource::matrix;
+    dequantize_row((own ? model_.embedding_matrix : model_.lm_head).packed, token, out);
+    layers_.embed(EmbeddingFormat::f32, out, shape.hidden_size, scale, out);
+    return;
+  }
+  const EmbeddingFormat format = shape.table_format();
+  const int64_t row_bytes = shape.hidden_size * (format == EmbeddingFormat::f32 ? 4 : 2);
+  layers_.embed(format, model_.embedding.data() + token * row_bytes, shape.hidden_size, scale, out);
+}
+
 void Decoder::embed(const Phase&, int64_t chunk, int) {
   const ModelShape& shape = model_.shape;
-  const EmbeddingFormat format = shape.embedding_format();
-  const int64_t row_bytes = shape.hidden_size * (format == EmbeddingFormat::f32 ? 4 : 2);
   const int64_t half = shape.head_dim / 2;
   const int64_t last = std::min(rows_, (chunk + 1) * row_grain_);
   for (int64_t row = chunk * row_grain_; row < last; ++row) {
-    layers_.embed(format, model_.embedding.data() + step_->token_ids[row] * row_bytes,
-                  shape.hidden_size, shape.rounded_embedding_scale(),
-                  residual_.data + row * hidden_stride_);
+    embed_token(step_->token_ids[row], residual_.data + row * hidden_stride_);
     for (size_t r = 0; r < shape.ropes.size(); ++r) {
       const RopeShape& rope = shape.ropes[r];
       float* cosines = cosines_.data + (static_cast<int64_t>(r) * rows_ + row) * half;
@@ -240,16 +281,21 @@ Activations Decoder::activations(const Activations& memory, const Matrix& reader
 }
 
 // Rows [begin, end) of a projection's input, in the form that its matrix reads.
-void Decoder::prepare_rows(const Projection& projection, int64_t begin, int64_t end, float* scratch,
-                           const Activations& out) const {
+void Decoder::prepare_rows(const Projection& projection, int64_t begin, int64_t end,
+                           const Local& local, const Activations& out) const {
   const PackedMatrix& packed = projection.matrix->packed;
+  const std::vector<int32_t>& columns = projection.matrix->columns;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t row = projection.input_rows != nullptr ? projection.input_rows[i] : i;
     const float* x = projection.input + row * projection.input_stride;
     if (projection.norm != nullptr) {
       layers_.rms_norm(x, hidden_stride_, 1, model_.shape.hidden_size, projection.norm->data(),
-                       static_cast<float>(model_.shape.norm_eps), scratch, hidden_stride_);
-      x = scratch;
+                       static_cast<float>(model_.shape.norm_eps), local.row, hidden_stride_);
+      x = local.row;
+    }
+    if (!columns.empty()) {
+      for (size_t k = 0; k < columns.size(); ++k) local.ordered[k] = x[columns[k]];
+      x = local.ordered;
     }
     gemm_.prepare(packed, x, projection.input_stride, 1, out, i);
   }
@@ -258,7 +304,7 @@ void Decoder::prepare_rows(const Projection& projection, int64_t begin, int64_t 
 void Decoder::prepare(const Phase& phase, int64_t chunk, int thread) {
   const Projection& projection = phase.projection;
   prepare_rows(projection, chunk * row_grain_, std::min(projection.rows, (chunk + 1) * row_grain_),
-               locals_[thread].row, activations(activations_, *projection.matrix));
+               locals_[thread], activations(activations_, *projection.matrix));
 }
 
 int64_t Decoder::panels_of_chunk(const Matrix& matrix, int64_t rows) const {
@@ -279,7 +325,7 @@ void Decoder::multiply(const Phase& phase, int64_t chunk, int thread) {
     if (local.stamp != phase.stamp) {
       local.stamp = phase.stamp;
       add_time(local.preparing,
-               [&] { prepare_rows(projection, 0, projection.rows, local.row, inputs); });
+               [&] { prepare_rows(projection, 0, projection.rows, local, inputs); });
     }
   }
   const GemmOutput output{projection.out, projection.stride,
@@ -338,6 +384,14 @@ void Decoder::attend_sequence(const Phase& phase, int64_t chunk, int thread) {
   const RowRun run{seq, step_->seq_starts[seq], step_->seq_starts[seq + 1]};
   add_time(locals_[thread].rotating, [&] { rotate_run(run, phase.layer, chunk % heads); });
   attend(phase, chunk, thread);
+}
+
+// mlp = activation(mlp) * up
+void Decoder::gate(const Phase&, int64_t chunk, int) {
+  const int64_t last = std::min(rows_, (chunk + 1) * row_grain_);
+  for (int64_t row = chunk * row_grain_; row < last; ++row)
+    layers_.gate(model_.shape.gelu, up_.data + row * mlp_stride_, model_.shape.intermediate_size,
+                 mlp_.data + row * mlp_stride_);
 }
 
 // residual += norm(hidden)

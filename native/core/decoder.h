@@ -67,6 +67,7 @@ class Decoder {
   // One thread's working memory.
   struct alignas(64) Local {
     float* row;               // [hidden_stride]
+    float* ordered;           // a row in the order of a matrix's columns
     Activations activations;  // of kOwnRows rows
     uint64_t stamp = 0;       // of the phase whose input they are
     int64_t preparing = 0;    // nanoseconds of a timed step, of inputs inside projections
@@ -84,6 +85,8 @@ class Decoder {
   void begin_times();
   void build_program();
   void build_layer(int64_t layer);
+  void build_qkv(const LayerWeights& weights);
+  void build_gate_up(const LayerWeights& weights);
   void build_attention(int64_t layer);
   void build_logits();
   void add_phase(const Phase& phase, int64_t chunks);
@@ -99,12 +102,14 @@ class Decoder {
   void attend(const Phase& phase, int64_t chunk, int thread);
   void attend_sequence(const Phase& phase, int64_t chunk, int thread);
   void merge(const Phase& phase, int64_t chunk, int thread);
+  void gate(const Phase& phase, int64_t chunk, int thread);
   void add_normed(const Phase& phase, int64_t chunk, int thread);
   void sample(const Phase& phase, int64_t chunk, int thread);
 
   int64_t row_chunks(int64_t rows) const { return (rows + row_grain_ - 1) / row_grain_; }
   int64_t panels_of_chunk(const Matrix& matrix, int64_t rows) const;
-  void prepare_rows(const Projection& projection, int64_t begin, int64_t end, float* scratch,
+  void embed_token(int32_t token, float* out) const;
+  void prepare_rows(const Projection& projection, int64_t begin, int64_t end, const Local& local,
                     const Activations& out) const;
   void rotate_run(const RowRun& run, int64_t layer, int64_t head);
   Activations activations(const Activations& memory, const Matrix& reader) const;
@@ -129,6 +134,7 @@ class Decoder {
   int64_t activation_row_bytes_ = 0;   // of the matrix that needs most
   int64_t activation_row_scales_ = 0;  // same
   int64_t activation_row_starts_ = 0;  // same
+  bool separate_up_ = false;           // some layer has gate and up apart
 
   // Of the current step; all memory is reused from step to step.
   const StepInput* step_ = nullptr;
@@ -154,10 +160,11 @@ class Decoder {
   Buffer qkv_;       // [rows][qkv_stride]
   Buffer attended_;  // [rows][query_stride]
   Buffer mlp_;       // [rows][mlp_stride]
+  Buffer up_;        // same, where a layer has gate and up apart
   Buffer cosines_;   // [ropes][rows][head_dim / 2]
   Buffer sines_;     // same
   Buffer logits_;    // [logits_chunk][vocab_stride]
-  Scratch activation_data_, activation_scales_, activation_starts_;
+  Scratch activation_data_, activation_scales_, activation_sums_, activation_starts_;
   Activations activations_{};  // of all rows; row_bytes is set for each matrix
 };
 

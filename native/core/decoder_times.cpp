@@ -16,8 +16,8 @@ std::map<std::string, double> Decoder::times() const {
   } names[] = {{&Decoder::embed, "embedding"},      {&Decoder::prepare, "inputs"},
                {&Decoder::multiply, "projections"}, {&Decoder::rotate, "rotation"},
                {&Decoder::attend, "attention"},     {&Decoder::attend_sequence, "attention"},
-               {&Decoder::merge, "attention"},      {&Decoder::add_normed, "norms"},
-               {&Decoder::sample, "sampling"}};
+               {&Decoder::merge, "attention"},      {&Decoder::gate, "projections"},
+               {&Decoder::add_normed, "norms"},     {&Decoder::sample, "sampling"}};
   std::map<std::string, double> seconds;
   if (phase_began_.empty()) return seconds;
   seconds["program"] = 1e-9 * static_cast<double>(phase_began_.front() - began_);

@@ -1,10 +1,9 @@
 #include "core/model.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <stdexcept>
 #include <utility>
+
+#include "core/floats.h"
 
 namespace trimtab {
 namespace {
@@ -20,36 +19,25 @@ void require_loaded(bool loaded, const std::string& name) {
   if (!loaded) refuse("weight " + name + " was never loaded");
 }
 
-float widen_half(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-  const uint32_t rest = static_cast<uint32_t>(bits & 0x7fff) << 13;
-  float value;
-  std::memcpy(&value, &rest, 4);
-  value *= 0x1p112f;  // moves the exponent bias, and makes denormals normal
-  uint32_t result;
-  std::memcpy(&result, &value, 4);
-  if ((bits & 0x7c00) == 0x7c00) result = rest | 0x7f800000;  // infinity, NaN
-  result |= sign;
-  std::memcpy(&value, &result, 4);
-  return value;
-}
-
-uint16_t round_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+void check_format(const MatrixFormat& format) {
+  const int32_t group = format.group_size;
+  const bool integer = format.weights == WeightFormat::int4 || format.weights == WeightFormat::int8;
+  if (!integer) return;
+  const bool known = group == 16 || group == 32 || group == 64 || group == 128;
+  if (!known && !(group == 0 && format.weights == WeightFormat::int8))
+    refuse("group_size=" + std::to_string(group) + ": the kernels take 16, 32, 64 and 128");
+  const bool supers = format.scales == ScaleFormat::supers;
+  if (supers && format.offsets == OffsetFormat::zero) refuse("super-scales have no zero points");
+  if (group == 0 && (supers || format.offsets != OffsetFormat::none))
+    refuse("int8 without groups has one scale a row and nothing else");
 }
 
 }  // namespace
 
 float ModelShape::rounded_embedding_scale() const {
   const float scale = static_cast<float>(embedding_scale);
-  if (embedding_format() == EmbeddingFormat::f32) return scale;
-  const uint32_t bits = static_cast<uint32_t>(round_bf16(scale)) << 16;
-  float rounded;
-  std::memcpy(&rounded, &bits, 4);
-  return rounded;
+  if (embedding != EmbeddingSource::bf16) return scale;
+  return widen_bf16(round_bf16(scale));
 }
 
 void ModelShape::check() const {
@@ -73,156 +61,52 @@ void ModelShape::check() const {
       refuse("a layer names rope " + std::to_string(layer.rope) + ", which does not exist");
     if (layer.window < 0) refuse("sliding_window=" + std::to_string(layer.window));
   }
+  if (formats.size() != layers.size()) refuse("formats: one for each layer");
+  for (const LayerFormats& format : formats) {
+    if ((format.qkv.size() != 1 && format.qkv.size() != 3) ||
+        (format.gate_up.size() != 1 && format.gate_up.size() != 2))
+      refuse("formats of a layer: one or three of qkv, one or two of gate_up");
+    for (const MatrixFormat& part : format.qkv) check_format(part);
+    for (const MatrixFormat& part : format.gate_up) check_format(part);
+    check_format(format.o);
+    check_format(format.down);
+  }
+  check_format(head);
+  if (embedding == EmbeddingSource::matrix) check_format(embedding_matrix);
+  if (embedding == EmbeddingSource::head && head.weights != WeightFormat::int4 &&
+      head.weights != WeightFormat::int8)
+    refuse("the embedding is looked up in lm_head, which holds no integers");
   if (!(attention_scale > 0)) refuse("attention_scale must be positive");
   if (attention_softcap < 0 || logits_softcap < 0) refuse("soft caps must not be negative");
 }
 
-void widen(const StoredMatrix& source, int64_t row, float* dst) {
-  const int64_t first = row * source.cols;
-  if (source.type == StoredType::f32) {
-    std::memcpy(dst, static_cast<const float*>(source.data) + first,
-                static_cast<size_t>(source.cols) * 4);
-    return;
-  }
-  const uint16_t* bits = static_cast<const uint16_t*>(source.data) + first;
-  if (source.type == StoredType::f16) {
-    for (int64_t i = 0; i < source.cols; ++i) dst[i] = widen_half(bits[i]);
-  } else {
-    for (int64_t i = 0; i < source.cols; ++i) {
-      const uint32_t wide = static_cast<uint32_t>(bits[i]) << 16;
-      std::memcpy(dst + i, &wide, 4);
-    }
-  }
-}
-
 namespace {
 
-constexpr int64_t kPieceBytes = int64_t{32} << 20;  // of the source, between two calls of `between`
-
-int64_t embedding_element(EmbeddingFormat format) { return format == EmbeddingFormat::f32 ? 4 : 2; }
-
-// Rows of a piece, in units of `granule` rows.
-int64_t rows_of_a_piece(const StoredMatrix& source, int64_t granule) {
-  const int64_t row_bytes = source.cols * (source.type == StoredType::f32 ? 4 : 2);
-  return std::max<int64_t>(1, kPieceBytes / (granule * row_bytes));
-}
-
-// Part and row of every packed row; part -1 is a row of zeros.
-struct RowPlace {
-  int32_t part;
-  int64_t row;
-};
-
-std::vector<RowPlace> place_rows(const std::vector<StoredMatrix>& parts, RowOrder order) {
-  std::vector<RowPlace> places;
-  if (order == RowOrder::concatenated) {
-    for (size_t part = 0; part < parts.size(); ++part)
-      for (int64_t row = 0; row < parts[part].rows; ++row)
-        places.push_back({static_cast<int32_t>(part), row});
-    return places;
-  }
-  const int64_t rows = parts[0].rows;
-  for (int64_t panel = 0; panel < rows; panel += kPanel)
-    for (size_t part = 0; part < parts.size(); ++part)
-      for (int64_t row = panel; row < panel + kPanel; ++row)
-        places.push_back({row < rows ? static_cast<int32_t>(part) : -1, row});
-  return places;
-}
-
-void check_parts(const std::vector<StoredMatrix>& parts, const std::vector<const float*>& biases,
-                 RowOrder order) {
-  if (parts.empty()) refuse("a matrix needs at least one part");
-  for (const StoredMatrix& part : parts) {
-    if (part.rows < 1 || part.cols != parts[0].cols)
-      refuse("parts of one matrix differ in their number of columns");
-    if (order == RowOrder::interleaved_panels && part.rows != parts[0].rows)
-      refuse("gate and up differ in their number of rows");
-  }
-  if (!biases.empty() && biases.size() != parts.size()) refuse("one bias for each part, or none");
-}
-
-}  // namespace
-
-void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Matrix& matrix,
-                 const std::vector<StoredMatrix>& parts, const std::vector<const float*>& biases,
-                 RowOrder order, const BetweenPieces& between) {
-  check_parts(parts, biases, order);
-  const std::vector<RowPlace> places = place_rows(parts, order);
-  const int64_t cols = parts[0].cols;
-  if (static_cast<int64_t>(places.size()) != matrix.packed.rows || cols != matrix.packed.cols)
-    refuse("the parts do not fill their matrix");
-  matrix.bias.clear();
-  if (!biases.empty()) {
-    matrix.bias.assign(static_cast<size_t>(matrix.packed.padded_rows), 0.0f);
-    for (size_t n = 0; n < places.size(); ++n)
-      if (places[n].part >= 0) matrix.bias[n] = biases[places[n].part][places[n].row];
-  }
-  uint8_t* data = model.arena() + (matrix.packed.data - model.arena());
-  constexpr int64_t kPanels = 2;  // at a time: what every format accepts
-  const int64_t items = (matrix.packed.padded_rows / kPanel + kPanels - 1) / kPanels;
-  const int64_t piece = rows_of_a_piece(parts[0], kPanels * kPanel);
-  std::vector<std::vector<float>> rows(
-      pool.num_threads(), std::vector<float>(static_cast<size_t>(kPanels * kPanel * cols)));
-  const auto pack_item = [&](float* source, int64_t item) {
-    const int64_t panel0 = item * kPanels;
-    const int64_t panel1 = std::min(matrix.packed.padded_rows / kPanel, panel0 + kPanels);
-    for (int64_t n = panel0 * kPanel; n < panel1 * kPanel; ++n) {
-      float* row = source + (n - panel0 * kPanel) * cols;
-      const bool stored = n < static_cast<int64_t>(places.size()) && places[n].part >= 0;
-      if (stored)
-        widen(parts[places[n].part], places[n].row, row);
-      else
-        std::memset(row, 0, static_cast<size_t>(cols) * 4);
-    }
-    kernels.pack(matrix.packed, data, matrix.scales.data(), source, panel0, panel1);
-  };
-  for (int64_t first = 0; first < items; first += piece) {
-    pool.for_each(std::min(piece, items - first), 1, [&](int64_t item, int64_t, int thread) {
-      pack_item(rows[thread].data(), first + item);
-    });
-    between();
-  }
-  matrix.loaded = true;
-}
-
-void load_embedding(ThreadPool& pool, Model& model, const StoredMatrix& source,
-                    const BetweenPieces& between) {
-  const EmbeddingFormat format = model.shape.embedding_format();
-  const int64_t cols = source.cols;
-  const int64_t element = embedding_element(format);
-  if (source.rows * cols * element != static_cast<int64_t>(model.embedding.size()))
-    refuse("the embedding table has another size");
-  uint8_t* table = model.arena();
-  std::vector<std::vector<float>> scratch(pool.num_threads(), std::vector<float>(cols));
-  const auto convert = [&](float* row, int64_t n) {
-    uint8_t* dst = table + n * cols * element;
-    if (format == EmbeddingFormat::f32) {
-      widen(source, n, reinterpret_cast<float*>(dst));
-      return;
-    }
-    widen(source, n, row);
-    for (int64_t i = 0; i < cols; ++i) reinterpret_cast<uint16_t*>(dst)[i] = round_bf16(row[i]);
-  };
-  const int64_t piece = rows_of_a_piece(source, 1);
-  for (int64_t first = 0; first < source.rows; first += piece) {
-    pool.for_each(std::min(piece, source.rows - first), 64,
-                  [&](int64_t begin, int64_t end, int thread) {
-                    for (int64_t n = begin; n < end; ++n)
-                      convert(scratch[thread].data(), first + n);
-                  });
-    between();
-  }
-  model.embedding_loaded = true;
-}
-
-namespace {
-
-void size_matrix(Matrix& matrix, WeightFormat format, int32_t group_size, int64_t rows,
-                 int64_t cols) {
+void size_matrix(Matrix& matrix, const MatrixFormat& format, int64_t rows, int64_t cols) {
   if (cols > kMaxCols)
     refuse("a matrix has " + std::to_string(cols) + " input columns; the kernels take at most " +
            std::to_string(kMaxCols));
-  matrix.packed = packed_shape(format, group_size, rows, cols);
+  matrix.packed = packed_shape(format, rows, cols);
+}
+
+void size_layer(LayerWeights& layer, const ModelShape& shape, const LayerFormats& formats) {
+  const int64_t hidden = shape.hidden_size, inner = shape.intermediate_size;
+  const int64_t query = shape.query_size(), kv = shape.kv_size();
+  layer.qkv.resize(formats.qkv.size());
+  layer.gate_up.resize(formats.gate_up.size());
+  if (formats.qkv.size() == 1) {
+    size_matrix(layer.qkv[0], formats.qkv[0], query + 2 * kv, hidden);
+  } else {
+    for (size_t i = 0; i < 3; ++i)
+      size_matrix(layer.qkv[i], formats.qkv[i], i == 0 ? query : kv, hidden);
+  }
+  size_matrix(layer.o, formats.o, hidden, query);
+  if (formats.gate_up.size() == 1) {
+    size_matrix(layer.gate_up[0], formats.gate_up[0], 2 * round_up(inner, kPanel), hidden);
+  } else {
+    for (size_t i = 0; i < 2; ++i) size_matrix(layer.gate_up[i], formats.gate_up[i], inner, hidden);
+  }
+  size_matrix(layer.down, formats.down, hidden, inner);
 }
 
 // Gives every matrix its shape and its data `base` + offset; returns the size of the arena.
@@ -234,13 +118,19 @@ int64_t lay_out(Model& model, const uint8_t* base) {
     end = round_up(end + bytes, 64);
     return offset;
   };
-  const int64_t table =
-      shape.vocab_size * shape.hidden_size * embedding_element(shape.embedding_format());
-  const int64_t table_offset = take(table);
-  if (base != nullptr) model.embedding = {base + table_offset, static_cast<size_t>(table)};
-  const auto place = [&](Matrix& matrix, WeightFormat format, int32_t group_size, int64_t rows,
-                         int64_t cols) {
-    size_matrix(matrix, format, group_size, rows, cols);
+  if (shape.has_table()) {
+    const int64_t element = shape.table_format() == EmbeddingFormat::f32 ? 4 : 2;
+    const int64_t table = shape.vocab_size * shape.hidden_size * element;
+    const int64_t offset = take(table);
+    if (base != nullptr) model.embedding = {base + offset, static_cast<size_t>(table)};
+  } else if (shape.embedding == EmbeddingSource::matrix) {
+    size_matrix(model.embedding_matrix, shape.embedding_matrix, shape.vocab_size,
+                shape.hidden_size);
+  }
+  size_matrix(model.lm_head, shape.head, shape.vocab_size, shape.hidden_size);
+  for (size_t i = 0; i < model.layers.size(); ++i)
+    size_layer(model.layers[i], shape, shape.formats[i]);
+  visit_matrices(model, [&](Matrix& matrix, const std::string&) {
     const int64_t offset = take(packed_bytes(matrix.packed));
     if (base == nullptr) return;
     const auto padded_rows = static_cast<size_t>(matrix.packed.padded_rows);
@@ -248,19 +138,7 @@ int64_t lay_out(Model& model, const uint8_t* base) {
     matrix.packed.data = base + offset;
     matrix.packed.scales = matrix.scales.data();
     matrix.loaded = false;
-  };
-  const auto add = [&](Matrix& matrix, WeightFormat format, int64_t rows, int64_t cols) {
-    place(matrix, format, shape.group_size, rows, cols);
-  };
-  place(model.lm_head, shape.head_format(), shape.head_group_size(), shape.vocab_size,
-        shape.hidden_size);
-  for (LayerWeights& layer : model.layers) {
-    add(layer.qkv, shape.weights, shape.query_size() + 2 * shape.kv_size(), shape.hidden_size);
-    add(layer.o, shape.weights, shape.hidden_size, shape.query_size());
-    add(layer.gate_up, shape.weights, 2 * round_up(shape.intermediate_size, kPanel),
-        shape.hidden_size);
-    add(layer.down, shape.weights, shape.hidden_size, shape.intermediate_size);
-  }
+  });
   return end;
 }
 
@@ -282,16 +160,15 @@ void Model::place(Region region, size_t offset) {
 }
 
 void Model::check_complete() const {
-  require_loaded(embedding_loaded, "embed");
+  require_loaded(embedding_loaded || !shape.has_table(), "embed");
   require_loaded(!final_norm.empty(), "final_norm");
-  require_loaded(lm_head.loaded, "lm_head");
+  if (memory.data() == nullptr) require_loaded(false, "lm_head");
+  visit_matrices(*this, [](const Matrix& matrix, const std::string& name) {
+    require_loaded(matrix.loaded, name);
+  });
   for (size_t i = 0; i < layers.size(); ++i) {
     const LayerWeights& layer = layers[i];
     const std::string prefix = "layers." + std::to_string(i) + ".";
-    require_loaded(layer.qkv.loaded, prefix + "qkv");
-    require_loaded(layer.o.loaded, prefix + "o");
-    require_loaded(layer.gate_up.loaded, prefix + "gate_up");
-    require_loaded(layer.down.loaded, prefix + "down");
     require_loaded(!layer.attn_norm.empty(), prefix + "attn_norm");
     require_loaded(!layer.mlp_norm.empty(), prefix + "mlp_norm");
     require_loaded(!shape.post_norms || !layer.post_attn_norm.empty(), prefix + "post_attn_norm");

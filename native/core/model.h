@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -24,6 +23,19 @@ struct LayerShape {
   int64_t rope = 0;    // index into ModelShape::ropes
 };
 
+// In what the matrices of a layer are stored. Projections of the same input are one matrix where
+// they are stored alike: then their lists have one format, else one for each.
+struct LayerFormats {
+  std::vector<MatrixFormat> qkv;  // one, or of q, k, v
+  MatrixFormat o;
+  std::vector<MatrixFormat> gate_up;  // one, or of gate, up
+  MatrixFormat down;
+};
+
+// Where the rows of the embedding table are looked up: in a table of floats, in a matrix of its
+// own, or in lm_head.
+enum class EmbeddingSource : int32_t { f32 = 0, bf16 = 1, matrix = 2, head = 3 };
+
 // The numbers of trimtab.models.spec.ModelSpec, and the formats in which it is held.
 struct ModelShape {
   int64_t vocab_size = 0;
@@ -44,21 +56,20 @@ struct ModelShape {
   double attention_softcap = 0;
   double logits_softcap = 0;
 
-  WeightFormat weights = WeightFormat::bf16;
-  int32_t group_size = 64;
+  std::vector<LayerFormats> formats;  // one a layer
+  MatrixFormat head;
+  EmbeddingSource embedding = EmbeddingSource::bf16;
+  MatrixFormat embedding_matrix;  // where the source is a matrix of its own
   KVFormat kv_format = KVFormat::bf16;
 
   int64_t query_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
   int64_t group() const { return num_heads / num_kv_heads; }  // query heads of a kv head
-  // int4 would cost the logits more than it saves: the head is int8 then.
-  WeightFormat head_format() const {
-    return weights == WeightFormat::int4 ? WeightFormat::int8 : weights;
+  bool has_table() const {
+    return embedding == EmbeddingSource::f32 || embedding == EmbeddingSource::bf16;
   }
-  int32_t head_group_size() const { return weights == WeightFormat::int4 ? 0 : group_size; }
-  // The embedding table is only looked up, so it stays bf16 unless everything is f32.
-  EmbeddingFormat embedding_format() const {
-    return weights == WeightFormat::f32 ? EmbeddingFormat::f32 : EmbeddingFormat::bf16;
+  EmbeddingFormat table_format() const {
+    return embedding == EmbeddingSource::f32 ? EmbeddingFormat::f32 : EmbeddingFormat::bf16;
   }
 
   // Gemma's scale is rounded like the model: in bf16, so is the scale.
@@ -68,43 +79,35 @@ struct ModelShape {
   void check() const;
 };
 
-enum class StoredType { f32, f16, bf16 };
-
-// A row-major matrix [rows][cols] somewhere in memory, only read while it is being loaded.
-struct StoredMatrix {
-  const void* data;
-  StoredType type;
-  int64_t rows, cols;
-};
-
-// dst [cols] = the row as float32, exactly
-void widen(const StoredMatrix& source, int64_t row, float* dst);
-
 struct Matrix {
   PackedMatrix packed{};  // data lies in Model::memory
   std::vector<float> scales;
-  std::vector<float> bias;  // [padded_rows] or empty
+  std::vector<float> bias;       // [padded_rows] or empty
+  std::vector<int32_t> columns;  // [cols] or empty: column k multiplies input columns[k]
   bool loaded = false;
 };
 
 struct LayerWeights {
-  Matrix qkv;  // rows: q heads, k heads, v heads
+  std::vector<Matrix> qkv;  // one of the rows of q, k, v heads; or three
   Matrix o;
-  Matrix gate_up;  // panels of 16 rows alternate gate, up; each padded to a panel
+  std::vector<Matrix> gate_up;  // one: panels of 16 rows alternate gate, up, each padded to a
+                                // panel; or two
   Matrix down;
   std::vector<float> attn_norm, mlp_norm, post_attn_norm, post_mlp_norm;  // [hidden]
   std::vector<float> q_norm, k_norm;                                      // [head_dim]
 };
 
-// The bytes of all matrices of a model are one piece of memory, the arena: the embedding table
-// first, then lm_head, then qkv, o, gate_up, down of each layer, each at a multiple of 64 bytes.
+// The bytes of all matrices of a model are one piece of memory, the arena: the embedding (table or
+// matrix) first, then lm_head, then qkv, o, gate_up, down of each layer, each at a multiple of 64
+// bytes.
 // Its layout follows from the shape alone.
 //
 //   memory  | skipped (mapped file: its header) | arena | (mapped file: its vectors) |
 struct Model {
   ModelShape shape;
   std::vector<LayerWeights> layers;
-  std::span<const uint8_t> embedding;  // [vocab][hidden] in shape.embedding_format()
+  std::span<const uint8_t> embedding;  // [vocab][hidden] in shape.table_format(), or empty
+  Matrix embedding_matrix;             // where the shape has one
   std::vector<float> final_norm;
   Matrix lm_head;
   Region memory;
@@ -122,21 +125,25 @@ struct Model {
   void check_complete() const;
 };
 
-// Which stored row becomes which row of a packed matrix.
-enum class RowOrder { concatenated, interleaved_panels };
-
-// Called between pieces of a long conversion, when what has been read of the source is done with.
-using BetweenPieces = std::function<void()>;
-
-// Packs the parts into a matrix of a placed model, panel by panel, on all threads; scratch is a few
-// rows of f32 a thread. `biases` is empty or holds one array [rows] a part. Throws
-// std::invalid_argument if the parts do not fit together or into the matrix.
-void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Matrix& matrix,
-                 const std::vector<StoredMatrix>& parts, const std::vector<const float*>& biases,
-                 RowOrder order, const BetweenPieces& between);
-
-// The embedding table of a placed model, converted row by row on all threads.
-void load_embedding(ThreadPool& pool, Model& model, const StoredMatrix& source,
-                    const BetweenPieces& between);
+// Calls visit(matrix, name) for every matrix of a model whose matrices have been sized; the name
+// is as in messages, `layers.0.qkv`. ModelType is Model or const Model.
+template <typename ModelType, typename Visit>
+void visit_matrices(ModelType& model, const Visit& visit) {
+  if (model.shape.embedding == EmbeddingSource::matrix) visit(model.embedding_matrix, "embed");
+  visit(model.lm_head, "lm_head");
+  for (size_t i = 0; i < model.layers.size(); ++i) {
+    auto& layer = model.layers[i];
+    const std::string prefix = "layers." + std::to_string(i) + ".";
+    const char* const qkv[] = {"q", "k", "v"};
+    for (size_t part = 0; part < layer.qkv.size(); ++part)
+      visit(layer.qkv[part], prefix + (layer.qkv.size() == 1 ? "qkv" : qkv[part]));
+    visit(layer.o, prefix + "o");
+    for (size_t part = 0; part < layer.gate_up.size(); ++part)
+      visit(layer.gate_up[part], prefix + (layer.gate_up.size() == 1 ? "gate_up"
+                                           : part == 0               ? "gate"
+                                                                     : "up"));
+    visit(layer.down, prefix + "down");
+  }
+}
 
 }  // namespace trimtab

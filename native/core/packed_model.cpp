@@ -16,15 +16,14 @@ template <typename ModelType, typename Visit>
 void visit_vectors(ModelType& model, Visit&& visit) {
   const size_t hidden = static_cast<size_t>(model.shape.hidden_size);
   const size_t head = static_cast<size_t>(model.shape.head_dim);
-  const auto visit_matrix = [&](auto& matrix) {
+  visit(model.final_norm, hidden, Presence::required);
+  visit_matrices(model, [&](auto& matrix, const std::string&) {
     const size_t rows = static_cast<size_t>(matrix.packed.padded_rows);
     visit(matrix.scales, matrix.packed.scaled_rows() ? rows : 0, Presence::required);
     visit(matrix.bias, rows, Presence::optional);
-  };
-  visit(model.final_norm, hidden, Presence::required);
-  visit_matrix(model.lm_head);
+    visit(matrix.columns, static_cast<size_t>(matrix.packed.cols), Presence::optional);
+  });
   for (auto& layer : model.layers) {
-    for (auto* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) visit_matrix(*matrix);
     for (auto* norm :
          {&layer.attn_norm, &layer.mlp_norm, &layer.post_attn_norm, &layer.post_mlp_norm})
       visit(*norm, hidden, Presence::optional);
@@ -56,10 +55,7 @@ void load_vectors(Model& model, std::span<const uint8_t> bytes) {
 
 void mark_loaded(Model& model) {
   model.embedding_loaded = true;
-  model.lm_head.loaded = true;
-  for (LayerWeights& layer : model.layers)
-    for (Matrix* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
-      matrix->loaded = true;
+  visit_matrices(model, [](Matrix& matrix, const std::string&) { matrix.loaded = true; });
 }
 
 }  // namespace
@@ -85,7 +81,11 @@ Model map_model(const ModelShape& shape, int descriptor, int64_t file_bytes, int
   model.place(std::move(file), static_cast<size_t>(arena_offset));
   // All but the embedding table is read at every step; of the table, a row for each token.
   const size_t first = static_cast<size_t>(arena_offset);
-  const size_t table = model.embedding.size();
+  const Matrix& looked_up = model.embedding_matrix;
+  const size_t table = model.shape.has_table() ? model.embedding.size()
+                       : model.shape.embedding == EmbeddingSource::matrix
+                           ? static_cast<size_t>(packed_bytes(looked_up.packed))
+                           : 0;
   model.memory.populate(first + table, static_cast<size_t>(file_bytes) - first - table);
   model.memory.read_ahead(first, table);
   load_vectors(model, {model.memory.data() + vectors_offset,

@@ -12,9 +12,10 @@ namespace trimtab {
 
 // Raise it whenever the bytes of an arena or of vectors change for the same weights and shape:
 // layouts, rounding, order, alignment. Files of other revisions are not read.
-constexpr int32_t kPackedRevision = 3;
+constexpr int32_t kPackedRevision = 4;
 
-// Norms, scales and biases: of each, in a fixed order, its count (u64), then its elements.
+// Norms, scales, biases and orders of columns: of each, in a fixed order, its count (u64), then its
+// elements.
 std::string save_vectors(const Model& model);
 
 // A model whose arena is the file's bytes [arena_offset, vectors_offset), mapped; its vectors are

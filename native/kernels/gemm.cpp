@@ -56,20 +56,29 @@ void gemm_units(const Call& call, int64_t units, Sums sums) {
   write_output(sums, call.w, call.out);
 }
 
-// Of all groups of the sums: their weights in blocks of `block_bytes`, `starts` starts a row.
-GroupTile group_tile(const Call& call, const Sums& sums, int64_t block_bytes, int64_t starts) {
-  const int64_t group_size = call.w.group_size, groups = call.w.padded_cols / group_size;
-  const int64_t pair_bytes = groups * block_bytes;
-  return {call.w.data + sums.panel / 2 * pair_bytes,
-          pair_bytes,
+// Of all groups of the sums.
+GroupTile group_tile(const Call& call, const Sums& sums) {
+  const PackedMatrix& w = call.w;
+  const int64_t groups = w.groups(), starts = activation_starts(w);
+  const uint8_t* pair = w.data + sums.panel / 2 * w.pair_bytes();
+  // without offsets nothing reads the sums
+  const float* scaled_sums = w.offset_format == OffsetFormat::none ? call.a.scales : call.a.sums;
+  return {&w,
+          pair,
+          pair + w.super_bytes(),
+          w.pair_bytes(),
+          w.block_bytes(),
+          w.header_bytes(),
           call.a.data + sums.m * call.a.row_bytes,
           call.a.row_bytes,
           call.a.scales + sums.m * groups,
+          scaled_sums + sums.m * groups,
           groups,
           call.a.starts + sums.m * starts,
           starts,
+          0,
           groups,
-          group_size,
+          w.group_size,
           sums.values};
 }
 
@@ -78,26 +87,31 @@ void gemm_int4(const Call& call, Sums sums) {
   alignas(64) uint8_t unpacked[kUnpackedBytes];
   sums.values = values;
   start_sums(call, sums, values);
-  const int64_t group_size = call.w.group_size, block_bytes = int4_block_bytes(group_size);
+  const int64_t group_size = call.w.group_size;
   const int64_t chunk = smaller(group_size, 4 * kU4Quads);
-  GroupTile tile = group_tile(call, sums, block_bytes, int4_starts(call.w.padded_cols));
+  GroupTile tile = group_tile(call, sums);
   if (sums.rows <= kPackedRows) {
     multiply_packed(tile, sums.rows, sums.panels);
   } else {
-    const uint8_t* packed = tile.weights;
-    const int64_t groups = tile.groups, pair_bytes = tile.stride;
-    const int64_t block_groups = kInt4BlockColumns / group_size;
+    GroupTile packed = tile;
+    const int64_t groups = tile.groups, block_groups = kInt4BlockColumns / group_size;
     tile.weights = unpacked;
-    tile.stride = block_groups * block_bytes;
+    tile.header_bytes = unpacked_header_bytes(call.w.offset_format);
+    tile.block_bytes = tile.header_bytes + 16 * group_size;
+    tile.stride = block_groups * tile.block_bytes;
     for (int64_t first = 0; first < groups; first += block_groups) {
-      tile.groups = smaller(block_groups, groups - first);
+      packed.first_group = first;
+      packed.groups = tile.groups = smaller(block_groups, groups - first);
       for (int p = 0; p < sums.panels; p += 2) {
-        unpack_int4(packed + p / 2 * pair_bytes + first * block_bytes, tile.groups, group_size,
-                    unpacked + p * tile.stride, tile.stride);
+        GroupTile pair = packed;
+        pair.weights += p / 2 * packed.stride + first * packed.block_bytes;
+        pair.supers += p / 2 * packed.stride;
+        unpack_int4(pair, unpacked + p * tile.stride, tile.stride);
       }
       multiply_unpacked(tile, sums.rows, sums.panels);
       tile.activations += tile.groups * group_size;
       tile.scales += tile.groups;
+      tile.sums += tile.groups;
       tile.starts += tile.groups * (group_size / chunk);
     }
   }
@@ -109,15 +123,16 @@ void gemm_int8_groups(const Call& call, Sums sums) {
   sums.values = values;
   start_sums(call, sums, values);
   const int64_t group_size = call.w.group_size, groups = call.w.groups();
-  const int64_t block_bytes = int8_block_bytes(group_size);
   const int64_t block = sums.rows <= Int8Format::kMaxRows ? groups : kInt8BlockColumns / group_size;
-  GroupTile tile = group_tile(call, sums, block_bytes, groups);
+  GroupTile tile = group_tile(call, sums);
   for (int64_t first = 0; first < groups; first += block) {
+    tile.first_group = first;
     tile.groups = smaller(block, groups - first);
     multiply_int8_block(tile, sums.rows, sums.panels);
-    tile.weights += tile.groups * block_bytes;
+    tile.weights += tile.groups * tile.block_bytes;
     tile.activations += tile.groups * group_size * kInt8Steps;
     tile.scales += tile.groups;
+    tile.sums += tile.groups;
     tile.starts += tile.groups;
   }
   write_output(sums, call.w, call.out);

@@ -3,8 +3,9 @@
 // A few rows read the packed nibbles straight from memory. Many rows have them unpacked once for a
 // block of K, one panel at a time, by unpack_int4:
 //
-//   packed    [pair][group] { f16 scale[32]; u8 nibble[g/4][16][4] }   64 + 16 g bytes a block
-//   unpacked  [panel][group] { f32 scale[16]; u8 weight[g/4][16][4] }  the same
+//   packed    [pair][group] { header; u8 nibble[g/4][16][4] }            kernels.h, PackedMatrix
+//   unpacked  [panel][group] { f32 scale[16]; u8 weight[g/4][16][4] }    with offsets: scale,
+//   offset
 #pragma once
 
 #include "kernels/gemm_groups.h"
@@ -36,10 +37,12 @@ constexpr int kUnpackedMaxRows = 6, kUnpackedPanels = 1;
 constexpr int64_t kPackedRows = 2 * kPackedMaxRows;
 
 constexpr int64_t kInt4BlockColumns = 512;  // columns unpacked at a time
-constexpr int64_t int4_block_bytes(int64_t group_size) { return kScaleBytes + 16 * group_size; }
+constexpr int64_t unpacked_header_bytes(OffsetFormat offsets) {
+  return offsets == OffsetFormat::none ? 64 : 128;
+}
 
-// Largest for groups of 32.
-constexpr int64_t kUnpackedBytes = kGroupPanels * (kInt4BlockColumns / 32) * int4_block_bytes(32);
+// Largest for groups of 16 with offsets.
+constexpr int64_t kUnpackedBytes = kGroupPanels * (kInt4BlockColumns / 16) * (128 + 16 * 16);
 
 template <int P, Nibbles source>
 TRIMTAB_INLINE void load_u4(const uint8_t* quad, int64_t stride, Bytes64* w) {
@@ -58,16 +61,32 @@ TRIMTAB_INLINE void load_u4(const uint8_t* quad, int64_t stride, Bytes64* w) {
   }
 }
 
+// Scales of group g, whose block is at `block`.
 template <int P, Nibbles source>
-TRIMTAB_INLINE void load_scales(const uint8_t* block, int64_t stride, F32x16* scales) {
+TRIMTAB_INLINE void load_scales(const GroupTile& tile, const uint8_t* block, int64_t g,
+                                F32x16* scales) {
   unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
     if constexpr (source == Nibbles::unpacked) {
-      scales[p] = load(reinterpret_cast<const float*>(block + p * stride));
+      scales[p] = load(reinterpret_cast<const float*>(block + p * tile.stride));
     } else {
-      const int pair = source == Nibbles::pairs ? p / 2 : p;
-      const bool second = source == Nibbles::pairs ? p % 2 == 1 : source == Nibbles::high;
-      const uint8_t* half = block + pair * stride + (second ? kScaleBytes / 2 : 0);
-      scales[p] = load_f16(reinterpret_cast<const uint16_t*>(half));
+      const int64_t pair = (source == Nibbles::pairs ? p / 2 : p) * tile.stride;
+      const int half = source == Nibbles::pairs ? p % 2 : source == Nibbles::high ? 1 : 0;
+      scales[p] = load_scale(*tile.w, block + pair, supers_at(tile, pair, g), half);
+    }
+  });
+}
+
+// The same of offsets.
+template <int P, Nibbles source>
+TRIMTAB_INLINE void load_offsets(const GroupTile& tile, const uint8_t* block, int64_t g,
+                                 const F32x16* scales, F32x16* offsets) {
+  unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
+    if constexpr (source == Nibbles::unpacked) {
+      offsets[p] = load(reinterpret_cast<const float*>(block + p * tile.stride) + kLanes);
+    } else {
+      const int64_t pair = (source == Nibbles::pairs ? p / 2 : p) * tile.stride;
+      const int half = source == Nibbles::pairs ? p % 2 : source == Nibbles::high ? 1 : 0;
+      offsets[p] = load_offset(*tile.w, block + pair, supers_at(tile, pair, g), half, scales[p]);
     }
   });
 }
@@ -110,7 +129,7 @@ TRIMTAB_INLINE void multiply_group(const GroupTile& tile, const uint8_t* block,
       const U4Sums start = start_u4(tile.starts[r * tile.starts_stride + g * kChunks + c]);
       unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = start; });
     });
-    multiply_quads<R, P, source>(block + kScaleBytes + c * chunk * 16, tile.stride,
+    multiply_quads<R, P, source>(block + tile.header_bytes + c * chunk * 16, tile.stride,
                                  activations + c * chunk, tile.row_bytes,
                                  static_cast<int>(chunk / 4), sums);
     for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
@@ -119,8 +138,13 @@ TRIMTAB_INLINE void multiply_group(const GroupTile& tile, const uint8_t* block,
     });
   });
   F32x16 scales[P];
-  load_scales<P, source>(block, tile.stride, scales);
+  load_scales<P, source>(tile, block, g, scales);
   add_scaled(tile, totals, scales, g, out);
+  if (tile.w->offset_format != OffsetFormat::none) {
+    F32x16 offsets[P];
+    load_offsets<P, source>(tile, block, g, scales, offsets);
+    add_offsets<R, P>(tile, offsets, g, out);
+  }
 }
 
 template <int R, int P, bool kUnpacked, int kChunks>
@@ -138,7 +162,7 @@ TRIMTAB_INLINE void multiply_groups(const GroupTile& tile) {
       multiply_group<R, 1, Nibbles::low, kChunks>(tile, block, activations, g, tile.out);
       multiply_group<R, 1, Nibbles::high, kChunks>(tile, block, activations, g, second);
     }
-    block += int4_block_bytes(tile.group_size);
+    block += tile.block_bytes;
     activations += tile.group_size;
   }
 }
@@ -178,6 +202,7 @@ TRIMTAB_INLINE void multiply_packed(const GroupTile& tile, int64_t rows, int pan
         multiply_int4_rows<2, false>(r)(part);
       }
       part.weights += p / 2 * part.stride;
+      part.supers += p / 2 * part.stride;
       part.out += p * kLanes;
       left -= p;
     }
@@ -195,24 +220,31 @@ TRIMTAB_INLINE void multiply_unpacked(const GroupTile& tile, int64_t rows, int p
   });
 }
 
-// `groups` groups of a pair of panels, from packed to unpacked form; `out` holds the first panel,
-// `out + panel_bytes` the second.
-TRIMTAB_INLINE void unpack_int4(const uint8_t* packed, int64_t groups, int64_t group_size,
-                                uint8_t* out, int64_t panel_bytes) {
-  for (int64_t g = 0; g < groups; ++g) {
-    F32x16 scales[2];
-    load_scales<2, Nibbles::pairs>(packed, 0, scales);
-    store(reinterpret_cast<float*>(out), scales[0]);
-    store(reinterpret_cast<float*>(out + panel_bytes), scales[1]);
-    for (int64_t q = 0; q < group_size / 4; ++q) {
-      int64_t at = kScaleBytes + q * 64;
-      prefetch(packed + at + kPrefetchBytes);
-      Bytes64 pair = load_bytes(packed + at);
-      store_bytes(out + at, low_nibbles(pair));
-      store_bytes(out + panel_bytes + at, high_nibbles(pair));
+// The groups of a tile of one pair of panels, from packed to unpacked form; `out` holds the first
+// panel, `out + panel_bytes` the second.
+TRIMTAB_INLINE void unpack_int4(const GroupTile& tile, uint8_t* out, int64_t panel_bytes) {
+  const PackedMatrix& w = *tile.w;
+  const uint8_t* packed = tile.weights;
+  const int64_t header_bytes = unpacked_header_bytes(w.offset_format);
+  for (int64_t g = 0; g < tile.groups; ++g) {
+    const uint8_t* supers = supers_at(tile, 0, g);
+    unroll<2>([&](auto half) TRIMTAB_INLINE_LAMBDA {
+      float* header = reinterpret_cast<float*>(out + half * panel_bytes);
+      const F32x16 scale = load_scale(w, packed, supers, half);
+      store(header, scale);
+      if (w.offset_format != OffsetFormat::none)
+        store(header + kLanes, load_offset(w, packed, supers, half, scale));
+    });
+    const uint8_t* from = packed + tile.header_bytes;
+    uint8_t* to = out + header_bytes;
+    for (int64_t q = 0; q < tile.group_size / 4; ++q) {
+      prefetch(from + q * 64 + kPrefetchBytes);
+      Bytes64 pair = load_bytes(from + q * 64);
+      store_bytes(to + q * 64, low_nibbles(pair));
+      store_bytes(to + panel_bytes + q * 64, high_nibbles(pair));
     }
-    packed += int4_block_bytes(group_size);
-    out += int4_block_bytes(group_size);
+    packed += tile.block_bytes;
+    out += header_bytes + 16 * tile.group_size;
   }
 }
 

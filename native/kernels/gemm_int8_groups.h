@@ -1,13 +1,11 @@
 // Register tiles of int8 whose groups of inputs have a scale of their own (gemm_groups.h).
 //
-//   [pair of panels][group] { f16 scale[32]; u8 weight[g/4][2][16][4] }   64 + 32 g bytes a block
+//   [pair of panels][group] { header; u8 weight[g/4][2][16][4] }    kernels.h, PackedMatrix
 #pragma once
 
 #include "kernels/gemm_groups.h"
 
 namespace trimtab::TRIMTAB_ISA {
-
-constexpr int64_t int8_block_bytes(int64_t group_size) { return kScaleBytes + 32 * group_size; }
 
 constexpr int64_t kInt8BlockColumns = 2048;  // so many weights of each panel at a time
 
@@ -20,7 +18,7 @@ TRIMTAB_INLINE void multiply_int8_group(const GroupTile& tile, const uint8_t* bl
     const I32x16 start = set1(tile.starts[r * tile.starts_stride + g]);
     unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = start; });
   });
-  const uint8_t* quad = block + kScaleBytes + first * 64;
+  const uint8_t* quad = block + tile.header_bytes + first * 64;
 #pragma GCC unroll 1
   for (int64_t k = 0; k < tile.group_size; k += 4) {
     unroll<kInt8Steps>([&](auto step) TRIMTAB_INLINE_LAMBDA {
@@ -41,12 +39,21 @@ TRIMTAB_INLINE void multiply_int8_group(const GroupTile& tile, const uint8_t* bl
   }
   F32x16 scales[P];
   unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
-    const uint8_t* stored = block + p / 2 * tile.stride + (first + p % 2) * (kScaleBytes / 2);
-    scales[p] = load_f16(reinterpret_cast<const uint16_t*>(stored));
+    const int64_t pair = p / 2 * tile.stride;
+    scales[p] = load_scale(*tile.w, block + pair, supers_at(tile, pair, g), first + p % 2);
   });
   for_tile<R, P>([&](int r, int p)
                      TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = settled(sums.at[r][p]); });
   add_scaled(tile, sums, scales, g, tile.out + first * kLanes);
+  if (tile.w->offset_format != OffsetFormat::none) {
+    F32x16 offsets[P];
+    unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
+      const int64_t pair = p / 2 * tile.stride;
+      offsets[p] =
+          load_offset(*tile.w, block + pair, supers_at(tile, pair, g), first + p % 2, scales[p]);
+    });
+    add_offsets<R, P>(tile, offsets, g, tile.out + first * kLanes);
+  }
 }
 
 // R rows by P panels at once; P = 1: by the two of a pair, one after the other within each group,
@@ -58,7 +65,7 @@ void multiply_int8_groups(const GroupTile& tile) {
   for (int64_t g = 0; g < tile.groups; ++g) {
     multiply_int8_group<R, P, kFromMemory>(tile, block, activations, g, 0);
     if constexpr (P == 1) multiply_int8_group<R, P, kFromMemory>(tile, block, activations, g, 1);
-    block += int8_block_bytes(tile.group_size);
+    block += tile.block_bytes;
     activations += tile.group_size * kInt8Steps;
   }
 }
@@ -89,6 +96,7 @@ void multiply_int8_panels(GroupTile part, int rows, int panels) {
               : multiply_int8_rows<1, kFromMemory>(rows))(part);
     if (p == 1) p = 2;
     part.weights += p / 2 * part.stride;
+    part.supers += p / 2 * part.stride;
     part.out += p * kLanes;
     left -= p;
   }

@@ -23,28 +23,74 @@ constexpr int64_t kPanel = 16;  // output columns of one micro-panel: one 512-bi
 // Most input columns of a matrix: what int8 sums hold in 32 bits.
 constexpr int64_t kMaxCols = 131072;
 
+// Of int8 and int4 in groups: in what form the scales of a group are stored, and what is added to
+// its weights. `supers`: an int8 for each (row, group), times an f16 for each (row, kSuperColumns).
+enum class ScaleFormat : int32_t { f16 = 0, bf16 = 1, f32 = 2, supers = 3 };
+enum class OffsetFormat : int32_t { none = 0, zero = 1, offset = 2 };
+
+constexpr int64_t kSuperColumns = 256;  // input columns that share a super-scale
+
+// What a matrix is stored in. With q the stored integer, centred (that is -8 to 7, -128 to 127):
+//   none     weight = q * scale
+//   zero     weight = (q - zero) * scale
+//   offset   weight = (q + centre) * scale + offset
+struct MatrixFormat {
+  WeightFormat weights = WeightFormat::bf16;
+  int32_t group_size = 0;  // int4, int8: columns that share a scale, a multiple of 16 up to 128, a
+                           // power of two; int8: 0 if a whole row does
+  ScaleFormat scales = ScaleFormat::f16;
+  OffsetFormat offsets = OffsetFormat::none;
+  float centre = 0;
+
+  bool operator==(const MatrixFormat&) const = default;
+};
+
 // A weight matrix [rows (N, outputs), cols (K, inputs)] in the order in which the kernels read it,
 // the same bytes on every ISA path. N is padded to panels (int4: pairs of panels), K to the
 // format's unit; padding is zero weight.
 //   f32   [N/16][K][16]                           f32
 //   bf16  [N/16][K/2][16][2]                      bf16
-//   int8  [N/16][K/4][16][4]                      u8: weight + 128, weight in [-127, 127]
-//         in groups: [N/32][K/g] { f16 scale[32]; u8 weight[g/4][2][16][4] }   panel 0, panel 1
-//   int4  [N/32][K/g] { f16 scale[32]; u8 nibble[g/4][16][4] }   low nibble: panel 0 of the pair,
-//         high nibble: panel 1; stored value = weight + 8, scale already rounded to f16
+//   int8  [N/16][K/4][16][4]                      u8: q + 128
+//         in groups: [N/32] { supers[K/256]; [K/g] { header; u8 q + 128 [g/4][2][16][4] } }
+//                    panel 0 of the pair, panel 1
+//   int4  [N/32] { supers[K/256]; [K/g] { header; u8 nibble[g/4][16][4] } }
+//                    low nibble: panel 0 of the pair, high nibble: panel 1; nibble = q + 8
+//   header   { f16, bf16 or f32 scale[32]; with offsets: f16 zero[32] or offset[32] }
+//   with supers, header { s8 scale[32]; s8 offset[32] }, and supers { f16 scale[32]; f16 offset[32]
+//   }
+//            whose products count, the offset's subtracted; other formats have no supers
 struct PackedMatrix {
   WeightFormat format;
-  int32_t group_size;   // int4, int8: columns that share a scale; int8: 0 if a whole row does
+  int32_t group_size;   // see MatrixFormat
   int64_t rows, cols;   // logical N, K
   int64_t padded_rows;  // multiple of 16 (in groups: 32)
   int64_t padded_cols;  // multiple of 1 / 2 / 4 / group_size
   const uint8_t* data;  // 64-byte aligned, packed_bytes(matrix) long
   const float* scales;  // int8 without groups: [padded_rows]
+  ScaleFormat scale_format;
+  OffsetFormat offset_format;
+  float centre;
 
   TRIMTAB_SHARED int64_t groups() const { return group_size == 0 ? 1 : padded_cols / group_size; }
   TRIMTAB_SHARED bool scaled_rows() const {
     return format == WeightFormat::int8 && group_size == 0;
   }
+  TRIMTAB_SHARED bool has_supers() const { return scale_format == ScaleFormat::supers; }
+  // Of a pair of panels, in groups: its supers, and one block, whose header comes first.
+  TRIMTAB_SHARED int64_t super_bytes() const {
+    return has_supers() ? (padded_cols + kSuperColumns - 1) / kSuperColumns * 128 : 0;
+  }
+  TRIMTAB_SHARED int64_t scale_bytes() const {
+    return has_supers() ? 32 : scale_format == ScaleFormat::f32 ? 128 : 64;
+  }
+  TRIMTAB_SHARED int64_t header_bytes() const {
+    if (has_supers()) return 64;
+    return scale_bytes() + (offset_format == OffsetFormat::none ? 0 : 64);
+  }
+  TRIMTAB_SHARED int64_t block_bytes() const {
+    return header_bytes() + (format == WeightFormat::int4 ? 16 : 32) * int64_t{group_size};
+  }
+  TRIMTAB_SHARED int64_t pair_bytes() const { return super_bytes() + groups() * block_bytes(); }
 };
 
 constexpr TRIMTAB_SHARED int64_t round_up(int64_t n, int64_t unit) {
@@ -52,39 +98,33 @@ constexpr TRIMTAB_SHARED int64_t round_up(int64_t n, int64_t unit) {
 }
 
 // A PackedMatrix of that shape, its pointers still null.
-constexpr TRIMTAB_SHARED PackedMatrix packed_shape(WeightFormat format, int32_t group_size,
-                                                   int64_t rows, int64_t cols) {
-  const bool integer = format == WeightFormat::int4 || format == WeightFormat::int8;
-  const int32_t group = integer ? group_size : 0;
-  const int64_t unit = group != 0                     ? group
-                       : format == WeightFormat::int8 ? 4
-                       : format == WeightFormat::bf16 ? 2
-                                                      : 1;
-  return {format,
+constexpr TRIMTAB_SHARED PackedMatrix packed_shape(const MatrixFormat& format, int64_t rows,
+                                                   int64_t cols) {
+  const bool integer = format.weights == WeightFormat::int4 || format.weights == WeightFormat::int8;
+  const int32_t group = integer ? format.group_size : 0;
+  const int64_t unit = group != 0                             ? group
+                       : format.weights == WeightFormat::int8 ? 4
+                       : format.weights == WeightFormat::bf16 ? 2
+                                                              : 1;
+  return {format.weights,
           group,
           rows,
           cols,
           round_up(rows, group != 0 ? 2 * kPanel : kPanel),
           round_up(cols, unit),
           nullptr,
-          nullptr};
+          nullptr,
+          format.scales,
+          format.offsets,
+          format.centre};
 }
 
 // Bytes of the packed data (scales of rows are separate).
 constexpr TRIMTAB_SHARED int64_t packed_bytes(const PackedMatrix& w) {
+  if (w.group_size != 0) return w.padded_rows / (2 * kPanel) * w.pair_bytes();
   const int64_t elements = w.padded_rows * w.padded_cols;
-  const int64_t scales = w.group_size == 0 ? 0 : elements / w.group_size * 2;
-  switch (w.format) {
-    case WeightFormat::f32:
-      return elements * 4;
-    case WeightFormat::bf16:
-      return elements * 2;
-    case WeightFormat::int8:
-      return elements + scales;
-    case WeightFormat::int4:
-      return elements / 2 + scales;
-  }
-  return 0;
+  if (w.format == WeightFormat::f32) return elements * 4;
+  return w.format == WeightFormat::bf16 ? elements * 2 : elements;
 }
 
 // Activation rows as the kernels of one weight format on one ISA path read them: opaque to
@@ -98,10 +138,14 @@ struct Activations {
   uint8_t* data;      // rows row_bytes apart, 64-byte aligned
   int64_t row_bytes;  // GemmKernels::activation_bytes(format, padded_cols), or more
   float* scales;      // int8, int4: [rows][PackedMatrix::groups()]
-  int32_t* starts;    // int8: likewise; int4: [rows][int4_starts(padded_cols)]
+  int32_t* starts;    // int8: likewise; int4: [rows][activation_starts(w)]
+  float* sums;        // with offsets: [rows][groups], the sum of a group's quantized values, scaled
 };
 
-constexpr TRIMTAB_SHARED int64_t int4_starts(int64_t padded_cols) { return padded_cols / 32; }
+constexpr TRIMTAB_SHARED int64_t activation_starts(const PackedMatrix& w) {
+  if (w.format != WeightFormat::int4) return w.format == WeightFormat::int8 ? w.groups() : 0;
+  return w.padded_cols / (w.group_size < 32 ? w.group_size : 32);
+}
 
 enum class Epilogue : int32_t {
   store = 0,       // out[m][n]  = y

@@ -13,6 +13,7 @@ void add_rows(const float* x, int64_t x_stride, int64_t rows, int64_t cols, floa
               int64_t sum_stride);
 void rope(float* x, int64_t heads, int64_t head_dim, int64_t half, const float* cosines,
           const float* sines);
+void gate(bool gelu, const float* up, int64_t count, float* x);
 void softcap(float* x, int64_t count, float cap);
 void write_kv(KVTile tile, uint8_t* data, int64_t slot, const float* key, const float* value);
 void attend(const AttentionTile& tile, int64_t first_key, int64_t last_key,

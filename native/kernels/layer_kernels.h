@@ -114,6 +114,9 @@ struct LayerKernels {
   void (*finish)(int64_t rows, int64_t head_dim, const PartialAttention& total, float* out,
                  const int64_t* offsets);
 
+  // x = activation(x) * up, of `count` values; the activation is SiLU or tanh-GELU
+  void (*gate)(bool gelu, const float* up, int64_t count, float* x);
+
   // x = cap * tanh(x / cap)
   void (*softcap)(float* x, int64_t count, float cap);
 };

@@ -1,4 +1,4 @@
-// What works on whole rows: embedding, norms, rotary embedding, soft cap.
+// What works on whole rows: embedding, norms, rotary embedding, gate, soft cap.
 #include "kernels/layer_functions.h"
 
 namespace trimtab::TRIMTAB_ISA {
@@ -69,6 +69,14 @@ void rope(float* x, int64_t heads, int64_t head_dim, int64_t half, const float* 
       store_tail(x + i, sub(mul(a, c), mul(b, s)), count);
       store_tail(x + half + i, add(mul(b, c), mul(a, s)), count);
     }
+}
+
+void gate(bool gelu, const float* up, int64_t count, float* x) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int lanes = tail_count(count - i);
+    const F32x16 v = load_tail(x + i, lanes);
+    store_tail(x + i, mul(gelu ? gelu_tanh(v) : silu(v), load_tail(up + i, lanes)), lanes);
+  }
 }
 
 void softcap(float* x, int64_t count, float cap) {

@@ -12,6 +12,7 @@ LayerKernels layer_kernels() {
       .attend = attend,
       .merge = merge,
       .finish = finish,
+      .gate = gate,
       .softcap = softcap,
   };
 }

@@ -44,31 +44,44 @@ TRIMTAB_INLINE I32x16 quantize(const float* x, int64_t first, int64_t last, int6
   return sum;
 }
 
-// Columns share a scale by group_size; the last group of `cols` may be shorter.
+float sum_of(I32x16 lanes) {
+  int32_t values[kLanes], sum = 0;
+  store(values, lanes);
+  for (int32_t value : values) sum += value;
+  return static_cast<float>(sum);
+}
+
+// Columns share a scale by group_size; the last group of `cols` may be shorter. `sums` may be null.
 void prepare_int8(const float* x, int64_t cols, int64_t group_size, uint8_t* row, float* scales,
-                  int32_t* starts) {
+                  int32_t* starts, float* sums) {
   for (int64_t first = 0; first < cols; first += group_size) {
     const Scaling s = scaling(absmax(x, first, first + group_size, cols));
     *scales++ = s.scale;
-    *starts++ = int8_start(quantize(x, first, first + group_size, cols, s.inverse,
-                                    [&](int64_t k, I32x16 q)
-                                        TRIMTAB_INLINE_LAMBDA { store_int8(row, k, q); }));
+    const I32x16 lanes =
+        quantize(x, first, first + group_size, cols, s.inverse,
+                 [&](int64_t k, I32x16 q) TRIMTAB_INLINE_LAMBDA { store_int8(row, k, q); });
+    *starts++ = int8_start(lanes);
+    if (sums != nullptr) *sums++ = sum_of(lanes) * s.scale;
   }
 }
 
 void prepare_int4(const float* x, int64_t cols, int64_t group_size, uint8_t* row, float* scales,
-                  int32_t* starts) {
+                  int32_t* starts, float* sums) {
   constexpr int64_t kMaxChunk = 4 * kU4Quads;
   const int64_t chunk = group_size < kMaxChunk ? group_size : kMaxChunk;
   for (int64_t first = 0; first < cols; first += group_size) {
     const Scaling s = scaling(absmax(x, first, first + group_size, cols));
     *scales++ = s.scale;
+    I32x16 group = zero_i32();
     for (int64_t k = first; k < first + group_size; k += chunk) {
-      *starts++ = u4_start(quantize(x, k, k + chunk, cols, s.inverse,
+      const I32x16 lanes = quantize(x, k, k + chunk, cols, s.inverse,
                                     [&](int64_t at, I32x16 q) TRIMTAB_INLINE_LAMBDA {
                                       store_s8(reinterpret_cast<int8_t*>(row) + at, q);
-                                    }));
+                                    });
+      *starts++ = u4_start(lanes);
+      group = add(group, lanes);
     }
+    if (sums != nullptr) *sums++ = sum_of(group) * s.scale;
   }
 }
 
@@ -90,6 +103,7 @@ void prepare(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t ro
     const float* source = x + r * x_stride;
     int64_t m = first_row + r;
     uint8_t* row = out.data + m * out.row_bytes;
+    float* sums = w.offset_format == OffsetFormat::none ? nullptr : out.sums + m * groups;
     switch (w.format) {
       case WeightFormat::f32:
         prepare_f32(source, w.cols, row);
@@ -99,11 +113,11 @@ void prepare(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t ro
         break;
       case WeightFormat::int8:
         prepare_int8(source, w.cols, w.group_size != 0 ? w.group_size : w.padded_cols, row,
-                     out.scales + m * groups, out.starts + m * groups);
+                     out.scales + m * groups, out.starts + m * groups, sums);
         break;
       case WeightFormat::int4:
         prepare_int4(source, w.cols, w.group_size, row, out.scales + m * groups,
-                     out.starts + m * int4_starts(w.padded_cols));
+                     out.starts + m * activation_starts(w), sums);
         break;
     }
   }
