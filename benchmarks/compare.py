@@ -59,7 +59,7 @@ def ceiling(name: str, contender: Contender, spec: ModelSpec, machine: MachineLi
         limits = ceilings(model, *rates, machine.attention_macs_per_s, (context,), ())
         return limits.decode[context]
     if kind == "prefill" or name.endswith("streams"):
-        return ceiling_of(name, model, config, machine)
+        return ceiling_of(name, model, machine)
     return 0.0
 
 

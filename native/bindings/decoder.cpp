@@ -13,6 +13,7 @@
 #include "bindings/arrays.h"
 #include "bindings/decoder.h"
 #include "bindings/step_arrays.h"
+#include "bindings/stored_integers.h"
 #include "core/isa.h"
 #include "core/packed_model.h"
 #include "core/packing.h"
@@ -22,8 +23,6 @@ using namespace nb::literals;
 using namespace trimtab;
 
 namespace {
-
-using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 
 // float32, float16, or uint16 for the bit patterns of bf16.
 StoredMatrix stored_matrix(const AnyArray& array) {
@@ -39,48 +38,6 @@ StoredMatrix stored_matrix(const AnyArray& array) {
     throw std::invalid_argument("a weight matrix must be float32, float16 or bf16 as uint16");
   return {array.data(), type, static_cast<int64_t>(array.shape(0)),
           static_cast<int64_t>(array.shape(1))};
-}
-
-void check_shape(const std::string& name, int64_t found_rows, int64_t found_cols, int64_t rows,
-                 int64_t cols) {
-  if (found_rows != rows || found_cols != cols)
-    throw std::invalid_argument(name + " has shape [" + std::to_string(found_rows) + ", " +
-                                std::to_string(found_cols) + "], not [" + std::to_string(rows) +
-                                ", " + std::to_string(cols) + "]");
-}
-
-// An array [rows][width] of bytes a row, contiguous, of elements of `item` bytes; null for None.
-const void* row_array(const std::string& name, nb::handle object, int64_t rows, int64_t width,
-                      int64_t item) {
-  if (object.is_none()) return nullptr;
-  const AnyArray array = nb::cast<AnyArray>(object);
-  if (array.ndim() != 2 || static_cast<int64_t>(array.itemsize()) != item)
-    throw std::invalid_argument(name + ": scales and offsets are matrices of the format's type");
-  check_shape(name + ": scales or offsets", static_cast<int64_t>(array.shape(0)),
-              static_cast<int64_t>(array.shape(1)), rows, width);
-  return array.data();
-}
-
-// (values, scales, offsets, super_scales, super_offsets), None for what the format does not have.
-// The arrays outlive the call: the tuple holds them.
-StoredIntegers stored_integers(const std::string& name, const nb::tuple& part,
-                               const PackedMatrix& w) {
-  if (part.size() != 5) throw std::invalid_argument(name + ": integers come in five arrays");
-  const AnyArray values = nb::cast<AnyArray>(part[0]);
-  if (values.ndim() != 2 || values.dtype() != nb::dtype<int8_t>())
-    throw std::invalid_argument(name + ": values must be an int8 matrix");
-  const int64_t rows = static_cast<int64_t>(values.shape(0));
-  const int64_t cols = static_cast<int64_t>(values.shape(1));
-  const int64_t groups = w.groups(), supers = w.super_bytes() / 128;
-  const int64_t scale_item = w.scaled_rows() ? 4 : w.scale_bytes() / (2 * kPanel);
-  const int64_t offset_item = w.has_supers() ? 1 : 2;
-  return {static_cast<const int8_t*>(values.data()),
-          static_cast<const uint8_t*>(row_array(name, part[1], rows, groups, scale_item)),
-          static_cast<const uint8_t*>(row_array(name, part[2], rows, groups, offset_item)),
-          static_cast<const uint16_t*>(row_array(name, part[3], rows, supers, 2)),
-          static_cast<const uint16_t*>(row_array(name, part[4], rows, supers, 2)),
-          rows,
-          cols};
 }
 
 template <typename Part>
@@ -374,88 +331,10 @@ void import_blocks(BoundDecoder& decoder, const ConstArray<int32_t, 1>& block_id
                                 data.data());
 }
 
-void bind_formats(nb::module_& m) {
-  nb::class_<MatrixFormat>(m, "MatrixFormat", "See kernels/kernels.h.")
-      .def(
-          "__init__",
-          [](MatrixFormat* self, const std::string& weights, int32_t group_size,
-             const std::string& scales, const std::string& offsets, float centre) {
-            new (self) MatrixFormat{
-                choice<WeightFormat>("weight format", weights, {"f32", "bf16", "int8", "int4"}),
-                group_size,
-                choice<ScaleFormat>("scale format", scales, {"f16", "bf16", "f32", "supers"}),
-                choice<OffsetFormat>("offset format", offsets, {"none", "zero", "offset"}), centre};
-          },
-          "weights"_a, "group_size"_a = 0, "scales"_a = "f16", "offsets"_a = "none",
-          "centre"_a = 0.0f);
-  nb::class_<LayerFormats>(m, "LayerFormats")
-      .def(
-          "__init__",
-          [](LayerFormats* self, std::vector<MatrixFormat> qkv, const MatrixFormat& o,
-             std::vector<MatrixFormat> gate_up, const MatrixFormat& down) {
-            new (self) LayerFormats{std::move(qkv), o, std::move(gate_up), down};
-          },
-          "qkv"_a, "o"_a, "gate_up"_a, "down"_a);
-}
-
-void bind_shape(nb::module_& m) {
-  nb::class_<LayerShape>(m, "LayerShape")
-      .def(
-          "__init__",
-          [](LayerShape* self, int64_t window, int64_t rope) {
-            new (self) LayerShape{window, rope};
-          },
-          "window"_a, "rope"_a);
-  nb::class_<RopeShape>(m, "RopeShape")
-      .def(
-          "__init__",
-          [](RopeShape* self, std::vector<double> inv_freq, double amplitude) {
-            new (self) RopeShape{std::move(inv_freq), amplitude};
-          },
-          "inv_freq"_a, "amplitude"_a);
-  nb::class_<ModelShape>(m, "ModelShape")
-      .def(nb::init<>())
-      .def_rw("vocab_size", &ModelShape::vocab_size)
-      .def_rw("hidden_size", &ModelShape::hidden_size)
-      .def_rw("intermediate_size", &ModelShape::intermediate_size)
-      .def_rw("num_heads", &ModelShape::num_heads)
-      .def_rw("num_kv_heads", &ModelShape::num_kv_heads)
-      .def_rw("head_dim", &ModelShape::head_dim)
-      .def_rw("layers", &ModelShape::layers)
-      .def_rw("ropes", &ModelShape::ropes)
-      .def_rw("norm_eps", &ModelShape::norm_eps)
-      .def_rw("norm_weight_offset", &ModelShape::norm_weight_offset)
-      .def_rw("gelu", &ModelShape::gelu)
-      .def_rw("qk_norm", &ModelShape::qk_norm)
-      .def_rw("post_norms", &ModelShape::post_norms)
-      .def_rw("embedding_scale", &ModelShape::embedding_scale)
-      .def_rw("attention_scale", &ModelShape::attention_scale)
-      .def_rw("attention_softcap", &ModelShape::attention_softcap)
-      .def_rw("logits_softcap", &ModelShape::logits_softcap)
-      .def_rw("formats", &ModelShape::formats)
-      .def_rw("head", &ModelShape::head)
-      .def_rw("embedding_matrix", &ModelShape::embedding_matrix)
-      .def("set_embedding_source",
-           [](ModelShape& self, const std::string& name) {
-             self.embedding = choice<EmbeddingSource>("embedding source", name,
-                                                      {"f32", "bf16", "matrix", "head"});
-           })
-      .def("set_kv_cache",
-           [](ModelShape& self, const std::string& name) { self.kv_format = kv_format(name); });
-}
-
 }  // namespace
 
-KVFormat kv_format(const std::string& name) {
-  if (name == "f32") return KVFormat::f32;
-  if (name == "bf16") return KVFormat::bf16;
-  if (name == "int8") return KVFormat::int8;
-  throw std::invalid_argument("unknown KV format '" + name + "'");
-}
-
 void bind_decoder(nb::module_& m) {
-  bind_formats(m);
-  bind_shape(m);
+  bind_model_shape(m);
   nb::class_<ModelBuilder>(m, "ModelBuilder")
       .def(nb::init<const ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a, "threads"_a)
       .def("set_norm", &ModelBuilder::set_norm, "layer"_a, "name"_a, "values"_a.noconvert())

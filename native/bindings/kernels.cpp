@@ -14,6 +14,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/module.h"
+#include "bindings/stored_integers.h"
 #include "core/isa.h"
 
 namespace nb = nanobind;
@@ -90,6 +91,28 @@ class KernelMatrix {
                        weights.data() + first * kPanel * shape_.cols, first, last);
       first = last;
     }
+  }
+
+  // Integers as they are: core/packing.h.
+  KernelMatrix(const std::string& isa, const MatrixFormat& format, int64_t rows, int64_t cols,
+               const nb::tuple& integers)
+      : table_(kernel_table(select_isa(isa))),
+        shape_(packed_shape(format, rows, cols)),
+        data_(packed_bytes(shape_)),
+        scales_(shape_.scaled_rows() ? shape_.padded_rows * 4 : 0) {
+    shape_.data = data_.as<uint8_t>();
+    shape_.scales = scales_.as<float>();
+    pack_integers(shape_, data_.as<uint8_t>(), scales_.as<float>(),
+                  stored_integers("weights", integers, shape_));
+  }
+
+  // Row `row` in float32.
+  Array<float> dequantize(int64_t row) const {
+    require(0 <= row && row < shape_.rows && activation_starts(shape_) != 0,
+            "a row of a matrix of integers");
+    Buffer out(shape_.cols * 4);
+    dequantize_row(shape_, row, out.as<float>());
+    return out.copy<float>();
   }
 
   int64_t num_panels() const { return shape_.padded_rows / kPanel; }
@@ -198,6 +221,9 @@ void bind_gemm(nb::module_& m) {
                     const std::vector<int64_t>&>(),
            nb::arg("isa"), nb::arg("format"), nb::arg("weights"), nb::arg("group_size") = 64,
            nb::arg("splits") = std::vector<int64_t>{})
+      .def(nb::init<const std::string&, const MatrixFormat&, int64_t, int64_t, const nb::tuple&>(),
+           nb::arg("isa"), nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("integers"))
+      .def("dequantize", &KernelMatrix::dequantize, nb::arg("row"), nb::rv_policy::move)
       .def_prop_ro("num_panels", &KernelMatrix::num_panels)
       .def_prop_ro("padded_cols", &KernelMatrix::padded_cols)
       .def_prop_ro(

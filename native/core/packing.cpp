@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "core/floats.h"
 
@@ -218,6 +219,39 @@ void write_row(const PackedMatrix& w, const IntegerPanel& panel, int64_t n,
 
 }  // namespace
 
+namespace {
+
+// Panels [first, last) of a matrix; groups need even bounds. place_of(n) is the part and row of
+// packed row n, or a part of null for zeros, whose scale is zero too.
+template <typename PlaceOf>
+void pack_panels(const PackedMatrix& w, uint8_t* data, float* scales, int64_t first, int64_t last,
+                 const PlaceOf& place_of) {
+  for (int64_t p = first; p < last; ++p) {
+    const IntegerPanel panel(w, data, p);
+    panel.clear();
+    for (int64_t n = 0; n < kPanel; ++n) {
+      const int64_t at = p * kPanel + n;
+      const auto [part, row] = place_of(at);
+      if (w.group_size == 0) scales[at] = 0.0f;
+      if (part == nullptr) continue;
+      write_row(w, panel, n, *part, row);
+      if (w.group_size == 0) std::memcpy(scales + at, part->scales + row * 4, 4);
+    }
+  }
+}
+
+using PartRow = std::pair<const StoredIntegers*, int64_t>;
+
+}  // namespace
+
+void pack_integers(const PackedMatrix& w, uint8_t* data, float* scales,
+                   const StoredIntegers& source) {
+  check_integers(w, source);
+  if (source.rows != w.rows || source.cols != w.cols) refuse("the integers have another shape");
+  pack_panels(w, data, scales, 0, w.padded_rows / kPanel,
+              [&](int64_t n) { return n < w.rows ? PartRow{&source, n} : PartRow{nullptr, 0}; });
+}
+
 void pack_integers(ThreadPool& pool, Model& model, Matrix& matrix,
                    const std::vector<StoredIntegers>& parts, const PackedExtras& extras,
                    RowOrder order) {
@@ -228,20 +262,12 @@ void pack_integers(ThreadPool& pool, Model& model, Matrix& matrix,
   for (const StoredIntegers& part : parts) check_integers(w, part);
   uint8_t* data = model.arena() + (w.data - model.arena());
   const int64_t together = w.group_size == 0 ? 1 : 2;  // panels that share their bytes
+  const auto place_of = [&](int64_t n) {
+    const bool stored = n < static_cast<int64_t>(places.size()) && places[n].part >= 0;
+    return stored ? PartRow{&parts[places[n].part], places[n].row} : PartRow{nullptr, 0};
+  };
   pool.for_each(w.padded_rows / kPanel / together, 1, [&](int64_t item, int64_t, int) {
-    for (int64_t p = item * together; p < (item + 1) * together; ++p) {
-      const IntegerPanel panel(w, data, p);
-      panel.clear();
-      for (int64_t n = 0; n < kPanel; ++n) {
-        const int64_t at = p * kPanel + n;
-        const bool stored = at < static_cast<int64_t>(places.size()) && places[at].part >= 0;
-        if (!stored) continue;  // zeros have a scale of zero
-        const StoredIntegers& part = parts[places[at].part];
-        write_row(w, panel, n, part, places[at].row);
-        if (w.group_size == 0)
-          std::memcpy(matrix.scales.data() + at, part.scales + places[at].row * 4, 4);
-      }
-    }
+    pack_panels(w, data, matrix.scales.data(), item * together, (item + 1) * together, place_of);
   });
   matrix.loaded = true;
 }

@@ -54,6 +54,11 @@ void pack_integers(ThreadPool& pool, Model& model, Matrix& matrix,
                    const std::vector<StoredIntegers>& parts, const PackedExtras& extras,
                    RowOrder order);
 
+// The rows of `source`, on this thread, as the whole of a matrix: `data` has packed_bytes(w), and
+// `scales`, of a matrix whose rows are scaled, padded_rows.
+void pack_integers(const PackedMatrix& w, uint8_t* data, float* scales,
+                   const StoredIntegers& source);
+
 // The embedding table of a placed model, converted row by row on all threads.
 void load_embedding(ThreadPool& pool, Model& model, const StoredMatrix& source,
                     const BetweenPieces& between);

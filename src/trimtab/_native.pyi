@@ -26,6 +26,25 @@ class LayerShape:
 class RopeShape:
     def __init__(self, inv_freq: Sequence[float], amplitude: float) -> None: ...
 
+class MatrixFormat:
+    def __init__(
+        self,
+        weights: str,
+        group_size: int = 0,
+        scales: str = "f16",
+        offsets: str = "none",
+        centre: float = 0.0,
+    ) -> None: ...
+
+class LayerFormats:
+    def __init__(
+        self,
+        qkv: Sequence[MatrixFormat],
+        o: MatrixFormat,
+        gate_up: Sequence[MatrixFormat],
+        down: MatrixFormat,
+    ) -> None: ...
+
 class ModelShape:
     vocab_size: int
     hidden_size: int
@@ -44,9 +63,12 @@ class ModelShape:
     attention_scale: float
     attention_softcap: float
     logits_softcap: float
-    group_size: int
+    formats: list[LayerFormats]
+    head: MatrixFormat
+    embedding_matrix: MatrixFormat
     def __init__(self) -> None: ...
-    def set_formats(self, weights: str, kv_cache: str) -> None: ...
+    def set_embedding_source(self, name: str) -> None: ...
+    def set_kv_cache(self, name: str) -> None: ...
 
 class ModelBuilder:
     def __init__(self, shape: ModelShape, isa: str, threads: int) -> None: ...
@@ -58,6 +80,14 @@ class ModelBuilder:
         parts: Sequence[npt.NDArray[Any]],
         biases: Sequence[Float32Array],
         between: Callable[[], None] | None = None,
+    ) -> None: ...
+    def set_integers(
+        self,
+        layer: int,
+        name: str,
+        parts: Sequence[tuple[npt.NDArray[Any] | None, ...]],
+        biases: Sequence[Float32Array],
+        columns: Sequence[int],
     ) -> None: ...
     def set_embedding(
         self, table: npt.NDArray[Any], between: Callable[[], None] | None = None

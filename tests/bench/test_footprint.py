@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from public_shapes import QWEN3_06B
 
-from trimtab.bench.footprint import ceilings, footprint, matrix_bytes
+from trimtab.bench.footprint import ceilings, footprint
 from trimtab.config import ExecutorConfig
+from trimtab.executors.formats import KernelFormat
 from trimtab.models.spec import LayerSpec
 
 
@@ -20,8 +21,8 @@ def test_parameters_of_a_public_model() -> None:
 @pytest.mark.parametrize(
     ("weights", "group_size", "bits"),
     [
-        ("f32", 64, 32),
-        ("bf16", 64, 16),
+        ("f32", 0, 32),
+        ("bf16", 0, 16),
         ("int4", 32, 4.5),
         ("int4", 64, 4.25),
         ("int4", 128, 4.125),
@@ -29,14 +30,15 @@ def test_parameters_of_a_public_model() -> None:
     ],
 )
 def test_bits_per_weight(weights: str, group_size: int, bits: float) -> None:
-    assert matrix_bytes(1024, 4096, weights, group_size) == 1024 * 4096 * bits / 8  # type: ignore[arg-type]
+    held = KernelFormat(weights, group_size)  # type: ignore[arg-type]
+    assert held.num_bytes(1024, 4096) == 1024 * 4096 * bits / 8
 
 
 def test_padding_is_counted() -> None:
-    assert matrix_bytes(17, 33, "int4", 32) == 32 * 2 * (16 + 2)
-    assert matrix_bytes(17, 33, "int8", 0) == 32 * (36 + 4)
-    assert matrix_bytes(17, 33, "int8", 32) == 32 * 2 * (32 + 2)
-    assert matrix_bytes(17, 33, "bf16", 32) == 32 * 34 * 2
+    assert KernelFormat("int4", 32).num_bytes(17, 33) == 32 * 2 * (16 + 2)
+    assert KernelFormat("int8", 0).num_bytes(17, 33) == 32 * (36 + 4)
+    assert KernelFormat("int8", 32).num_bytes(17, 33) == 32 * 2 * (32 + 2)
+    assert KernelFormat("bf16", 32).num_bytes(17, 33) == 32 * 34 * 2
 
 
 def test_kv_bytes() -> None:

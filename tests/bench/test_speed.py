@@ -83,14 +83,14 @@ def test_ceilings_of_the_measures() -> None:
     config = ExecutorConfig(weights="int8")
     model = footprint(QWEN3_06B, config)
     step_bytes = model.read_bytes_per_step + 192 * model.kv_bytes_per_token
-    assert ceiling_of("decode", model, config, MACHINE) == pytest.approx(50e9 / step_bytes)
+    assert ceiling_of("decode", model, MACHINE) == pytest.approx(50e9 / step_bytes)
     long = step_bytes + 8016 * model.kv_bytes_per_token
-    assert ceiling_of("decode 8192", model, config, MACHINE) == pytest.approx(50e9 / long)
-    one, eight = (ceiling_of(f"{n} streams", model, config, MACHINE) for n in (1, 8))
+    assert ceiling_of("decode 8192", model, MACHINE) == pytest.approx(50e9 / long)
+    one, eight = (ceiling_of(f"{n} streams", model, MACHINE) for n in (1, 8))
     assert one < 50e9 / step_bytes  # the prefill counts
     assert one < eight < 8 * one  # weights are read once for all, KV for each
     arithmetic = model.layer_macs_per_token / 0.5e12
-    assert ceiling_of("prefill 512", model, config, MACHINE) < 1 / arithmetic
+    assert ceiling_of("prefill 512", model, MACHINE) < 1 / arithmetic
 
 
 def test_weights_may_be_computed_in_a_wider_format() -> None:
@@ -105,7 +105,7 @@ def test_table_names_every_figure() -> None:
     text = "\n".join(table({"int8": [row]}))
     assert "| decode | **10.0** [9.0, 11.0] of 20.0: 50 % |" in text
     config = ExecutorConfig(weights="int8")
-    made = rows({"decode": row.rate}, footprint(QWEN3_06B, config), config, MACHINE)
+    made = rows({"decode": row.rate}, footprint(QWEN3_06B, config), MACHINE)
     assert made[0].as_json()["percent_of_ceiling"] == pytest.approx(made[0].percent)
 
 

@@ -5,40 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trimtab.config import ExecutorConfig, KVFormat, WeightFormat
+from trimtab.executors.formats import PANEL, ModelFormats, Slot, formats_of_config
 from trimtab.models.spec import ModelSpec
 
-PANEL = 16  # output columns of a micro-panel (native/kernels/kernels.h)
 KV_BYTES: dict[KVFormat, int] = {"f32": 4, "bf16": 2, "int8": 1}
-
-
-def _round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit
-
-
-def head_format(config: ExecutorConfig) -> WeightFormat:
-    """The output head is kept in int8 where the weights are int4."""
-    return "int8" if config.weights == "int4" else config.weights
-
-
-def head_group(config: ExecutorConfig) -> int:
-    """Likewise: columns of the output head that share a scale."""
-    return 0 if config.weights == "int4" else config.scale_group
-
-
-def matrix_bytes(rows: int, cols: int, weights: WeightFormat, group_size: int) -> int:
-    """Packed bytes of a [rows (outputs), cols (inputs)] matrix, padding and scales included.
-
-    The layouts are written down at `PackedMatrix` in native/kernels/kernels.h.
-    """
-    if weights == "f32":
-        return _round_up(rows, PANEL) * cols * 4
-    if weights == "bf16":
-        return _round_up(rows, PANEL) * _round_up(cols, 2) * 2
-    if group_size == 0:
-        return _round_up(rows, PANEL) * (_round_up(cols, 4) + 4)
-    groups = -(-cols // group_size)
-    bits = 8 if weights == "int8" else 4
-    return _round_up(rows, 2 * PANEL) * groups * (group_size * bits // 8 + 2)
 
 
 @dataclass(frozen=True)
@@ -46,6 +16,7 @@ class Footprint:
     """Bytes are those that the executor holds, in its packed formats."""
 
     parameters: int
+    layer_weights: WeightFormat  # of the layers
     part_bytes: dict[str, int]  # embedding, attention, mlp, norms, output head
     weight_bytes: int
     read_bytes_per_step: int  # weights that every decode step reads: all but the embedding table
@@ -69,30 +40,47 @@ class Footprint:
         return total
 
 
-def _linear_shapes(spec: ModelSpec) -> dict[str, list[tuple[int, int]]]:
-    """The matrices of one layer as the executor holds them: QKV and gate+up are fused."""
-    queries = spec.num_heads * spec.head_dim
-    keys = spec.num_kv_heads * spec.head_dim
-    # gate and up are padded to whole panels each, so that the panels can alternate
-    gated = 2 * _round_up(spec.intermediate_size, PANEL)
-    return {
-        "attention": [(queries + 2 * keys, spec.hidden_size), (spec.hidden_size, queries)],
-        "mlp": [(gated, spec.hidden_size), (spec.hidden_size, spec.intermediate_size)],
-    }
+def _rows(spec: ModelSpec, part: str) -> int:
+    """Of a projection, by its canonical name in a layer."""
+    if part in ("gate", "up"):
+        return spec.intermediate_size
+    if part in ("o", "down"):
+        return spec.hidden_size
+    return (spec.num_heads if part == "q" else spec.num_kv_heads) * spec.head_dim
 
 
-def footprint(spec: ModelSpec, config: ExecutorConfig) -> Footprint:
+def _slot_bytes(spec: ModelSpec, slot: Slot) -> int:
+    """Of a layer's matrix as the executor holds it."""
+    cols = {"o": spec.num_heads * spec.head_dim, "down": spec.intermediate_size}
+    rows = sum(_rows(spec, part) for part in slot.parts)
+    if slot.name == "gate_up":  # padded to whole panels each, so that the panels can alternate
+        rows = 2 * -(-spec.intermediate_size // PANEL) * PANEL
+    return slot.format.num_bytes(rows, cols.get(slot.name, spec.hidden_size))
+
+
+def _part_bytes(spec: ModelSpec, formats: ModelFormats) -> dict[str, int]:
+    vocab, hidden = spec.vocab_size, spec.hidden_size
+    parts = {"attention": 0, "mlp": 0}
+    for layer in formats.layers:
+        for slot in layer:
+            mlp = slot.name in ("gate_up", "gate", "up", "down")
+            parts["mlp" if mlp else "attention"] += _slot_bytes(spec, slot)
+    own = formats.embedding_matrix
+    widths = {"f32": 4, "bf16": 2, "head": 0, "matrix": 0}
+    parts["embedding"] = vocab * hidden * widths[formats.embedding]
+    if own is not None:
+        parts["embedding"] = own.format.num_bytes(vocab, hidden)
+    parts["output head"] = formats.head.format.num_bytes(vocab, hidden)
+    return parts
+
+
+def footprint(
+    spec: ModelSpec, config: ExecutorConfig, formats: ModelFormats | None = None
+) -> Footprint:
+    """`formats`: of a checkpoint (choose_formats); by default one of floats."""
     hidden, layers = spec.hidden_size, spec.num_layers
-    shapes = _linear_shapes(spec)
-    part_bytes = {
-        part: layers * sum(matrix_bytes(n, k, config.weights, config.scale_group) for n, k in mats)
-        for part, mats in shapes.items()
-    }
-    embedding_width = 4 if config.weights == "f32" else 2
-    part_bytes["embedding"] = spec.vocab_size * hidden * embedding_width
-    part_bytes["output head"] = matrix_bytes(
-        spec.vocab_size, hidden, head_format(config), head_group(config)
-    )
+    formats = formats or formats_of_config(spec, config)
+    part_bytes = _part_bytes(spec, formats)
     norms_per_layer = (4 if spec.post_norms else 2) * hidden + 2 * spec.head_dim * spec.qk_norm
     part_bytes["norms"] = 4 * (layers * norms_per_layer + hidden)
 
@@ -116,6 +104,7 @@ def footprint(spec: ModelSpec, config: ExecutorConfig) -> Footprint:
     weight_bytes = sum(part_bytes.values())
     return Footprint(
         parameters=parameters,
+        layer_weights=formats.layers[0][-1].format.weights,
         part_bytes=part_bytes,
         weight_bytes=weight_bytes,
         read_bytes_per_step=weight_bytes - part_bytes["embedding"],

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.bench.footprint import Ceilings, Footprint, ceilings, footprint, head_format
+from trimtab.bench.footprint import Ceilings, Footprint, ceilings, footprint
 from trimtab.bench.machine import MachineLimits
 from trimtab.config import ExecutorConfig
+from trimtab.executors.formats import ModelFormats, formats_of_config
 from trimtab.models.spec import ModelSpec
 
 CONTEXTS = (192, 2048, 8192, 32768)
@@ -18,6 +19,7 @@ PROMPTS = (512, 2048, 8192)
 class Inspection:
     spec: ModelSpec
     config: ExecutorConfig
+    formats: ModelFormats
     model: Footprint
     machine: MachineLimits
     limits: Ceilings
@@ -40,8 +42,8 @@ class Inspection:
                 "tied_embeddings": spec.tied_embeddings,
             },
             "formats": {
-                "weights": self.config.weights_label,
-                "output_head": head_format(self.config),
+                "weights": self.formats.label,
+                "output_head": self.formats.head.format.label,
                 "kv_cache": self.config.kv_cache,
             },
             "bytes": {
@@ -63,16 +65,24 @@ def model_ceilings(
     return ceilings(
         model,
         machine.read_bytes_per_s,
-        machine.linear_macs_per_s(config.weights),
+        machine.linear_macs_per_s(model.layer_weights),
         machine.attention_macs_per_s,
         contexts=tuple(n for n in CONTEXTS if n <= longest) or (longest,),
         prompts=tuple(n for n in PROMPTS if n <= longest) or (longest,),
     )
 
 
-def inspection(spec: ModelSpec, config: ExecutorConfig, machine: MachineLimits) -> Inspection:
-    model = footprint(spec, config)
-    return Inspection(spec, config, model, machine, model_ceilings(spec, config, model, machine))
+def inspection(
+    spec: ModelSpec,
+    config: ExecutorConfig,
+    machine: MachineLimits,
+    formats: ModelFormats | None = None,
+) -> Inspection:
+    """`formats`: of a checkpoint; by default of one that stores floats."""
+    formats = formats or formats_of_config(spec, config)
+    model = footprint(spec, config, formats)
+    limits = model_ceilings(spec, config, model, machine)
+    return Inspection(spec, config, formats, model, machine, limits)
 
 
 def _human(count: float) -> str:
@@ -97,8 +107,8 @@ def describe(found: Inspection) -> list[str]:
     lines = [
         f"{spec.architecture}: {model.parameters / 1e6:,.1f} M parameters, {shape}",
         "",
-        f"memory with {found.config.weights_label} weights "
-        f"(output head {head_format(found.config)}): {_human(model.weight_bytes)}",
+        f"memory with {found.formats.label} weights{' as stored' * found.formats.quantized} "
+        f"(output head {found.formats.head.format.label}): {_human(model.weight_bytes)}",
     ]
     lines += [f"  {part:<12} {_human(size):>12}" for part, size in model.part_bytes.items()]
     lines += [

@@ -9,7 +9,6 @@ from trimtab.bench.footprint import Footprint, ceilings
 from trimtab.bench.long_context import STEPS
 from trimtab.bench.machine import MachineLimits
 from trimtab.bench.speed import OUTPUT_TOKENS, PROMPT_TOKENS, Rate
-from trimtab.config import ExecutorConfig
 
 
 @dataclass(frozen=True)
@@ -31,16 +30,14 @@ class Row:
         }
 
 
-def ceiling_of(
-    measure: str, model: Footprint, config: ExecutorConfig, machine: MachineLimits
-) -> float:
+def ceiling_of(measure: str, model: Footprint, machine: MachineLimits) -> float:
     """The limit of one measure of `trimtab.bench.speed`, in tokens a second."""
     kind, _, number = measure.partition(" ")
     mean_context = PROMPT_TOKENS + OUTPUT_TOKENS // 2
     if kind == "decode" and number:
         mean_context = int(number) + STEPS // 2
     lengths = (int(number),) if kind == "prefill" else (PROMPT_TOKENS,)
-    macs_per_s = machine.linear_macs_per_s(config.weights)
+    macs_per_s = machine.linear_macs_per_s(model.layer_weights)
     limits = ceilings(
         model,
         machine.read_bytes_per_s,
@@ -64,12 +61,9 @@ def ceiling_of(
     return streams * OUTPUT_TOKENS / (prefill + (OUTPUT_TOKENS - 1) * step)
 
 
-def rows(
-    rates: dict[str, Rate], model: Footprint, config: ExecutorConfig, machine: MachineLimits
-) -> list[Row]:
+def rows(rates: dict[str, Rate], model: Footprint, machine: MachineLimits) -> list[Row]:
     return [
-        Row(measure, rate, ceiling_of(measure, model, config, machine))
-        for measure, rate in rates.items()
+        Row(measure, rate, ceiling_of(measure, model, machine)) for measure, rate in rates.items()
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from trimtab.bench.footprint import footprint, head_format
+from trimtab.bench.footprint import footprint
 from trimtab.bench.long_context import check_context, context_blocks
 from trimtab.bench.machine import MachineLimits, measure_bandwidth, measure_machine
 from trimtab.bench.report import Row, rows, table
@@ -24,6 +24,7 @@ class Report:
     machine: MachineLimits
     plan: Plan
     configs: dict[str, ExecutorConfig]
+    heads: dict[str, str]  # formats of the output heads
     results: dict[str, list[Row]]
 
     def as_json(self) -> dict[str, Any]:
@@ -34,7 +35,7 @@ class Report:
             "results": [
                 {
                     "weights": config.weights_label,
-                    "output_head": head_format(config),
+                    "output_head": self.heads[label],
                     "kv_cache": config.kv_cache,
                     "rows": [row.as_json() for row in self.results[label]],
                 }
@@ -44,7 +45,7 @@ class Report:
 
     def lines(self) -> list[str]:
         machine = self.machine
-        heads = ", ".join(f"{label}: {head_format(c)}" for label, c in self.configs.items())
+        heads = ", ".join(f"{label}: {head}" for label, head in self.heads.items())
         return [
             f"{self.model} on {machine.cpu}, {machine.isa}, {machine.threads} threads, "
             f"reading {machine.read_bytes_per_s / 1e9:.1f} GB/s at best during the run "
@@ -84,7 +85,8 @@ def run_benchmark(
     Read bandwidth is measured before each round; the best reading of the run is the limit that the
     results are compared with. Raises UserError for what cannot be loaded.
     """
-    from trimtab.executors.cpu import choose_threads, select_isa
+    from trimtab.executors.cpu import CpuExecutor, choose_threads, select_isa
+    from trimtab.executors.formats import formats_of_config
 
     isa, threads = select_isa(), choose_threads(configs[0].threads)
     subjects = []
@@ -109,9 +111,13 @@ def run_benchmark(
         read_bytes_per_s_median=statistics.median(bandwidth),
         read_bytes_per_s_low=min(bandwidth),
     )
-    results = {}
+    results, heads = {}, {}
     for subject, config in zip(subjects, configs, strict=True):
-        spec = subject.engine.executor.spec
-        results[subject.label] = rows(subject.rates(), footprint(spec, config), config, machine)
+        executor = subject.engine.executor
+        formats = executor.formats if isinstance(executor, CpuExecutor) else None
+        formats = formats or formats_of_config(executor.spec, config)
+        size = footprint(executor.spec, config, formats)
+        results[subject.label] = rows(subject.rates(), size, machine)
+        heads[subject.label] = formats.head.format.label
         subject.engine.close()
-    return Report(model, machine, plan, {c.weights_label: c for c in configs}, results)
+    return Report(model, machine, plan, {c.weights_label: c for c in configs}, heads, results)

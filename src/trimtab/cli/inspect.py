@@ -24,8 +24,10 @@ def command(
     from trimtab.bench.machine import measure_machine
     from trimtab.checkpoints import open_checkpoint, resolve_model
     from trimtab.executors.cpu import choose_threads, select_isa
+    from trimtab.executors.formats import choose_formats
 
-    spec = open_checkpoint(resolve_model(model), executor.max_context).spec
+    checkpoint = open_checkpoint(resolve_model(model), executor.max_context)
+    formats = choose_formats(checkpoint, executor)
     machine = measure_machine(select_isa(), choose_threads(executor.threads))
-    found = inspection(spec, executor, machine)
+    found = inspection(checkpoint.spec, executor, machine, formats)
     print(json.dumps(found.as_json()) if as_json else "\n".join(describe(found)))

@@ -1,8 +1,9 @@
 """The CPU executor: a model repacked into the native decoder, which runs a whole step in one call.
 
-Formats. The four matrices of a layer are held in `config.weights`. The head that makes the logits
-is held in the same format, except that int4 models have an int8 head. The embedding table is only
-looked up and stays bf16 (f32 with f32 weights). Norms and biases are float32, the residual stream
+Formats (trimtab.executors.formats). Matrices that the checkpoint stores as integers keep them.
+Others are held in `config.weights`: those of the layers and the head that makes the logits, except
+that int4 models have an int8 head. A table of embeddings that is stored as floats stays bf16 (f32
+with f32 weights). Norms and biases are float32, the residual stream
 and attention are computed in float32, K and V are rounded to `config.kv_cache` before anything
 attends to them.
 """
@@ -24,6 +25,7 @@ from trimtab.executors.base import (
     StepResult,
     UInt8Array,
 )
+from trimtab.executors.formats import ModelFormats, Slot, choose_formats
 from trimtab.executors.resources import available_cpus, available_memory
 from trimtab.executors.weights import load_model
 from trimtab.models.spec import ModelSpec
@@ -59,15 +61,16 @@ class CpuExecutor:
         self.config = config
         self.isa = select_isa()
         self.threads = choose_threads(config.threads)
+        self.formats = choose_formats(checkpoint, config)
         try:
             builder = _native.ModelBuilder(
-                _native_shape(self._spec, config), self.isa, self.threads
+                _native_shape(self._spec, config, self.formats), self.isa, self.threads
             )
+            _check_weights_fit(builder.weight_bytes, self._label)
         except ValueError as error:
             raise ConfigError(f"{checkpoint.path}: {error}") from None
-        _check_weights_fit(self._spec, config)
         try:
-            self._mapped = load_model(builder, checkpoint, config, self.threads)
+            self._mapped = load_model(builder, checkpoint, self.formats, config, self.threads)
             self.weight_bytes = builder.weight_bytes
             self._capacity = _choose_capacity(
                 self._spec, config, builder.weight_bytes if self._mapped else 0
@@ -95,8 +98,11 @@ class CpuExecutor:
     def description(self) -> str:
         """For people: `cpu avx512 int4-g64, KV bf16, 2 threads`."""
         threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}"
-        label = self.config.weights_label
-        return f"cpu {self.isa} {label}, KV {self.config.kv_cache}, {threads}"
+        return f"cpu {self.isa} {self._label}, KV {self.config.kv_cache}, {threads}"
+
+    @property
+    def _label(self) -> str:
+        return self.formats.label if self.formats.quantized else self.config.weights_label
 
     def execute(self, batch: StepBatch) -> StepResult:
         return StepResult(*self._open_decoder().step(batch))
@@ -155,7 +161,9 @@ def choose_threads(threads: int) -> int:
     return threads or min(available_cpus(), MAX_THREADS)
 
 
-def _native_shape(spec: ModelSpec, config: ExecutorConfig) -> _native.ModelShape:
+def _native_shape(
+    spec: ModelSpec, config: ExecutorConfig, formats: ModelFormats
+) -> _native.ModelShape:
     from trimtab import _native
 
     shape = _native.ModelShape()
@@ -179,28 +187,41 @@ def _native_shape(spec: ModelSpec, config: ExecutorConfig) -> _native.ModelShape
     shape.layers = [_native.LayerShape(layer.sliding_window, layer.rope) for layer in spec.layers]
     shape.ropes = [_native.RopeShape(list(rope.inv_freq), rope.amplitude) for rope in spec.ropes]
     shape.gelu = spec.activation == "gelu_tanh"
-    shape.group_size = config.scale_group
-    shape.set_formats(config.weights, config.kv_cache)
+    shape.formats = [_native_layer(slots) for slots in formats.layers]
+    shape.head = _native_format(formats.head)
+    shape.set_embedding_source(formats.embedding)
+    if formats.embedding_matrix is not None:
+        shape.embedding_matrix = _native_format(formats.embedding_matrix)
+    shape.set_kv_cache(config.kv_cache)
     return shape
 
 
-def _weight_bytes(spec: ModelSpec, config: ExecutorConfig) -> int:
-    """What the matrices will take when packed, without padding."""
-    scales = 16 / config.scale_group if config.scale_group else 0.0
-    bits = {"f32": 32.0, "bf16": 16.0, "int8": 8 + scales, "int4": 4 + scales}
-    query, kv = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    inputs = 2 * query + 2 * kv + 3 * spec.intermediate_size
-    layers = spec.num_layers * spec.hidden_size * inputs * bits[config.weights]
-    head = 8.0 if config.weights == "int4" else bits[config.weights]
-    embedding = bits["f32" if config.weights == "f32" else "bf16"]
-    return int(layers + spec.vocab_size * spec.hidden_size * (head + embedding)) // 8
+def _native_format(slot: Slot) -> _native.MatrixFormat:
+    from trimtab import _native
+
+    format = slot.format
+    return _native.MatrixFormat(
+        format.weights, format.group_size, format.scales, format.offsets, format.centre
+    )
 
 
-def _check_weights_fit(spec: ModelSpec, config: ExecutorConfig) -> None:
-    free, needed = available_memory(), _weight_bytes(spec, config)
+def _native_layer(slots: tuple[Slot, ...]) -> _native.LayerFormats:
+    from trimtab import _native
+
+    at = {slot.name: _native_format(slot) for slot in slots}
+    return _native.LayerFormats(
+        [at[name] for name in ("qkv", "q", "k", "v") if name in at],
+        at["o"],
+        [at[name] for name in ("gate_up", "gate", "up") if name in at],
+        at["down"],
+    )
+
+
+def _check_weights_fit(needed: int, label: str) -> None:
+    free = available_memory()
     if free is not None and needed > free:
         raise ConfigError(
-            f"weights={config.weights_label}: needs {_gib(needed)}, but only {_gib(free)} of "
+            f"weights={label}: needs {_gib(needed)}, but only {_gib(free)} of "
             "memory are free; choose a smaller format or model"
         )
 

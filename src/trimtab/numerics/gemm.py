@@ -7,7 +7,9 @@ y[m, n] = sum over k of x[m, k] * w[n, k]; x is [M, K], w is [N, K], y is float3
            an instruction of its own (vdpbf16ps), which sums the two products in another order and
            flushes denormals: there this is a reference up to rounding
     int8   y = float(sum of q_x * q_w) * (s_x[m] * s_w[n]); in groups as int4
-    int4   y = fma(float(sum over group g of q_x * q_w), s_w[n, g] * s_x[m, g], y), g ascending
+    int4   y = fma(float(sum over group g of q_x * q_w), s_w[n, g] * s_x[m, g], y), g ascending;
+           of stored matrices with offsets, after each group
+           y = fma(offset[n, g], float(sum of q_x) * s_x[m, g], y)
 
 Integer sums are exact: up to 131,072 columns they fit 32 bits.
 """
@@ -24,6 +26,7 @@ from trimtab.numerics.quantization import (
     quantize_weights_int4,
     quantize_weights_int8,
 )
+from trimtab.numerics.stored import GroupedMatrix
 
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
@@ -65,6 +68,38 @@ def gemm_groups(x: Float32Array, w: Quantized) -> Float32Array:
     for group in range(sums.shape[2]):
         scales = w.scales[None, :, group] * qx.scales[:, None, group]
         y = fma(sums[:, :, group], scales, y)
+    return y
+
+
+def stored_offsets(w: GroupedMatrix) -> Float32Array | None:
+    """What a group adds to value * scale of each weight, [N, groups]."""
+    if w.zeros is not None:
+        return -w.zeros.astype(np.float32) * w.scales
+    if w.offsets is None:
+        return None
+    centre = np.full_like(w.scales, 1 << (w.bits - 1))
+    return fma(centre, w.scales, w.offsets)
+
+
+def gemm_stored(x: Float32Array, w: GroupedMatrix) -> Float32Array:
+    """Of a matrix of integers that is kept as it is. Its groups must be those of the kernels."""
+    if w.columns is not None:
+        x = x[:, w.columns]
+    cols = w.scales.shape[1] * w.group_size
+    values = np.pad(w.values, [(0, 0), (0, cols - w.values.shape[1])])
+    weights = Quantized(values, w.scales, w.group_size)
+    qx = quantize_activations(x, w.group_size)
+    sums = group_sums(qx, weights).astype(np.float32)
+    offsets = stored_offsets(w)
+    totals = qx.values.reshape(len(x), -1, w.group_size).sum(axis=2, dtype=np.int32)
+    scaled: Float32Array = totals.astype(np.float32) * qx.scales
+    y = np.zeros(sums.shape[:2], np.float32)
+    for group in range(sums.shape[2]):
+        scales = w.scales[None, :, group] * qx.scales[:, None, group]
+        y = fma(sums[:, :, group], scales, y)
+        if offsets is not None:
+            of_rows = np.broadcast_to(offsets[None, :, group], y.shape)
+            y = fma(of_rows, np.broadcast_to(scaled[:, None, group], y.shape), y)
     return y
 
 
