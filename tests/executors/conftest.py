@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from packed_checkpoints import write_seed
 
 from trimtab.executors import packed_cache
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "native"))  # stored_matrices
 
 
 @pytest.fixture

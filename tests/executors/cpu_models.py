@@ -25,7 +25,7 @@ BLOCK = 16
 @dataclass
 class MemoryCheckpoint:
     spec: ModelSpec
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, StoredMatrix]
     path: Path = Path("memory")
     identity: str = "a model in memory"
     weight_files: tuple[StoredFile, ...] = ()
@@ -34,13 +34,16 @@ class MemoryCheckpoint:
         return self.tensors.keys()
 
     def tensor(self, name: str) -> StoredTensor:
-        return self.tensors[name]
+        stored = self.tensors[name]
+        return stored if isinstance(stored, StoredTensor) else as_floats(stored)
 
     def format(self, name: str) -> MatrixFormat:
-        return self.tensors[name].dtype
+        stored = self.tensors[name]
+        return stored.dtype if isinstance(stored, StoredTensor) else stored.format
 
     def matrix(self, name: str) -> StoredMatrix:
-        return self.tensor(name)
+        stored = self.tensors[name]
+        return self.tensor(name) if isinstance(stored, StoredTensor) else stored
 
     def release(self) -> None:
         pass
@@ -52,6 +55,10 @@ class MemoryCheckpoint:
             for name, tensor in self.tensors.items()
         }
         return replace(self, tensors=tensors)
+
+
+def as_floats(stored: StoredMatrix) -> StoredTensor:
+    return StoredTensor(np.ascontiguousarray(stored.to_float32()), "f32")
 
 
 def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -113,7 +120,7 @@ def memory_model(seed: int = 0, **changes: Any) -> MemoryCheckpoint:
     } | changes
     spec = ModelSpec(**values)
     rng = np.random.default_rng(seed)
-    tensors = {}
+    tensors: dict[str, StoredMatrix] = {}
     for name, shape in tensor_shapes(spec).items():
         values_ = rng.standard_normal(shape).astype(np.float32)
         if name.endswith("norm"):

@@ -22,6 +22,7 @@ from cpu_models import (
 )
 
 from trimtab import _native
+from trimtab.bench.footprint import footprint
 from trimtab.checkpoints.base import StoredTensor
 from trimtab.config import ExecutorConfig, parse_weights
 from trimtab.errors import CheckpointError, ConfigError
@@ -130,9 +131,10 @@ def test_weights_that_do_not_fit_are_refused(label: str, monkeypatch: pytest.Mon
     checkpoint = memory_model(**sizes)
     weights, group_size = parse_weights(label)
     config = ExecutorConfig(weights=weights, group_size=group_size, num_blocks=1)
-    needed = cpu._weight_bytes(checkpoint.spec, config)
-    actual = CpuExecutor(checkpoint, config).weight_bytes
-    assert needed <= actual < 1.2 * needed + (2 << 21)  # regions are rounded up to huge pages
+    needed = CpuExecutor(checkpoint, config).weight_bytes
+    size = footprint(checkpoint.spec, config)
+    held = sum(size.part_bytes.values()) - size.part_bytes["norms"]
+    assert 0.99 * held <= needed <= 1.01 * held
     monkeypatch.setattr(cpu, "available_memory", lambda: needed - 1)
     assert config.weights_label == label
     with pytest.raises(ConfigError, match=f"weights={label}: needs .* GiB of memory are free; ch"):

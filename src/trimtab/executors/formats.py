@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from trimtab.checkpoints.base import Checkpoint, MatrixFormat
+from trimtab.checkpoints.base import Checkpoint
 from trimtab.config import ExecutorConfig, WeightFormat
 from trimtab.errors import CheckpointError
 from trimtab.models.spec import ModelSpec
@@ -109,8 +109,13 @@ def choose_formats(checkpoint: Checkpoint, config: ExecutorConfig) -> ModelForma
 
     def stored(name: str, floats: KernelFormat, cols: int) -> tuple[KernelFormat, str]:
         """The kernel format of a matrix, and the order of its columns."""
+        found = checkpoint.format(name)
+        if isinstance(found, Fp8Format):
+            return KernelFormat("f32"), ""
+        if not isinstance(found, GroupFormat):
+            return floats, ""
         try:
-            return _kernel_format(checkpoint.format(name), floats, cols)
+            return kernel_format(found, cols), found.order
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from None
 
@@ -151,17 +156,13 @@ def kernel_group(group_size: int) -> int:
     raise ValueError(f"groups of {group_size} columns: the kernels need a multiple of 16")
 
 
-def _kernel_format(
-    stored: MatrixFormat, floats: KernelFormat, cols: int
-) -> tuple[KernelFormat, str]:
-    if isinstance(stored, Fp8Format):
-        return KernelFormat("f32"), ""
-    if not isinstance(stored, GroupFormat):
-        return floats, ""
+def kernel_format(stored: GroupFormat, cols: int) -> KernelFormat:
+    """In what a stored matrix of so many columns is held. ValueError if the kernels do not take
+    it."""
     weights: WeightFormat = "int4" if stored.bits <= 4 else "int8"
     whole_row = stored.group_size >= cols
     if whole_row and weights == "int8" and stored.offset == "none" and stored.scale_type != "super":
-        return KernelFormat("int8", scales="f32"), stored.order
+        return KernelFormat("int8", scales="f32")
     if stored.offset == "float" and stored.scale_type not in ("f16", "super"):
         raise ValueError(f"offsets beside scales of {stored.scale_type} are not supported")
     offsets: dict[str, OffsetFormat] = {"none": "none", "zero": "zero", "float": "offset"}
@@ -170,11 +171,8 @@ def _kernel_format(
     if stored.scale_type == "super" and group_size != stored.group_size:
         raise ValueError(f"super-scales over groups of {stored.group_size} are not supported")
     centre = float(1 << (stored.bits - 1)) if stored.offset == "float" else 0.0
-    return (
-        KernelFormat(
-            weights, group_size, scales[stored.scale_type], offsets[stored.offset], centre
-        ),
-        stored.order,
+    return KernelFormat(
+        weights, group_size, scales[stored.scale_type], offsets[stored.offset], centre
     )
 
 

@@ -132,8 +132,7 @@ def packed_integers(matrix: GroupedMatrix, format: KernelFormat) -> IntegerArray
             _halves(supers.super_offsets) if supers.super_offsets is not None else None,
         )
     if format.group_size == 0:
-        scales = np.ascontiguousarray(matrix.scales[:, :1], np.float32)
-        return values, scales, None, None, None
+        return values, np.ascontiguousarray(matrix.scales[:, :1], np.float32), None, None, None
     groups = -(-values.shape[1] // format.group_size)
 
     def regrouped(of_groups: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -155,7 +154,8 @@ def packed_integers(matrix: GroupedMatrix, format: KernelFormat) -> IntegerArray
 
 
 def _halves(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    halves = np.ascontiguousarray(values, np.float16)
+    with np.errstate(over="ignore"):
+        halves = np.ascontiguousarray(values, np.float16)
     _check_exact(halves, values)
     return halves.view(np.uint16)
 
