@@ -134,7 +134,7 @@ def test_weights_that_do_not_fit_are_refused(label: str, monkeypatch: pytest.Mon
     needed = CpuExecutor(checkpoint, config).weight_bytes
     size = footprint(checkpoint.spec, config)
     held = sum(size.part_bytes.values()) - size.part_bytes["norms"]
-    assert 0.99 * held <= needed <= 1.01 * held
+    assert 0.98 * held <= needed <= 1.01 * held  # scales of rows are not among them
     monkeypatch.setattr(cpu, "available_memory", lambda: needed - 1)
     assert config.weights_label == label
     with pytest.raises(ConfigError, match=f"weights={label}: needs .* GiB of memory are free; ch"):

@@ -27,6 +27,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.base import StoredTensor
 from trimtab.executors import content_digest, cpu, packed_cache
 from trimtab.executors.cpu import CpuExecutor
+from trimtab.executors.formats import choose_formats
 from trimtab.executors.packed_cache import PackedCache, WeightDigests
 from trimtab.executors.weights import load_weights
 
@@ -171,11 +172,11 @@ def test_a_fresh_file_is_digested_again_after_packing(cache: Path, seed: Path) -
 
 
 PACKED_DIGESTS = {
-    "f32": "01133d6b94e4c466",
-    "bf16": "0ddb5ff7b1fdf8ba",
-    "int8": "cfae12a6345f12a3",
-    "int8-g32": "94706bb6a440f5f4",
-    "int4-g32": "648b66aa7dc7bb98",
+    "f32": "dd0fab9ad23058b7",
+    "bf16": "06e05d76462d3170",
+    "int8": "35326170453c51c4",
+    "int8-g32": "997e16145848a170",
+    "int4-g32": "11533798c0d2b171",
 }
 
 
@@ -184,7 +185,7 @@ PACKED_DIGESTS = {
 def test_the_packed_bytes_belong_to_their_revision(weights: str, isa: str) -> None:
     """If this fails, packed files of earlier builds would be read wrongly: raise kPackedRevision
     in native/core/packed_model.h, and give the new digests here."""
-    assert _native.PACKED_REVISION == 3
+    assert _native.PACKED_REVISION == 4
     checkpoint = memory_model()
     numbers = np.arange(1 << 16, dtype=np.int64)
     for name, shape in tensor_shapes(checkpoint.spec).items():
@@ -192,9 +193,10 @@ def test_the_packed_bytes_belong_to_their_revision(weights: str, isa: str) -> No
         values = (numbers[:count] * 7919 + len(name) * 31) % 2003 - 1001
         data = (values / 1024).astype(np.float32).reshape(shape)
         checkpoint.tensors[name] = StoredTensor(data, "f32")
-    native_shape = cpu._native_shape(checkpoint.spec, config(weights))
+    formats = choose_formats(checkpoint, config(weights))
+    native_shape = cpu._native_shape(checkpoint.spec, config(weights), formats)
     builder = _native.ModelBuilder(native_shape, isa, 2)
-    load_weights(builder, checkpoint)
+    load_weights(builder, checkpoint, formats)
     parts = [builder.packed_arena().data, memoryview(builder.packed_vectors())]
     digest = content_digest.digest_memory(parts, 1)
     assert digest.hex()[:16] == PACKED_DIGESTS[weights]
