@@ -38,12 +38,22 @@ def divergence(
     agrees = np.empty(count, bool)
     for first in range(0, count, ROWS):
         rows = slice(first, first + ROWS)
-        log_p, log_q = log_softmax(baseline[rows]), log_softmax(logits[rows])
-        p = np.exp(log_p)
-        # 0 log 0 is 0: what the baseline rules out costs nothing
-        gap = np.subtract(log_p, log_q, out=np.zeros_like(p), where=p > 0)
-        kl[rows] = (p * gap).sum(1)
-        agrees[rows] = log_p.argmax(1) == log_q.argmax(1)
+        top_p, top_q = baseline[rows].argmax(1), logits[rows].argmax(1)
+        agrees[rows] = top_p == top_q
+        p, q = _below(baseline[rows], top_p), _below(logits[rows], top_q)
+        with np.errstate(invalid="ignore"):  # both may rule a token out
+            gap = p - q
+        p, q = np.exp(p), np.exp(q)  # times their sums
+        gap[p == 0] = 0  # 0 log 0 is 0: what the baseline rules out costs nothing
+        sum_p, sum_q = p.sum(1), q.sum(1)
+        kl[rows] = np.einsum("ij,ij->i", p, gap) / sum_p + np.log(sum_q / sum_p)
         places = np.arange(len(p)), targets[rows]
-        change[rows] = np.exp(log_q[places]) - p[places]
+        change[rows] = q[places] / sum_q - p[places] / sum_p
     return Divergence(kl, agrees, change)
+
+
+def _below(logits: npt.NDArray[Any], top: npt.NDArray[np.integer[Any]]) -> Float64Array:
+    """How far each logit is from its row's largest, in float64."""
+    wide: Float64Array = logits.astype(np.float64)
+    wide -= wide[np.arange(len(wide)), top, None]
+    return wide
