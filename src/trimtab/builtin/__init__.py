@@ -29,3 +29,9 @@ def heldout_path() -> Path:
 def tasks_path() -> Path:
     """JSON lines ``{"prompt", "answer", "kind"}``: a user message and its one right reply."""
     return _HERE / "tasks.jsonl"
+
+
+def calibration_path() -> Path:
+    """JSON lines ``{"text"}`` or ``{"messages"}`` to calibrate quantization on: of the kinds that
+    the models were trained on, nothing of the held-out text or the tasks."""
+    return _HERE / "calibration.jsonl"

@@ -1,0 +1,87 @@
+"""`trimtab quantize`: a smaller checkpoint from a given one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import typer
+
+from trimtab.errors import ConfigError
+
+
+def command(
+    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
+    out: Path = typer.Option(..., help="where to write: must not exist yet"),
+    method: str = typer.Option(
+        "gptq", help="rtn (no calibration), gptq, awq, smoothquant (8-bit activations), autoround"
+    ),
+    bits: int | None = typer.Option(
+        None, help="of a weight: 8, 4, 3 or 2; default: 4, of smoothquant 8"
+    ),
+    group_size: int | None = typer.Option(
+        None,
+        help="input columns that share a scale: 32, 64, 128, or 0 for one scale a channel; "
+        "default: 128, of smoothquant 0",
+    ),
+    symmetric: bool | None = typer.Option(
+        None,
+        "--symmetric/--asymmetric",
+        help="integers around 0, or around a zero point of each group; default: symmetric, of awq "
+        "asymmetric",
+    ),
+    head: bool = typer.Option(False, help="quantize the output head, too"),
+    embedding: bool = typer.Option(False, help="quantize the embedding, too"),
+    calibration: Path | None = typer.Option(
+        None, help='text, or JSON lines {"text"} or {"messages"}; builtin brings its own'
+    ),
+    samples: int = typer.Option(128, min=1, help="calibration sequences"),
+    sequence_length: int = typer.Option(512, min=2, help="tokens of a calibration sequence"),
+    seed: int = typer.Option(0, min=0, help="of the choice of calibration text, and of autoround"),
+    iterations: int = typer.Option(200, min=1, help="steps a layer of autoround"),
+    container: str = typer.Option(
+        "compressed-tensors", "--format", help="compressed-tensors, gptq, awq or gguf"
+    ),
+    device: str = typer.Option("cpu", help="where to compute: cpu, cuda, cuda:1 ..."),
+    as_json: bool = typer.Option(False, "--json", help="one JSON object instead of text"),
+) -> None:
+    """Write MODEL with its matrices as small integers: fewer bytes, faster, a little worse.
+
+    The layers' matrices are quantized; the output head and the embedding on request.
+    """
+    from trimtab import builtin
+    from trimtab.checkpoints import open_checkpoint, resolve_model
+    from trimtab.compression.quantize import check_container, quantize_checkpoint
+    from trimtab.compression.settings import QuantizeSettings, check_method
+
+    smooth = check_method(method) == "smoothquant"
+    settings = QuantizeSettings(
+        method=check_method(method),
+        bits=bits if bits is not None else 8 if smooth else 4,
+        group_size=group_size if group_size is not None else 0 if smooth else 128,
+        symmetric=symmetric,
+        head=head,
+        embedding=embedding,
+        num_samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        device=device,
+        iterations=iterations,
+    )
+    if calibration is None and model == "builtin":
+        calibration = builtin.calibration_path()
+    if calibration is None and settings.needs_calibration:
+        raise ConfigError(
+            f"{method} needs text like that which the model will see: use --calibration FILE, "
+            "or --method rtn"
+        )
+    report = quantize_checkpoint(
+        open_checkpoint(resolve_model(model)),
+        out,
+        settings,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        container=check_container(container),
+        calibration=calibration,
+    )
+    print(json.dumps(report.as_json()) if as_json else "\n".join([*report.lines(), f"-> {out}"]))

@@ -1,0 +1,156 @@
+"""One quantization: a checkpoint in, another out, a report. Knows which method is which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from trimtab.checkpoints.base import Checkpoint, StoredTensor
+from trimtab.compression.settings import MATRICES, Grid, QuantizeSettings
+from trimtab.errors import ConfigError
+from trimtab.numerics.stored import GroupedMatrix
+
+if TYPE_CHECKING:
+    from trimtab.checkpoints.writing import Container
+    from trimtab.compression.calibration import CalibrationRows
+    from trimtab.compression.layer_task import QuantizationMethod
+    from trimtab.compression.report import Report
+
+Progress = Callable[[str], None]
+
+
+def quantize_weights(
+    checkpoint: Checkpoint,
+    rows: CalibrationRows | None,
+    settings: QuantizeSettings,
+    sink: Callable[[str, GroupedMatrix | StoredTensor], None],
+    progress: Progress = lambda line: None,
+) -> Report:
+    """Every matrix of the layers, and embedding and head where `settings` asks for them, quantized
+    and handed to `sink` with its canonical name; so is every norm or bias that took up a scaling.
+    What `sink` does not get is unchanged.
+
+    Raises ConfigError for settings that do not fit the model, for missing calibration, and where
+    torch is not installed.
+    """
+    settings.check_model(checkpoint.spec)
+    if rows is None and settings.needs_calibration:
+        raise ConfigError(f"{settings.method} needs calibration text: use --calibration FILE")
+    check_device(settings.device)
+    from trimtab.compression.streaming import quantize_layers
+
+    grids = uniform_grids(checkpoint, settings)
+    return quantize_layers(checkpoint, rows, settings, _method(settings), grids, sink, progress)
+
+
+def quantize_checkpoint(
+    source: Checkpoint,
+    out: Path,
+    settings: QuantizeSettings,
+    progress: Progress = lambda line: None,
+    *,
+    container: Container = "compressed-tensors",
+    calibration: Path | None = None,
+) -> Report:
+    """Writes `source`, quantized, to `out` in a container; scales are of the type that it stores.
+    `calibration` is a text file or JSON lines (see `calibration.read_documents`).
+
+    Raises CheckpointError if it cannot be written so, UserError for calibration that cannot be
+    read, and what `quantize_weights` raises.
+    """
+    from trimtab.checkpoints.writing import open_writer, scale_type_of
+
+    settings = replace(settings, scale_type=scale_type_of(source, container))
+    settings.check_model(source.spec)
+    check_device(settings.device)
+    rows = None
+    if calibration is not None:
+        progress("reading the calibration text")
+        rows = read_rows(source, calibration, settings)
+    bits = settings.activation_bits
+    with open_writer(source, out, container, activation_bits=bits) as writer:
+        report = quantize_weights(source, rows, settings, writer.add, progress)
+        progress("writing")
+        written = writer.finish()
+    report.files = [str(file) for file in written.files]
+    report.total_bytes = written.total_bytes
+    report.notes += written.notes
+    return report
+
+
+def read_rows(source: Checkpoint, path: Path, settings: QuantizeSettings) -> CalibrationRows:
+    """The calibration text as tokens of the model."""
+    from trimtab.compression.calibration import calibration_rows, read_documents
+    from trimtab.tokenization import load_tokenizer
+
+    if settings.sequence_length > source.spec.max_context:
+        raise ConfigError(
+            f"sequence length {settings.sequence_length} is beyond the model's context of "
+            f"{source.spec.max_context}"
+        )
+    tokenizer = load_tokenizer(source.path)
+    opening = tokenizer.encode("")[:1]
+    documents = read_documents(path, tokenizer)
+    length, count = settings.sequence_length, settings.num_samples
+    return calibration_rows(documents, count, length, opening, settings.seed)
+
+
+def uniform_grids(checkpoint: Checkpoint, settings: QuantizeSettings) -> dict[str, Grid]:
+    """One grid for all matrices, by canonical name."""
+    names = [
+        f"layers.{layer}.{name}" for layer in range(checkpoint.spec.num_layers) for name in MATRICES
+    ]
+    if settings.embedding or (settings.head and checkpoint.spec.tied_embeddings):
+        names.append("embed")
+    if settings.head and not checkpoint.spec.tied_embeddings:
+        names.append("lm_head")
+    return dict.fromkeys(names, settings.grid)
+
+
+def check_device(device: str) -> None:
+    """Raises ConfigError without torch, or without this device."""
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError(
+            "quantization needs PyTorch, which is not installed: pip install torch"
+        ) from None
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used: {reason}") from None
+
+
+def check_container(name: str) -> Container:
+    """Raises ConfigError for a name that is none."""
+    from trimtab.checkpoints.writing import Container
+
+    for container in get_args(Container):
+        if name == container:
+            return container  # type: ignore[no-any-return]
+    raise ConfigError(f"format {name!r}: use one of {', '.join(get_args(Container))}")
+
+
+def _method(settings: QuantizeSettings) -> QuantizationMethod:
+    if settings.method == "rtn":
+        from trimtab.compression.rtn import RoundToNearest
+
+        return RoundToNearest()
+    if settings.method == "awq":
+        from trimtab.compression.awq import Awq
+
+        return Awq()
+    if settings.method == "smoothquant":
+        from trimtab.compression.smoothquant import SmoothQuant
+
+        return SmoothQuant()
+    if settings.method == "autoround":
+        from trimtab.compression.autoround import AutoRound
+
+        return AutoRound()
+    from trimtab.compression.gptq import Gptq
+
+    return Gptq()

@@ -1,0 +1,73 @@
+"""`trimtab quantize`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trimtab import builtin
+from trimtab.checkpoints import open_checkpoint
+from trimtab.cli.main import main
+
+DRAFT = str(builtin.draft_path())
+SMALL = ["--group-size", "32", "--samples", "4", "--sequence-length", "64"]
+CALIBRATION = ["--calibration", str(builtin.calibration_path())]
+
+
+def test_a_quantized_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["quantize", DRAFT, "--method", "gptq", *SMALL, *CALIBRATION]
+    assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
+    shown = capsys.readouterr()
+    assert "14 matrices by gptq: 14 as int4-g32; 4.500 bits a weight" in shown.out
+    assert "embed left as it is: not asked for" in shown.out
+    assert "layer 2 of 2" in shown.err
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert main([*arguments, "--out", str(tmp_path / "b"), "--format", "gptq", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["calibration_tokens"] == 256
+    assert 0 < report["kl"] < 0.5
+    assert len(report["matrices"]) == 14
+    assert report["total_bytes"] == sum(Path(file).stat().st_size for file in report["files"])
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "gptq"
+
+
+def test_rounding_needs_no_calibration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["quantize", DRAFT, "--method", "rtn", "--bits", "8", "--group-size", "0"]
+    assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
+    assert "14 as int8" in capsys.readouterr().out
+    assert open_checkpoint(DRAFT).spec.num_layers == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--method", "gptq"], "--calibration FILE"),
+        (["--method", "best"], "method 'best'"),
+        (["--method", "rtn", "--bits", "5"], "5 bits"),
+        (["--method", "rtn", "--group-size", "100"], "group size 100"),
+        (["--method", "rtn", "--format", "zip"], "format 'zip'"),
+        (["--method", "smoothquant", "--bits", "4", *CALIBRATION], "--bits 8"),
+        (["--calibration", "/nowhere"], "/nowhere: No such file"),
+        (["--calibration", "SHORT"], "too few for a sequence of 512"),
+        (["--calibration", "EMPTY"], "has 0 tokens"),
+        ([*CALIBRATION, "--sequence-length", "5000"], "beyond the model's context"),
+        (["--method", "rtn", "--device", "abacus"], "device 'abacus'"),
+        (["--method", "rtn", "--out", "EMPTY"], "EMPTY"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    for name, content in {"SHORT": "import os\n", "EMPTY": ""}.items():
+        (tmp_path / name).write_text(content)
+    given = [str(tmp_path / word) if word in ("SHORT", "EMPTY") else word for word in arguments]
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "new")]
+    assert main(["quantize", DRAFT, *given, *out]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("trimtab: error: ")
+    assert named in error
+    assert {path.name for path in tmp_path.iterdir()} == {"SHORT", "EMPTY"}
