@@ -21,6 +21,7 @@ from trimtab.models.config_reader import show
 
 MAX_PATTERN = 2000  # characters
 MAX_STEPS = 5_000_000  # parts of patterns visited, for all names of a checkpoint: seconds
+STEPS_TO_READ = 20  # what a character costs the parser
 
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 _REFUSED_FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL | re.VERBOSE | re.LOCALE
@@ -58,6 +59,7 @@ class NamePattern:
         self._budget = budget
         if len(pattern) > MAX_PATTERN:
             raise CheckpointError(f"{self._where} has more than {MAX_PATTERN} characters")
+        budget.spend(STEPS_TO_READ * len(pattern))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of syntax whose meaning may change

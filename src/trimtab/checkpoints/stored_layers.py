@@ -29,6 +29,8 @@ from trimtab.numerics.stored import (
 )
 
 FLOATS = ("F16", "BF16", "F32")
+LARGEST_SCALE = np.float32(2.0**118)  # times 448, the largest float8, float32 still holds
+MAX_NAMES = 1 << 14  # in one list: each is compared with each module
 WEIGHT_SUFFIXES = (".weight", ".weight_packed", ".qweight")
 
 
@@ -117,10 +119,10 @@ class StoredTensors:
         return self._files[name].tensor(name)
 
     def scales(self, name: str) -> Float32Array:
-        """Floats that must be finite: a scale that is not makes its whole group NaN."""
+        """Floats; one that is not finite, or makes elements that are not, damns its group."""
         scales: Float32Array = self.floats(name).to_float32()
-        if not np.isfinite(scales).all():
-            raise self.error(name, "holds a scale that is not finite")
+        if not (np.abs(scales) < LARGEST_SCALE).all():
+            raise self.error(name, "holds a scale that is not finite or overflows float32")
         return scales
 
     def error(self, name: str, text: str) -> CheckpointError:
@@ -173,4 +175,6 @@ def read_names(value: object, where: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(name, str) and name for name in value):
         raise CheckpointError(f"{where}: must be a list of names")
+    if len(value) > MAX_NAMES:
+        raise CheckpointError(f"{where}: has {len(value)} names: at most {MAX_NAMES}")
     return tuple(value)
