@@ -10,7 +10,7 @@ from packed_checkpoints import write_seed
 
 from trimtab.executors import packed_cache
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "native"))  # stored_matrices
+sys.path[:0] = [str(Path(__file__).parents[1] / name) for name in ("native", "checkpoints")]
 
 
 @pytest.fixture
