@@ -42,6 +42,16 @@ def test_rounding_needs_no_calibration(capsys: pytest.CaptureFixture[str], tmp_p
     assert open_checkpoint(DRAFT).spec.num_layers == 2
 
 
+def test_a_budget_of_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["quantize", DRAFT, "--method", "rtn", "--bits-per-weight", "5", *SMALL]
+    assert main([*arguments, *CALIBRATION, "--out", str(tmp_path / "a"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    matrices = report["matrices"]
+    assert len({entry["format"] for entry in matrices}) > 1
+    assert 4.5 < report["bits_per_weight"] <= 5
+    assert set(report["sensitivity"]) < {entry["name"] for entry in matrices}
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -49,6 +59,8 @@ def test_rounding_needs_no_calibration(capsys: pytest.CaptureFixture[str], tmp_p
         (["--method", "best"], "method 'best'"),
         (["--method", "rtn", "--bits", "5"], "5 bits"),
         (["--method", "rtn", "--group-size", "100"], "group size 100"),
+        (["--method", "rtn", "--bits-per-weight", "2"], "bits_per_weight=2"),
+        (["--method", "rtn", "--bits-per-weight", "5"], "--calibration FILE"),
         (["--method", "rtn", "--format", "zip"], "format 'zip'"),
         (["--method", "smoothquant", "--bits", "4", *CALIBRATION], "--bits 8"),
         (["--calibration", "/nowhere"], "/nowhere: No such file"),

@@ -31,6 +31,9 @@ def command(
         help="integers around 0, or around a zero point of each group; default: symmetric, of awq "
         "asymmetric",
     ),
+    bits_per_weight: float | None = typer.Option(
+        None, help="a budget, scales included: 3, 4 or 8 bits for each matrix by its sensitivity"
+    ),
     head: bool = typer.Option(False, help="quantize the output head, too"),
     embedding: bool = typer.Option(False, help="quantize the embedding, too"),
     calibration: Path | None = typer.Option(
@@ -63,6 +66,7 @@ def command(
         symmetric=symmetric,
         head=head,
         embedding=embedding,
+        bits_per_weight=bits_per_weight,
         num_samples=samples,
         sequence_length=sequence_length,
         seed=seed,
@@ -72,9 +76,9 @@ def command(
     if calibration is None and model == "builtin":
         calibration = builtin.calibration_path()
     if calibration is None and settings.needs_calibration:
+        what = "a budget of bits" if bits_per_weight is not None else method
         raise ConfigError(
-            f"{method} needs text like that which the model will see: use --calibration FILE, "
-            "or --method rtn"
+            f"{what} needs text like that which the model will see: use --calibration FILE"
         )
     report = quantize_checkpoint(
         open_checkpoint(resolve_model(model)),

@@ -34,14 +34,18 @@ class Activations:
 
     @classmethod
     def of_tokens(
-        cls, rows: CalibrationRows, embed: Callable[[Tensor], Tensor], device: torch.device
+        cls,
+        rows: CalibrationRows,
+        embed: Callable[[Tensor], Tensor],
+        device: torch.device,
+        dtype: torch.dtype | None = None,
     ) -> Activations:
         """What `embed` makes of the tokens."""
         size = max(1, BATCH_TOKENS // rows.token_ids.shape[1])
         token_ids = torch.split(torch.from_numpy(rows.token_ids), size)
         segments = torch.split(torch.from_numpy(rows.segments), size)
         first = embed(token_ids[0].to(device))
-        dtype = _kept_dtype(first.shape[-1] * rows.num_tokens)
+        dtype = dtype or _kept_dtype(first.shape[-1] * rows.num_tokens)
         parts = [embed(ids.to(device)).to("cpu", dtype) for ids in token_ids]
         return cls(parts, segments, device)
 

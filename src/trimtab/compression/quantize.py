@@ -42,7 +42,17 @@ def quantize_weights(
     from trimtab.compression.streaming import quantize_layers
 
     grids = uniform_grids(checkpoint, settings)
-    return quantize_layers(checkpoint, rows, settings, _method(settings), grids, sink, progress)
+    sensitivity: dict[str, float] = {}
+    if settings.bits_per_weight is not None and rows is not None:
+        from trimtab.compression.sensitivity import mixed_grids
+
+        grids, sensitivity = mixed_grids(
+            checkpoint, rows, grids, settings.bits_per_weight, settings.device, progress
+        )
+    method = _method(settings)
+    report = quantize_layers(checkpoint, rows, settings, method, grids, sink, progress)
+    report.sensitivity = sensitivity
+    return report
 
 
 def quantize_checkpoint(

@@ -25,6 +25,7 @@ class Report:
     kept: dict[str, str] = field(default_factory=dict)  # matrices left as they are, and why
     changed: list[str] = field(default_factory=list)  # norms and biases that took up a scaling
     notes: list[str] = field(default_factory=list)
+    sensitivity: dict[str, float] = field(default_factory=dict)  # of a budget: see `sensitivity`
     calibration_tokens: int = 0
     files: list[str] = field(default_factory=list)  # that hold weights
     total_bytes: int = 0  # of these
