@@ -84,8 +84,6 @@ def add_metadata(writer: gguf.GGUFWriter, model: Any) -> None:
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, name, None):
             getattr(writer, f"add_{name}")(getattr(config, name))
-    if hasattr(config, "query_pre_attn_scalar"):
-        writer.add_attention_scale(config.query_pre_attn_scalar**-0.5)
     add_rope(writer, model)
 
 
@@ -120,12 +118,19 @@ def no_vocabulary(writer: gguf.GGUFWriter, config: Any) -> None:
         add(end)
 
 
+def attention_scale(writer: gguf.GGUFWriter, config: Any) -> None:
+    """Of models whose scale does not follow from their sizes: llama.cpp knows none."""
+    if hasattr(config, "query_pre_attn_scalar"):
+        writer.add_attention_scale(config.query_pre_attn_scalar**-0.5)
+
+
 def write(
     model: Any,
     path: Path,
     kind: str = "F32",
     parts: int = 1,
     add_vocabulary: Callable[[gguf.GGUFWriter, Any], None] = no_vocabulary,
+    add_more: Callable[[gguf.GGUFWriter, Any], None] = attention_scale,
 ) -> Path:
     """Matrices as `kind` as far as their columns allow, vectors as F32. Of several parts, the path
     of the first."""
@@ -135,6 +140,7 @@ def write(
     writer = gguf.GGUFWriter(path, name, split_max_tensors=limit)
     add_metadata(writer, model)
     add_vocabulary(writer, model.config)
+    add_more(writer, model.config)
     block, _ = gguf.GGML_QUANT_SIZES[Quantization[kind]]
     for tensor_name, data in items:
         fits = data.ndim == 2 and data.shape[1] % block == 0

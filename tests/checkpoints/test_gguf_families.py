@@ -155,3 +155,40 @@ def test_a_directory_with_one_file(tmp_path: Path) -> None:
     model = tiny_models.build("llama")
     path = gguf_models.write(model, tmp_path / "x.gguf")
     assert open_checkpoint(tmp_path).path == path
+
+
+def nothing_more(writer: Any, config: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize(("name", "deep"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_attention_scale_of_gemma_follows_from_its_depth(
+    name: str, deep: int, tmp_path: Path
+) -> None:
+    """48 hidden, 6 heads of 16: the models of 27 billion weights scale by 48 / 6, others by 16."""
+    for layers, scalar in ((2, 16), (deep, 8)):
+        model = tiny_models.build(name, num_hidden_layers=layers, query_pre_attn_scalar=scalar)
+        path = gguf_models.write(model, tmp_path / f"{layers}.gguf", add_more=nothing_more)
+        original = open_checkpoint(tiny_models.save(model, tmp_path / str(layers))).spec
+        assert open_checkpoint(path).spec == same_but_for_norms(original)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_patterns_of_windows(name: str, tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"] * 2
+    kinds = kinds[: 7 if name == "gemma3" else 3]
+    model = tiny_models.build(name, layer_types=kinds)
+    original = open_checkpoint(tiny_models.save(model, tmp_path / "hf")).spec
+
+    def pattern(writer: Any, config: Any) -> None:
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])
+        gguf_models.attention_scale(writer, config)
+
+    found = open_checkpoint(gguf_models.write(model, tmp_path / "x.gguf", add_more=pattern)).spec
+    assert found == same_but_for_norms(original)
+
+    def period(writer: Any, config: Any) -> None:
+        writer.add_sliding_window_pattern(3)
+
+    found = open_checkpoint(gguf_models.write(model, tmp_path / "y.gguf", add_more=period)).spec
+    assert [layer.sliding_window for layer in found.layers] == ([32, 32, 0] * 3)[: len(kinds)]

@@ -116,3 +116,9 @@ def test_unpacking_takes_little_more_than_its_result() -> None:
     tracemalloc.stop()
     assert matrix.values.nbytes == 4 << 20
     assert peak < 11 << 20
+
+
+def test_names_of_other_types() -> None:
+    for kind, name in gguf_blocks.OTHER_TYPES.items():
+        assert kind not in BLOCKS
+        assert gguf.GGMLQuantizationType(kind).name == name

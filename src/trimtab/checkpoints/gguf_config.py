@@ -164,13 +164,13 @@ class _Description:
             raise self._reader.error(f"{key} differs between layers: not supported")
         return value[0]
 
-    def _integer(self, name: str) -> int | None:
+    def _integer(self, name: str, minimum: int = 0) -> int | None:
         key = f"{self._architecture}.{name}"
         value = ConfigReader({key: self._raw(name)}, self._reader.where)
-        return value.optional_integer(key, minimum=0)
+        return value.optional_integer(key, minimum=minimum)
 
     def _size(self, name: str, default: int | None = None) -> int:
-        value = self._integer(name)
+        value = self._integer(name, minimum=1)
         value = default if value is None else value
         if value is None:
             raise self._reader.error(f"{self._architecture}.{name} is missing")
@@ -201,15 +201,15 @@ class _Description:
             "max_position_embeddings": self._size("context_length"),
             "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
         }
-        derived = hidden // heads if heads and hidden % heads == 0 else None
+        derived = hidden // heads if hidden % heads == 0 else None
         head_dim = self._size("attention.key_length", derived)
         if self._size("attention.value_length", head_dim) != head_dim:
             raise self._reader.error("keys and values of different lengths are not supported")
         turned = self._size("rope.dimension_count", head_dim)
-        if turned != head_dim and 0 < turned < head_dim:
+        if turned < head_dim:
             # A little more than the quotient, for it is multiplied and rounded down again.
             sizes["partial_rotary_factor"] = (turned + 0.25) / head_dim
-        elif turned != head_dim:
+        elif turned > head_dim:
             raise self._reader.error(f"a rope of {turned} dimensions in heads of {head_dim}")
         return {**sizes, "head_dim": head_dim}
 
@@ -220,8 +220,8 @@ class _Description:
         if self._architecture not in _DEEP:
             return None
         deep = self.config["num_hidden_layers"] == _DEEP[self._architecture]
-        heads = max(1, self.config["num_attention_heads"])
-        scalar: int = self.config["hidden_size"] // heads if deep else self.config["head_dim"]
+        heads, head_dim = self.config["num_attention_heads"], self.config["head_dim"]
+        scalar = self.config["hidden_size"] // heads if deep else head_dim
         scale: float = float(max(1, scalar)) ** -0.5
         return scale
 

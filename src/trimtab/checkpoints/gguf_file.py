@@ -25,7 +25,7 @@ from trimtab.checkpoints.json_file import open_regular
 from trimtab.checkpoints.stored_file import FileSignature
 from trimtab.errors import CheckpointError
 from trimtab.models.config_reader import show
-from trimtab.numerics.gguf_blocks import BLOCKS, BlockType
+from trimtab.numerics.gguf_blocks import BLOCKS, OTHER_TYPES, BlockType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -212,7 +212,8 @@ class _Header:
             kind = self._number("<I")
             block = BLOCKS.get(kind)
             if block is None:
-                raise self._error(f"tensor {show(name)} has the unsupported type {kind}")
+                known = OTHER_TYPES.get(kind, str(kind))
+                raise self._error(f"tensor {show(name)} has the unsupported type {known}")
             if shape[-1] % block.elements:
                 raise self._error(
                     f"tensor {show(name)}: rows of {shape[-1]} are no multiple of the "

@@ -265,3 +265,10 @@ BLOCKS = {
     30: BlockType("BF16", 1, 2),
     39: BlockType("MXFP4", 32, 17, GroupFormat(5, 32, "bf16", "none"), _split_mxfp4),
 }
+
+# Known to ggml and not read here.
+OTHER_TYPES = {
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S",
+    22: "IQ2_S", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
+    35: "TQ2_0", 40: "NVFP4",
+}  # fmt: skip

@@ -48,7 +48,7 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer | None:
     Raises CheckpointError, one line naming the key, for what is damaged or unknown.
     """
     file = GgufFile(path)
-    if file.metadata.get("tokenizer.ggml.model", "no_vocab") in ("no_vocab", "none"):
+    if file.metadata.get("tokenizer.ggml.model") in (None, "no_vocab", "none"):
         return None
     words = _Words(file.metadata, str(path))
     try:
@@ -74,7 +74,7 @@ class _Words:
 
     def __post_init__(self) -> None:
         self.model = self.metadata["tokenizer.ggml.model"]
-        if self.model not in _BUILDERS:
+        if not isinstance(self.model, str) or self.model not in _BUILDERS:
             raise self.error(
                 f"tokenizer.ggml.model = {show(self.model)} is not supported "
                 f"(supported: {', '.join(sorted(_BUILDERS))})"
