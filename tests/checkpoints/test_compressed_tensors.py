@@ -372,3 +372,29 @@ def padded(values: np.ndarray, bits: int) -> np.ndarray:
         pieces = [row[i : i + each] for i in range(0, len(row), each)]
         rows.append([sum(value << bits * i for i, value in enumerate(piece)) for piece in pieces])
     return models.int32(rows)
+
+
+@pytest.mark.filterwarnings("ignore")  # of transformers, about its own future
+@pytest.mark.parametrize(
+    "scheme", [PACKED[4], PACKED[8], PACKED[16], *OTHERS[:1], *OTHERS[7:10]], ids=name_of
+)
+def test_transformers_reads_the_same_model(scheme: Scheme, tmp_path: Path) -> None:
+    """Zero points are left out: transformers expects packed ones in another shape."""
+    import transformers
+
+    more = {"model_type": "llama", "hidden_act": "silu", "head_dim": 16, "dtype": "bfloat16"}
+    model = models.build(scheme.config(), scheme.write, {**models.CONFIG, **more})
+    directory = model.write(tmp_path, shards=2)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        quantization_config=transformers.CompressedTensorsConfig(run_compressed=False),
+    ).state_dict()
+    checkpoint = open_checkpoint(directory)
+    table = models.FAMILIES["LlamaForCausalLM"].tensors(checkpoint.spec)
+    for name, source in table.items():
+        ours = torch.from_numpy(checkpoint.tensor(name).to_float32())
+        expected = theirs[source.name].to(torch.float32)
+        if source.name.removesuffix(".weight") in model.matrices:
+            ours = ours.to(scheme.dtype).to(torch.float32)
+        assert torch.equal(ours, expected), name

@@ -22,6 +22,7 @@ compressed-tensors (pack_to_int32).
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -57,22 +58,29 @@ def stream_words(count: int, bits: int) -> int:
     return -(-count * bits // 32)
 
 
+def _period(bits: int) -> tuple[int, int]:
+    """The least number of elements that are exactly some bytes, and how many bytes."""
+    common = math.gcd(bits, 8)
+    return 8 // common, bits // common
+
+
 def pack_stream(unsigned: UInt8Array, bits: int) -> Int32Array:
     """[rows, count] -> [rows, ceil(count bits / 32)]; elements below 2^bits."""
     rows, count = unsigned.shape
-    eights = -(-count // 8)  # eight elements are exactly `bits` bytes
-    elements = np.zeros((rows, eights * 8), np.uint8)
+    each, width = _period(bits)
+    periods = -(-count // each)
+    elements = np.zeros((rows, periods * each), np.uint8)
     elements[:, :count] = unsigned
-    elements = elements.reshape(rows, eights, 8)
-    stream = np.zeros((rows, eights, bits), np.uint8)
-    for i in range(8):
+    elements = elements.reshape(rows, periods, each)
+    stream = np.zeros((rows, periods, width), np.uint8)
+    for i in range(each):
         byte, shift = divmod(i * bits, 8)
         stream[:, :, byte] |= elements[:, :, i] << np.uint8(shift)
         if shift + bits > 8:
             stream[:, :, byte + 1] |= elements[:, :, i] >> np.uint8(8 - shift)
     words = np.zeros((rows, stream_words(count, bits) * 4), np.uint8)
-    width = min(words.shape[1], eights * bits)
-    words[:, :width] = stream.reshape(rows, -1)[:, :width]
+    used = min(words.shape[1], periods * width)
+    words[:, :used] = stream.reshape(rows, -1)[:, :used]
     return words.view(_WORD)
 
 
@@ -80,13 +88,14 @@ def unpack_stream(words: Int32Array, bits: int, count: int) -> UInt8Array:
     """[rows, ceil(count bits / 32)] -> [rows, count]; bits behind the last element are ignored."""
     rows = words.shape[0]
     stream = np.ascontiguousarray(words, _WORD).view(np.uint8)
-    eights = -(-count // 8)
-    if stream.shape[1] < eights * bits:
-        stream = np.pad(stream, ((0, 0), (0, eights * bits - stream.shape[1])))
-    stream = stream[:, : eights * bits].reshape(rows, eights, bits)
-    elements = np.empty((rows, eights, 8), np.uint8)
+    each, width = _period(bits)
+    periods = -(-count // each)
+    if stream.shape[1] < periods * width:
+        stream = np.pad(stream, ((0, 0), (0, periods * width - stream.shape[1])))
+    stream = stream[:, : periods * width].reshape(rows, periods, width)
+    elements = np.empty((rows, periods, each), np.uint8)
     mask = np.uint8((1 << bits) - 1)
-    for i in range(8):
+    for i in range(each):
         byte, shift = divmod(i * bits, 8)
         element = stream[:, :, byte] >> np.uint8(shift)
         if shift + bits > 8:
