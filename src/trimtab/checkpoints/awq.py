@@ -51,8 +51,8 @@ class AwqQuantization:
                 raise config.error(f"{key} = {show(version)}: of AWQ only gemm is supported")
         if config.text("pack_dtype", "int32") != "int32":
             raise config.error(f"pack_dtype = {show(config.raw('pack_dtype'))}: must be int32")
-        # The layout has zero points in either case; all are 8 when this is false.
-        self._symmetric = not config.flag("zero_point", not config.flag("sym", False))
+        for key in ("zero_point", "sym"):  # the layout has zero points in either case
+            config.flag(key, False)
         self._floats = read_names(
             config.raw("modules_to_not_convert"), f"{config.where}: modules_to_not_convert"
         )
@@ -63,16 +63,13 @@ class AwqQuantization:
             return None
         if may_stay_float(module, self._floats) and f"{module.name}.qweight" not in tensors:
             return None
-        return AwqLayer(module, self._group_size, self._symmetric, tensors)
+        return AwqLayer(module, self._group_size, tensors)
 
 
 class AwqLayer:
     """See `trimtab.checkpoints.stored_layers.StoredLayer`."""
 
-    def __init__(
-        self, module: Module, group_size: int, symmetric: bool, tensors: StoredTensors
-    ) -> None:
-        self._symmetric = symmetric
+    def __init__(self, module: Module, group_size: int, tensors: StoredTensors) -> None:
         self._tensors = tensors
         self._name = name = module.name
         rows, cols = module.rows, module.cols
@@ -90,10 +87,10 @@ class AwqLayer:
 
     @cached_property
     def _zeros(self) -> Int16Array | None:
-        """[rows, groups], centred; None where all are in the middle and the config says so."""
+        """[rows, groups], centred; None for a symmetric matrix: all are in the middle."""
         words = self._tensors.integers(f"{self._name}.qzeros")
         zeros = centred(unpack_awq(words), BITS).astype(np.int16)
-        return None if self._symmetric and not zeros.any() else zeros
+        return zeros if zeros.any() else None
 
     def format(self, first_row: int, rows: int) -> GroupFormat:
         scale_type = self._tensors.float_dtype(f"{self._name}.scales")
