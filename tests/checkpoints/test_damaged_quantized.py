@@ -524,7 +524,3 @@ def test_the_file_beside_config_json_is_checked_too(tmp_path: Path) -> None:
     ):
         beside.write_text(text)
         assert culprit in refusal(directory)
-
-
-def test_there_are_at_least_a_hundred() -> None:
-    assert len(DAMAGES) + 5 * len(FILE_DAMAGES) > 200

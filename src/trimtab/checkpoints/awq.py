@@ -86,15 +86,18 @@ class AwqLayer:
         self.tensor_names = frozenset(f"{name}.{part}" for part in ("qweight", "qzeros", "scales"))
 
     @cached_property
-    def _zeros(self) -> Int16Array | None:
-        """[rows, groups], centred; None for a symmetric matrix: all are in the middle."""
+    def _is_symmetric(self) -> bool:
+        """Whether all zero points are in the middle."""
+        return not self._zeros().any()
+
+    def _zeros(self) -> Int16Array:
+        """[rows, groups], centred."""
         words = self._tensors.integers(f"{self._name}.qzeros")
-        zeros = centred(unpack_awq(words), BITS).astype(np.int16)
-        return zeros if zeros.any() else None
+        return centred(unpack_awq(words), BITS).astype(np.int16)
 
     def format(self, first_row: int, rows: int) -> GroupFormat:
         scale_type = self._tensors.float_dtype(f"{self._name}.scales")
-        offset: OffsetType = "none" if self._zeros is None else "zero"
+        offset: OffsetType = "none" if self._is_symmetric else "zero"
         return GroupFormat(BITS, self._group_size, scale_type, offset)
 
     def read(self, first_row: int, rows: int) -> GroupedMatrix:
@@ -110,5 +113,5 @@ class AwqLayer:
             self._group_size,
             np.ascontiguousarray(scales.T),
             self._tensors.float_dtype(f"{self._name}.scales"),
-            zeros=None if self._zeros is None else self._zeros[taken],
+            zeros=None if self._is_symmetric else self._zeros()[taken],
         )

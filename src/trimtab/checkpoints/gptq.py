@@ -210,24 +210,24 @@ class GptqLayer:
         return column_order(self._tensors, name, self._cols, self._group_size)
 
     @cached_property
-    def _zeros(self) -> Int16Array | None:
-        """[rows, groups], centred; None for a symmetric matrix: all are in the middle."""
+    def _is_symmetric(self) -> bool:
+        """Whether the config says so and all zero points are in the middle. Not the zero points
+        are kept: of a whole model they are many."""
+        versions = (1, 2) if self._version is None else (self._version,)
+        return self._settings.symmetric and any(not self._zeros(v).any() for v in versions)
+
+    def _zeros(self, version: int) -> Int16Array:
+        """[rows, groups], centred."""
         bits = self._settings.bits
         words = self._tensors.integers(f"{self._name}.qzeros")
-        for version in (1, 2) if self._version is None else (self._version,):
-            zeros = centred(unpack_gptq_zeros(words, bits, version=version), bits)
-            if self._settings.symmetric and not zeros.any():
-                return None
-            if version == (self._version or 1):
-                stored = zeros
-        return stored.astype(np.int16)
+        return centred(unpack_gptq_zeros(words, bits, version=version), bits).astype(np.int16)
 
     def format(self, first_row: int, rows: int) -> GroupFormat:
         return GroupFormat(
             self._settings.bits,
             self._group_size,
             self._tensors.float_dtype(f"{self._name}.scales"),
-            "none" if self._zeros is None else "zero",
+            "none" if self._is_symmetric else "zero",
             self._order.name,
         )
 
@@ -242,7 +242,7 @@ class GptqLayer:
             self._group_size,
             np.ascontiguousarray(scales.T),
             self._tensors.float_dtype(f"{self._name}.scales"),
-            zeros=None if self._zeros is None else self._zeros[taken],
+            zeros=None if self._is_symmetric else self._zeros(self._version or 1)[taken],
             columns=self._order.columns,
             order=self._order.name,
         )
