@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf_handmade import container, pair, tensor, text
 
+from trimtab.checkpoints import gguf_file
 from trimtab.checkpoints.gguf_file import GgufFile
 from trimtab.errors import CheckpointError
 
@@ -137,6 +138,14 @@ BAD = {
         container([pair("k", 8, struct.pack("<Q", 2) + b"\xc3\x28")], []),
         "not UTF-8",
     ),
+    "an item longer than the file": (
+        container([pair("k", 9, struct.pack("<IQQ", 8, 1, 1 << 60) + bytes(64))], []),
+        "1152921504606846976 bytes of metadata 'k' are beyond",
+    ),
+    "items beyond the file": (
+        container([pair("k", 9, struct.pack("<IQ", 8, 5) + text("a") * 4)], [])[:-15],
+        "truncated",
+    ),
     "an item that is not UTF-8": (
         container([pair("k", 9, struct.pack("<IQQ", 8, 1, 1) + b"\xff" + bytes(9))], []),
         "not UTF-8",
@@ -193,6 +202,15 @@ def test_damage_is_one_line(kind: str, tmp_path: Path) -> None:
         opened(content, tmp_path)
     assert "model.gguf" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_header_beyond_all_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_file, "MAX_HEADER_BYTES", 1 << 20)
+    words = pair("k", 9, struct.pack("<IQ", 8, 1 << 17) + text("") * (1 << 17))
+    numbers = pair("k", 9, struct.pack("<IQ", 10, 1 << 17) + bytes(8 << 17))
+    for value in (words, numbers):
+        with pytest.raises(CheckpointError, match="a header of more than 1 MiB"):
+            opened(container([value], []), tmp_path)
 
 
 def test_every_truncation_is_found(tmp_path: Path) -> None:

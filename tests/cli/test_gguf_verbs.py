@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf_handmade
 import gguf_models
 import gguf_vocabularies
 import pytest
+import test_gguf_damaged as damaged
 import torch
 import transformers
 
@@ -66,3 +68,26 @@ def test_the_server_finds_it(directory: Path) -> None:
     found = find_model(str(directory / "draft.gguf"), None)
     assert found.name == "draft.gguf"
     assert load_tokenizer(found.path).chat_template is not None
+
+
+def test_damaged_files_are_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        **{kind: gguf_handmade.model(keys) for kind, (keys, _) in damaged.METADATA_DAMAGE.items()},
+        **{
+            kind: gguf_handmade.model(keys) for kind, (keys, _) in damaged.VOCABULARY_DAMAGE.items()
+        },
+        **{
+            kind: gguf_handmade.model(changed=changes, data_of=data)
+            for kind, (changes, data, _) in damaged.TENSOR_DAMAGE.items()
+        },
+        **{f"truncated at {n}": damaged.WHOLE[:n] for n in range(0, len(damaged.WHOLE), 997)},
+    }
+    assert len(files) > 100
+    for kind, content in files.items():
+        path = gguf_handmade.write(tmp_path, content)
+        assert main(["generate", str(path), "a", "--max-tokens", "1"]) == 2, kind
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("trimtab: error: "), kind
+        assert "model.gguf" in line

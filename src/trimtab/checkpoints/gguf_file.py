@@ -172,6 +172,27 @@ class _Header:
         except UnicodeDecodeError:
             raise self._error(f"{what} before byte {self.position} is not UTF-8") from None
 
+    def _texts(self, what: str, count: int) -> list[str]:
+        """As `_text`, so many times: a vocabulary has hundreds of thousands."""
+        data, position = self._data, self.position
+        limit = min(self._size, MAX_HEADER_BYTES)
+        length_at = struct.Struct("<Q").unpack_from
+        pieces = []
+        for _ in range(count):
+            start = position + 8
+            if start <= limit:
+                position = start + length_at(data, position)[0]
+            if start > limit or position > limit:
+                self.position = start - 8
+                self._text(what, self._size)  # says what is wrong
+                raise self._error(f"a header of more than {MAX_HEADER_BYTES >> 20} MiB (damaged?)")
+            pieces.append(data[start:position])
+        self.position = position
+        try:
+            return [piece.decode() for piece in pieces]
+        except UnicodeDecodeError:
+            raise self._error(f"{what} before byte {position} is not UTF-8") from None
+
     def _read_pair(self) -> None:
         key = self._text("a key", MAX_KEY_BYTES)
         if key in self.metadata:
@@ -194,7 +215,7 @@ class _Header:
             return values.astype(bool) if item == 7 else values
         if item == _STRING:
             count = self._count(f"items of {show(key)}", MAX_ITEMS, 8)
-            return [self._text(what, self._size) for _ in range(count)]
+            return self._texts(what, count)
         raise self._error(f"metadata {show(key)} is an array of the unsupported type {item}")
 
     def _read_tensors(self, count: int) -> None:
