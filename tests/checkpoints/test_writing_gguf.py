@@ -307,3 +307,43 @@ def test_the_built_in_models_tokenizer_and_template(tmp_path: Path) -> None:
     )
     assert metadata["tokenizer.ggml.padding_token_id"] == 5
     assert "add_generation_prompt" in metadata["tokenizer.chat_template"]
+
+
+@pytest.mark.parametrize("name", ["llama-3.1", "llama-biases", "phi3-longrope", "gemma3"])
+def test_a_gguf_file_as_source(name: str, tmp_path: Path) -> None:
+    model = tiny_models.build(name)
+    first = open_checkpoint(gguf_models.write(model, tmp_path / "first.gguf", parts=2))
+    write_gguf(first, tmp_path / "second.gguf", "F32")
+    second = open_checkpoint(tmp_path / "second.gguf")
+    assert second.spec == first.spec
+    tensors, _, metadata = read(tmp_path / "second.gguf")
+    for key, value in gguf_models.tensors(model):
+        assert np.array_equal(tensors[key], value), key
+    _, _, before = read(first.path)
+    for key in before:
+        if not key.startswith(("GGUF.", "split.")):
+            assert metadata[key] == before[key], key
+    assert not any(key.startswith("split.") for key in metadata)
+
+
+def test_a_gguf_file_keeps_its_tokenizer_and_is_quantized_anew(tmp_path: Path) -> None:
+    source = open_checkpoint(resolve_model("builtin"))
+    write_gguf(source, tmp_path / "q8.gguf", "Q8_0")
+    again = open_checkpoint(tmp_path / "q8.gguf")
+    write_gguf(again, tmp_path / "q4.gguf", "Q4_0")
+    _, _, metadata = read(tmp_path / "q4.gguf")
+    _, _, before = read(tmp_path / "q8.gguf")
+    assert metadata["general.file_type"] == FILE_TYPES["Q4_0"][0]
+    differing = {key for key in before if metadata[key] != before[key]}
+    assert differing <= {"general.file_type", "GGUF.kv_count", "GGUF.tensor_count"}
+    floats = again.tensor("layers.2.q").to_float32()
+    expected = gguf.quants.quantize(floats, gguf.GGMLQuantizationType.Q4_0)
+    dequantized = gguf.quants.dequantize(expected, gguf.GGMLQuantizationType.Q4_0)
+    stored = open_checkpoint(tmp_path / "q4.gguf").tensor("layers.2.q").to_float32()
+    assert np.array_equal(stored, dequantized)
+    with open_writer(again, tmp_path / "copy.gguf", "gguf") as writer:
+        writer.finish()
+    copy, types, _ = read(tmp_path / "copy.gguf")
+    originals, kinds, _ = read(tmp_path / "q8.gguf")
+    assert types == kinds
+    assert all(np.array_equal(copy[key], originals[key]) for key in originals)

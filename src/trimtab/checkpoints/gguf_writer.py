@@ -33,6 +33,7 @@ _NUMBERS = {
     "bool": (7, "<?"),
 }
 _STRING, _ARRAY = 8, 9
+_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,10 @@ class GgufWriter:
         self._data.write(bytes(padding))
         self._size += raw.nbytes + padding
 
-    def finish(self, metadata: Mapping[str, Value]) -> None:
+    def finish(self, metadata: Mapping[str, Value | bytes]) -> None:
+        """Bytes are a value as another file has it: its type and what follows."""
         header = b"GGUF" + struct.pack("<IQQ", 3, len(self._table), len(metadata))
-        header += b"".join(_text(key) + _encode(value) for key, value in metadata.items())
+        header += b"".join(_text(key) + _encoded(value) for key, value in metadata.items())
         header += b"".join(self._table)
         with self._path.open("wb") as file:
             file.write(header + bytes(-len(header) % ALIGNMENT))
@@ -91,7 +93,9 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _encode(value: Value) -> bytes:
+def _encoded(value: Value | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return value
     number, content = _NUMBERS.get(value.kind, (_STRING, ""))[0], value.value
     if isinstance(content, list):
         items = b"".join(_item(value.kind, item) for item in content)
@@ -101,3 +105,33 @@ def _encode(value: Value) -> bytes:
 
 def _item(kind: str, value: object) -> bytes:
     return _text(str(value)) if kind == "string" else struct.pack(_NUMBERS[kind][1], value)
+
+
+def stored_values(header: bytes) -> dict[str, bytes]:
+    """The metadata of a file whose header has been checked: each value as it is stored."""
+    (count,) = struct.unpack_from("<Q", header, 16)
+    position = 24
+    values = {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<Q", header, position)
+        key = header[position + 8 : position + 8 + length].decode()
+        start = position + 8 + length
+        (kind,) = struct.unpack_from("<I", header, start)
+        position = _end_of(header, kind, start + 4)
+        values[key] = header[start:position]
+    return values
+
+
+def _end_of(header: bytes, kind: int, position: int) -> int:
+    """Of a value of this type that begins at `position`."""
+    if kind == _STRING:
+        return position + 8 + int(struct.unpack_from("<Q", header, position)[0])
+    if kind != _ARRAY:
+        return position + _BYTES[kind]
+    items, count = struct.unpack_from("<IQ", header, position)
+    position += 12
+    if items not in (_STRING, _ARRAY):
+        return position + _BYTES[items] * int(count)
+    for _ in range(count):
+        position = _end_of(header, items, position)
+    return position

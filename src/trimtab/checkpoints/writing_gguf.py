@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trimtab.checkpoints.base import Checkpoint, StoredTensor
-from trimtab.checkpoints.gguf_metadata import ARCHITECTURES, Description, describe_model, gguf_name
+from trimtab.checkpoints.gguf_metadata import gguf_name
+from trimtab.checkpoints.gguf_origin import origin_of
 from trimtab.checkpoints.gguf_types import FILE_TYPES, Mixture, file_type
-from trimtab.checkpoints.gguf_vocabulary import describe_vocabulary
 from trimtab.checkpoints.gguf_writer import TYPE_IDS, GgufWriter, Value
-from trimtab.checkpoints.json_file import read_json_object
 from trimtab.checkpoints.opening import open_checkpoint
 from trimtab.checkpoints.writing_base import (
     CheckpointWriter,
@@ -69,14 +67,7 @@ class GgufFileWriter(CheckpointWriter):
         """With `gguf_type`, floats are quantized to it; without, they stay as they are."""
         super().__init__(source, out, ".gguf")
         spec = source.spec
-        directory = source.path if source.path.is_dir() else source.path.parent
-        if not (directory / "config.json").exists() or spec.architecture not in ARCHITECTURES:
-            raise CheckpointError(
-                f"{source.path}: only a model in Hugging Face layout can be written to GGUF"
-            )
-        config = read_json_object(directory / "config.json")
-        self._description: Description = describe_model(spec, config, str(source.path))
-        self._vocabulary = describe_vocabulary(directory, spec.vocab_size)
+        self._origin = origin_of(source)
         self._type = None if gguf_type is None else file_type(gguf_type)
         self._importance = importance or {}
         self._mixture = None
@@ -84,7 +75,6 @@ class GgufFileWriter(CheckpointWriter):
             self._mixture = Mixture(
                 self._type, spec.num_layers, spec.tied_embeddings, bool(self._importance)
             )
-        self._paired = ARCHITECTURES[spec.architecture] == "llama"
         self._places = FAMILIES[spec.architecture].tensors(spec)
         self._parts: dict[str, list[str]] = {}  # stored name -> canonical names, in row order
         for name, place in self._places.items():
@@ -98,12 +88,16 @@ class GgufFileWriter(CheckpointWriter):
         if self.out.exists():
             raise CheckpointError(f"{self.out}: exists already")
         self._file = GgufWriter(self._staging)
-        for name, values in self._description.tensors.items():
+        for name, values in self._origin.tensors.items():
             self._file.add(name, "F32", values.shape, values.view(np.uint8))
 
     def _abandon(self) -> None:
         if hasattr(self, "_file"):
             self._file.abandon()
+
+    def _from_source(self, name: str) -> GroupedMatrix | StoredTensor:
+        """Where a type is asked for, integers of another format are floats to be quantized."""
+        return self.source.tensor(name) if self._mixture else super()._from_source(name)
 
     def _write(self, name: str, tensor: GroupedMatrix | StoredTensor) -> str:
         type_name, data, print_ = self._encoded(name, tensor)
@@ -181,7 +175,7 @@ class GgufFileWriter(CheckpointWriter):
     def _in_pairs(self, name: str, data: Bytes) -> Bytes:
         """Rows of q and k of the architecture llama: of each head, the two halves interleaved."""
         kind = name.rpartition(".")[2].removesuffix("_bias")
-        if not self._paired or kind not in ("q", "k"):
+        if not self._origin.paired or kind not in ("q", "k"):
             return data
         spec = self.source.spec
         heads = spec.num_heads if kind == "q" else spec.num_kv_heads
@@ -191,12 +185,8 @@ class GgufFileWriter(CheckpointWriter):
         return paired
 
     def _complete(self) -> list[Path]:
-        metadata = dict(self._description.metadata)
-        name = self.source.path.stem if self.source.path.is_file() else self.source.path.name
-        metadata["general.name"] = Value("string", name)
-        metadata["general.file_type"] = Value("u32", self._file_type())
-        metadata.update(self._token_ids())
-        self._file.finish({**metadata, **self._vocabulary.metadata})
+        file_type = Value("u32", self._file_type())
+        self._file.finish({**self._origin.metadata, "general.file_type": file_type})
         return [self._staging]
 
     def _file_type(self) -> int:
@@ -207,17 +197,6 @@ class GgufFileWriter(CheckpointWriter):
         most = max(kinds, key=lambda name: self._types[name])
         return next(number for number, base in FILE_TYPES.values() if base == most)
 
-    def _token_ids(self) -> dict[str, Value]:
-        """What config.json says of BOS and EOS; the tokenizer's own files come first."""
-        spec = self.source.spec
-        ids: dict[str, Any] = {"bos": spec.bos_token_id}
-        ids["eos"] = spec.eos_token_ids[0] if spec.eos_token_ids else None
-        return {
-            f"tokenizer.ggml.{name}_token_id": Value("u32", number)
-            for name, number in ids.items()
-            if number is not None
-        }
-
     def _open_staged(self) -> Checkpoint:
         return open_checkpoint(self._staging)
 
@@ -226,7 +205,7 @@ class GgufFileWriter(CheckpointWriter):
         sync(self.out.parent)
 
     def _notes(self) -> list[str]:
-        return [*self._description.notes, *self._vocabulary.notes]
+        return list(self._origin.notes)
 
 
 def _as_floats(name: str, values: npt.NDArray[np.float32], type_name: str) -> StoredTensor:
