@@ -86,9 +86,9 @@ def test_any_pattern(pattern: str, name: str) -> None:
     ["(a+)+$", "(a|aa)+$", "(a*)*b", "(.*)*" * 8 + "x", "(?:a?){60}" * 3 + "b", "(a|a|a)*?b"],
 )
 def test_patterns_that_explode_elsewhere(pattern: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     assert not matches(pattern, "a" * 100 + "c")
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(

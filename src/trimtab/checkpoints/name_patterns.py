@@ -21,7 +21,7 @@ from trimtab.models.config_reader import show
 
 MAX_PATTERN = 2000  # characters
 MAX_STEPS = 5_000_000  # parts of patterns visited, for all names of a checkpoint: seconds
-STEPS_TO_READ = 20  # what a character costs the parser
+STEPS_TO_READ = 50  # what a character costs the parser
 
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 _REFUSED_FLAGS = re.IGNORECASE | re.MULTILINE | re.DOTALL | re.VERBOSE | re.LOCALE
