@@ -10,6 +10,7 @@ import pytest
 from trimtab import builtin
 from trimtab.checkpoints import open_checkpoint
 from trimtab.cli.main import main
+from trimtab.numerics.stored import GroupedMatrix
 
 DRAFT = str(builtin.draft_path())
 SMALL = ["--group-size", "32", "--samples", "4", "--sequence-length", "64"]
@@ -39,7 +40,23 @@ def test_rounding_needs_no_calibration(capsys: pytest.CaptureFixture[str], tmp_p
     arguments = ["quantize", DRAFT, "--method", "rtn", "--bits", "8", "--group-size", "0"]
     assert main([*arguments, "--out", str(tmp_path / "a")]) == 0
     assert "14 as int8" in capsys.readouterr().out
-    assert open_checkpoint(DRAFT).spec.num_layers == 2
+    arguments = ["quantize", DRAFT, "--method", "rtn", "--group-size", "32", "--format", "gguf"]
+    assert main([*arguments, "--out", str(tmp_path / "a.gguf")]) == 0
+    matrix = open_checkpoint(tmp_path / "a.gguf").matrix("layers.0.down")
+    assert isinstance(matrix, GroupedMatrix)
+    assert (matrix.bits, matrix.group_size) == (4, 32)
+    assert "14 as int4-g32" in capsys.readouterr().out
+
+
+def test_what_is_quantized_already_can_be_quantized(tmp_path: Path) -> None:
+    first, second = str(tmp_path / "a"), str(tmp_path / "b")
+    options = ["--group-size", "32", "--out"]
+    assert main(["quantize", DRAFT, "--method", "rtn", "--bits", "8", *options, first]) == 0
+    arguments = ["quantize", first, *SMALL, *CALIBRATION, "--format", "gptq"]
+    assert main([*arguments, "--out", second]) == 0
+    matrix = open_checkpoint(second).matrix("layers.0.down")
+    assert isinstance(matrix, GroupedMatrix)
+    assert matrix.bits == 4
 
 
 def test_a_budget_of_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -61,6 +78,9 @@ def test_a_budget_of_bits(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         (["--method", "rtn", "--group-size", "100"], "group size 100"),
         (["--method", "rtn", "--bits-per-weight", "2"], "bits_per_weight=2"),
         (["--method", "rtn", "--bits-per-weight", "5"], "--calibration FILE"),
+        (["--method", "rtn", "--format", "gguf"], "symmetric groups of 32"),
+        (["--method", "rtn", "--format", "awq", "--bits", "3"], "awq files hold 4 bits only"),
+        (["--method", "smoothquant", "--format", "gptq", *CALIBRATION], "activations"),
         (["--method", "rtn", "--format", "zip"], "format 'zip'"),
         (["--method", "smoothquant", "--bits", "4", *CALIBRATION], "--bits 8"),
         (["--calibration", "/nowhere"], "/nowhere: No such file"),

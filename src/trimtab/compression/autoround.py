@@ -24,8 +24,9 @@ from trimtab.compression.settings import Grid
 from trimtab.numerics.stored import GroupedMatrix
 
 FACTORS = (0.5, 1.25)  # of a scale
-CHECKS = 10  # times that the iterates are compared, on rows that stay the same
-CHECKED_ROWS = 16
+CHECKS = 10  # times that the iterates are compared
+CHECKED_SHARE = 8  # one row in so many is for that, and not learned from
+CHECKED_ROWS = 32  # at most
 
 
 @dataclass
@@ -133,12 +134,14 @@ def _learn(
     """Leaves the best iterate in `learned`; gives the errors of the first and of that one."""
     settings, inputs = task.settings, task.calibration()
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + task.index)
-    checked = list(range(min(CHECKED_ROWS, inputs.num_rows)))
+    held_out = min(inputs.num_rows // CHECKED_SHARE, CHECKED_ROWS)
+    checked = list(range(held_out or inputs.num_rows))  # without rows to spare, all of them
+    usable = inputs.num_rows - held_out
     first = least = _error(task, learned, targets, checked)
     best = {name: matrix.state() for name, matrix in learned.items()}
-    count, iterations = min(settings.batch_size, inputs.num_rows), settings.iterations
+    count, iterations = min(settings.batch_size, usable), settings.iterations
     for iteration in range(iterations):
-        indices = torch.randperm(inputs.num_rows, generator=generator)[:count].tolist()
+        indices = (held_out + torch.randperm(usable, generator=generator)[:count]).tolist()
         batch, target = inputs.rows(indices), targets.rows(indices).x
         weights = {name: matrix.weights() for name, matrix in learned.items()}
         out = task.forward(batch, {**task.weights, **weights})
@@ -161,7 +164,10 @@ def _error(
     targets: Activations,
     rows: list[int],
 ) -> float:
+    total, inputs = 0.0, task.calibration()
     with torch.no_grad():
         weights = {name: matrix.weights() for name, matrix in learned.items()}
-        out = task.forward(task.calibration().rows(rows), {**task.weights, **weights})
-        return float((out - targets.rows(rows).x).square().mean())
+        for row in rows:
+            out = task.forward(inputs.rows([row]), {**task.weights, **weights})
+            total += float((out - targets.rows([row]).x).square().mean())
+    return total / len(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.compression.activations import Activations, Batch
-from trimtab.compression.settings import MATRICES, Grid, QuantizeSettings
+from trimtab.compression.settings import Grid, QuantizeSettings
 from trimtab.executors.torch_model import Linear, TorchDecoder, plain_linear
 from trimtab.numerics.stored import GroupedMatrix
 
@@ -102,17 +103,24 @@ def capture(
     task: LayerTask,
     weights: Mapping[str, Tensor],
     visit: Callable[[str, Tensor], None],
-    names: tuple[str, ...] = MATRICES,
+    names: tuple[str, ...],
 ) -> None:
-    """Runs the layer on its inputs with `weights`; `visit` gets (name, input [tokens, cols]) of
-    each matrix in `names`, a batch at a time."""
-    plain = plain_linear(weights)
+    """Runs the layer on its inputs with `weights`, as far as it needs to; `visit` gets (name, input
+    [tokens, cols]) of each of `names`, which are in the order of the layer, batch by batch."""
+    plain, last = plain_linear(weights), names[-1]
 
     def apply(name: str, x: Tensor) -> Tensor:
         if name in names:
             visit(name, x.reshape(-1, x.shape[-1]))
+        if name == last:
+            raise _SeenAllError
         return plain(name, x)
 
     with torch.no_grad():
         for batch in task.calibration():
-            task.forward(batch, weights, apply)
+            with suppress(_SeenAllError):
+                task.forward(batch, weights, apply)
+
+
+class _SeenAllError(Exception):
+    """Ends a run of a layer: what follows would be computed for nothing."""

@@ -72,6 +72,7 @@ def quantize_checkpoint(
     """
     from trimtab.checkpoints.writing import open_writer, scale_type_of
 
+    check_fits(container, settings)
     settings = replace(settings, scale_type=scale_type_of(source, container))
     settings.check_model(source.spec)
     check_device(settings.device)
@@ -142,6 +143,22 @@ def check_container(name: str) -> Container:
         if name == container:
             return container  # type: ignore[no-any-return]
     raise ConfigError(f"format {name!r}: use one of {', '.join(get_args(Container))}")
+
+
+def check_fits(container: Container, settings: QuantizeSettings) -> None:
+    """Raises ConfigError, before anything is computed, for what a container can never hold."""
+    mixed = settings.bits_per_weight is not None
+    if container == "gguf":
+        right_bits = settings.bits in (4, 8) and not mixed
+        if not right_bits or settings.group_size != 32 or not settings.resolved_symmetric:
+            raise ConfigError(
+                "gguf holds 4 or 8 bits in symmetric groups of 32: use --group-size 32 --symmetric "
+                "and --bits 4 or 8"
+            )
+    if container == "awq" and (settings.bits != 4 or mixed):
+        raise ConfigError("awq files hold 4 bits only: use --bits 4, or another --format")
+    if container == "safetensors":
+        raise ConfigError("plain safetensors hold floats: use another format")
 
 
 def _method(settings: QuantizeSettings) -> QuantizationMethod:
