@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from trimtab import builtin
+from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.writing import write_gguf
 from trimtab.cli.main import main
 
 
@@ -38,6 +40,24 @@ def test_tasks_alone_and_another_model_as_baseline(
     arguments = ["eval", str(builtin.draft_path()), "--baseline", "builtin"]
     assert main([*arguments, "--text", str(tmp_path / "text")]) == 0
     assert "against builtin bf16, KV bf16" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_integers_against_the_model_it_was_made_of(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    draft = str(builtin.draft_path())
+    file = tmp_path / "draft.gguf"
+    write_gguf(open_checkpoint(draft), file, "Q8_0")
+    arguments = ["eval", str(file), "--text", str(builtin.heldout_path()), "--json"]
+    arguments += ["--limit", "4", "--window", "64"]
+    assert main([*arguments, "--baseline", f"{draft}:f32"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["weights"] == "int8-g32"
+    assert found["baseline"] == {"model": draft, "weights": "f32", "kv_cache": "f32"}
+    assert 0 < found["text"]["distance"]["kl_nats"]["value"] < 0.002
+    assert main([*arguments, "--baseline", "f32"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--baseline MODEL:f32" in error
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def command(
     baseline: str = typer.Option(
         "",
         help="compare with this, on the text: a weight format of the same model (f32, bf16, int8 "
-        "...), or another model with the same vocabulary, as bf16",
+        "...), or another model with the same vocabulary, as bf16, or MODEL:FORMAT",
     ),
     window: int = typer.Option(512, min=2, help="tokens of a window of text"),
     limit: int = typer.Option(0, min=0, help="score at most so many windows, spread over all"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.config import ExecutorConfig, KVFormat, parse_weights
 from trimtab.errors import ConfigError, UserError
@@ -15,6 +15,9 @@ from trimtab.evaluation.tasks import Task, TaskQuality, task_quality
 from trimtab.evaluation.text_quality import TextQuality, rows_of_step, text_quality
 from trimtab.evaluation.windows import text_windows
 
+if TYPE_CHECKING:
+    from trimtab.executors.cpu import CpuExecutor
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -22,10 +25,15 @@ class Subject:
 
     model: str
     config: ExecutorConfig
+    stored: str = ""  # the format of a checkpoint that stores integers, once it is loaded
+
+    @property
+    def weights(self) -> str:
+        return self.stored or self.config.weights_label
 
     @property
     def label(self) -> str:
-        return f"{self.model} {self.config.weights_label}, KV {self.config.kv_cache}"
+        return f"{self.model} {self.weights}, KV {self.config.kv_cache}"
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,10 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         def name(subject: Subject) -> dict[str, str]:
-            config = subject.config
             return {
                 "model": subject.model,
-                "weights": config.weights_label,
-                "kv_cache": config.kv_cache,
+                "weights": subject.weights,
+                "kv_cache": subject.config.kv_cache,
             }
 
         return {
@@ -66,10 +73,12 @@ class Report:
 
 
 def parse_baseline(text: str, subject: Subject) -> Subject:
-    """`bf16` or another weight format: the subject's own model in that; else a model, as bf16. The
-    KV cache of a float32 baseline is float32, of others bf16."""
+    """`bf16` or another weight format: the subject's own model in that; else a model, as bf16, or
+    MODEL:FORMAT. The KV cache of a float32 baseline is float32, of others bf16."""
+    model, _, label = text.rpartition(":")
     try:
-        (weights, group_size), model = parse_weights(text), subject.model
+        weights, group_size = parse_weights(label)
+        model = model or subject.model
     except ConfigError:
         (weights, group_size), model = ("bf16", 0), text
     kv_cache: KVFormat = "f32" if weights == "f32" else "bf16"
@@ -114,6 +123,12 @@ def run_evaluation(
     executor = CpuExecutor(checkpoint, subject.config)
     text_found = tasks_found = None
     with LLM.from_engine(Engine(executor), tokenizer) as llm:
+        subject = _as_loaded(subject, executor)
+        if baseline is not None and subject.stored and baseline.model == subject.model:
+            raise ConfigError(
+                f"{subject.model} stores its weights as {subject.stored}, whatever is asked for: "
+                f"name the model that it was made of, as in --baseline MODEL:{baseline.weights}"
+            )
         if windows:
             reference = None
             if baseline is not None:
@@ -123,6 +138,7 @@ def run_evaluation(
                 config = replace(baseline.config, num_blocks=blocks, kv_cache_gib=0.0)
                 other = open_checkpoint(resolve_model(baseline.model), config.max_context)
                 reference = CpuExecutor(other, config)
+                baseline = _as_loaded(baseline, reference)
             progress(f"scoring {len(windows)} windows")
             try:
                 text_found = text_quality(executor, windows, reference)
@@ -133,6 +149,11 @@ def run_evaluation(
             progress(f"answering {len(tasks)} tasks")
             tasks_found = task_quality(llm, tasks)
     return Report(subject, baseline, window, text_found, tasks_found)
+
+
+def _as_loaded(subject: Subject, executor: CpuExecutor) -> Subject:
+    formats = executor.formats
+    return replace(subject, stored=formats.label) if formats.quantized else subject
 
 
 def check_same_vocabulary(subject: Subject, baseline: Subject, texts: Sequence[str]) -> None:
