@@ -122,7 +122,7 @@ def _tokens(
             if sentence_piece and text == model.get("unk_token"):
                 kind = UNKNOWN
             if sentence_piece and kind == USER_DEFINED:
-                text = text.replace(" ", "\u2581")
+                text = text.replace("\u2581", " ")  # it is looked for before spaces are marked
         elif number not in by_id:
             kind = UNUSED
         elif sentence_piece and len(text) == 6 and text.startswith("<0x") and text[-1] == ">":
@@ -165,20 +165,22 @@ def _scores(
 ) -> list[float]:
     """Less than that of any token that is merged before it; and the proof that merging by scores
     is merging by the list: tokens come in the order of their first merge, and every two tokens
-    that make a third are in the list."""
+    that make a third are in the list. Added tokens are found in a text before anything is merged,
+    so that how they would be merged does not matter."""
+    normal = {text for text, kind in zip(texts, types, strict=True) if kind == NORMAL}
     first: dict[str, int] = {}
-    for left, right in merges:
-        first.setdefault(left + right, len(first))
     rank = -1
     for left, right in merges:
-        if first[left + right] < rank:
-            raise CheckpointError(f"{path}: its merges do not follow from scores of tokens")
-        rank = first[left + right]
-    known, listed = set(texts), set(merges)
+        if left + right in normal:
+            found = first.setdefault(left + right, len(first))
+            if found < rank:
+                raise CheckpointError(f"{path}: its merges do not follow from scores of tokens")
+            rank = found
+    listed = set(merges)
     for text in first:
         for cut in range(1, len(text)):
             pair = (text[:cut], text[cut:])
-            if pair[0] in known and pair[1] in known and pair not in listed:
+            if pair[0] in normal and pair[1] in normal and pair not in listed:
                 raise CheckpointError(f"{path}: its merges do not follow from scores of tokens")
     return [
         -float(first.get(text, len(first))) if kind == NORMAL else 0.0

@@ -14,7 +14,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,8 @@ from trimtab.checkpoints.base import Checkpoint, StoredMatrix, StoredTensor
 from trimtab.errors import CheckpointError
 from trimtab.models.config_reader import show
 from trimtab.numerics.stored import GroupedMatrix
+
+PIECE_ELEMENTS = 1 << 24
 
 # Called after each tensor: its canonical name, how many are written, how many there are.
 Progress = Callable[[str, int, int], None]
@@ -222,12 +224,31 @@ def fingerprint(tensor: StoredMatrix) -> str:
         return digest.hexdigest()
     digest.update(f"{type(tensor).__name__} {tensor.shape}".encode())
     values = tensor.values
-    if isinstance(tensor, GroupedMatrix) and tensor.columns is not None:
+    if not isinstance(tensor, GroupedMatrix):
+        digest.update(np.ascontiguousarray(values).data)
+        digest.update(np.ascontiguousarray(tensor.to_float32()).data)
+        return digest.hexdigest()
+    if tensor.columns is not None:
         values = np.empty_like(values)
         values[:, tensor.columns] = tensor.values
     digest.update(np.ascontiguousarray(values).data)
-    digest.update(np.ascontiguousarray(tensor.to_float32()).data)
+    for piece in row_pieces(tensor.shape):
+        part = replace(tensor, **{name: array[piece] for name, array in _by_row(tensor).items()})
+        digest.update(np.ascontiguousarray(part.to_float32()).data)
     return digest.hexdigest()
+
+
+def row_pieces(shape: tuple[int, ...]) -> Iterator[slice]:
+    """All rows, in pieces whose floats take 64 MiB and not gigabytes."""
+    step = max(1, PIECE_ELEMENTS // max(shape[1], 1))
+    for first in range(0, shape[0], step):
+        yield slice(first, first + step)
+
+
+def _by_row(matrix: GroupedMatrix) -> dict[str, Any]:
+    """What has a row for each row of the matrix; the two levels of its scales do not matter."""
+    arrays = {name: getattr(matrix, name) for name in ("values", "scales", "zeros", "offsets")}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def sync(path: Path) -> None:

@@ -23,6 +23,7 @@ from trimtab.checkpoints.writing_base import (
     Progress,
     WriteReport,
     fingerprint,
+    row_pieces,
     sync,
 )
 from trimtab.errors import CheckpointError
@@ -151,15 +152,19 @@ class GgufFileWriter(CheckpointWriter):
         assert self._mixture is not None
         stored = gguf_name(self._places[name].name, self.source.spec.post_norms)
         type_name = self._mixture.type_of(stored, tensor.data.shape[1])
-        values = tensor.to_float32()
         if type_name in ("F32", "F16", "BF16"):
-            floats = _as_floats(name, values, type_name)
+            floats = _as_floats(name, tensor.to_float32(), type_name)
             return type_name, floats.data.view(np.uint8), fingerprint(floats)
+        weights = self._weights_of(name, tensor.data.shape[1])
         try:
-            data = quantize(type_name, values, self._weights_of(name, tensor.data.shape[1]))
+            parts = [
+                quantize(type_name, _rows(tensor, piece).to_float32(), weights)
+                for piece in row_pieces(tensor.data.shape)
+            ]
         except ValueError as error:
             raise CheckpointError(f"tensor {name}: {error}") from None
         self._quantized_names.append(name)
+        data = np.concatenate(parts) if len(parts) > 1 else parts[0]
         return type_name, data, fingerprint(BLOCKS[TYPE_IDS[type_name]].unpack(data))
 
     def _weights_of(self, name: str, columns: int) -> npt.NDArray[np.float32] | None:
@@ -206,6 +211,10 @@ class GgufFileWriter(CheckpointWriter):
 
     def _notes(self) -> list[str]:
         return list(self._origin.notes)
+
+
+def _rows(tensor: StoredTensor, piece: slice) -> StoredTensor:
+    return StoredTensor(tensor.data[piece], tensor.dtype)
 
 
 def _as_floats(name: str, values: npt.NDArray[np.float32], type_name: str) -> StoredTensor:
