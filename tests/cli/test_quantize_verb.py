@@ -48,6 +48,25 @@ def test_rounding_needs_no_calibration(capsys: pytest.CaptureFixture[str], tmp_p
     assert "14 as int4-g32" in capsys.readouterr().out
 
 
+def test_a_type_of_gguf(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    first, second = str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf")
+    arguments = ["quantize", DRAFT, "--format", "gguf", "--type", "Q8_0", "--out", first]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "15 matrices quantized" in shown.out
+    assert "of 20 tensors" in shown.err
+    arguments = ["quantize", first, "--format", "gguf", "--type", "q4_0", "--out", second, "--json"]
+    assert main(arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["total_bytes"] == Path(second).stat().st_size < Path(first).stat().st_size
+    assert main([*arguments[:-1], "--json"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main(["quantize", DRAFT, "--format", "gguf", "--type", "Q9", "--out", first + "x"]) == 2
+    assert "unknown GGUF type 'Q9'" in capsys.readouterr().err
+    assert main(["quantize", DRAFT, "--type", "Q8_0", "--out", first + "x"]) == 2
+    assert "use it with --format gguf" in capsys.readouterr().err
+
+
 def test_what_is_quantized_already_can_be_quantized(tmp_path: Path) -> None:
     first, second = str(tmp_path / "a"), str(tmp_path / "b")
     options = ["--group-size", "32", "--out"]

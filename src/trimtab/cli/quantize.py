@@ -46,6 +46,12 @@ def command(
     container: str = typer.Option(
         "compressed-tensors", "--format", help="compressed-tensors, gptq, awq or gguf"
     ),
+    gguf_type: str | None = typer.Option(
+        None,
+        "--type",
+        help="with --format gguf: Q4_K_M, Q8_0, F16 ...: all of the model as llama.cpp's own "
+        "quantizer does it, without a method or calibration",
+    ),
     device: str = typer.Option("cpu", help="where to compute: cpu, cuda, cuda:1 ..."),
     as_json: bool = typer.Option(False, "--json", help="one JSON object instead of text"),
 ) -> None:
@@ -53,6 +59,11 @@ def command(
 
     The layers' matrices are quantized; the output head and the embedding on request.
     """
+    if gguf_type is not None:
+        if container != "gguf":
+            raise ConfigError("--type names a type of GGUF: use it with --format gguf")
+        _write_gguf(model, out, gguf_type, as_json)
+        return
     from trimtab import builtin
     from trimtab.checkpoints import open_checkpoint, resolve_model
     from trimtab.compression.quantize import check_container, quantize_checkpoint
@@ -89,3 +100,21 @@ def command(
         calibration=calibration,
     )
     print(json.dumps(report.as_json()) if as_json else "\n".join([*report.lines(), f"-> {out}"]))
+
+
+def _write_gguf(model: str, out: Path, gguf_type: str, as_json: bool) -> None:
+    from trimtab.checkpoints import open_checkpoint, resolve_model
+    from trimtab.checkpoints.writing import write_gguf
+
+    def progress(name: str, count: int, total: int) -> None:
+        if count * 10 // total != (count - 1) * 10 // total:
+            print(f"{count} of {total} tensors", file=sys.stderr, flush=True)
+
+    report = write_gguf(open_checkpoint(resolve_model(model)), out, gguf_type, progress=progress)
+    if as_json:
+        shown = {"path": str(report.path), "type": gguf_type, "total_bytes": report.total_bytes}
+        print(json.dumps({**shown, "quantized": report.quantized, "notes": report.notes}))
+        return
+    size = f"{report.total_bytes / 1e6:,.1f} MB"
+    print("\n".join([f"{len(report.quantized)} matrices quantized, {size}", *report.notes]))
+    print(f"-> {out}")
