@@ -51,6 +51,33 @@ def test_blocks(block: tuple[int, int], config: dict[str, Any], tmp_path: Path) 
     assert checkpoint.format("layers.0.down") == Fp8Format(min(block[0], 64), min(block[1], 96))
 
 
+@pytest.mark.parametrize("block", [(24, 40), (32, 64)], ids=str)
+def test_blocks_as_compressed_tensors_dequantizes_them(
+    block: tuple[int, int], tmp_path: Path
+) -> None:
+    from compressed_tensors.entrypoints.convert.converters import FP8BlockDequantizer
+
+    model = models.build(config_of(block), writer(block))
+    checkpoint = open_checkpoint(model.write(tmp_path))
+    module = "model.layers.0.mlp.down_proj"
+    converter = FP8BlockDequantizer(weight_block_size=block, dtype=torch.float32)
+    weight = torch.from_numpy(model.tensors[f"{module}.weight"]).view(torch.float8_e4m3fn)
+    scale = torch.from_numpy(model.tensors[f"{module}.weight_scale_inv"])
+    stored = {f"{module}.weight": weight, f"{module}.weight_scale_inv": scale}
+    theirs = converter.process(stored)[f"{module}.weight"]
+    assert torch.equal(torch.from_numpy(checkpoint.tensor("layers.0.down").data), theirs)
+
+
+def test_the_config_as_transformers_writes_it(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.FineGrainedFP8Config(
+        weight_block_size=(32, 32), modules_to_not_convert=["lm_head"]
+    )
+    model = models.build(config.to_dict(), writer((32, 32)))
+    models.check_reads(model.write(tmp_path), model)
+
+
 @pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv"])
 @pytest.mark.parametrize("config", [models.CONFIG, models.PHI3], ids=["llama", "phi3"])
 def test_one_scale_a_matrix(name: str, config: dict[str, Any], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import quantized_models as models
+import torch
 from quantized_models import Awq, Gptq
 
 from trimtab.checkpoints import open_checkpoint
@@ -209,6 +210,45 @@ def test_awq_as_gptqmodel_writes_it(tmp_path: Path) -> None:
     model = models.build(config, kind.write)
     checkpoint = models.check_reads(model.write(tmp_path), model)
     assert checkpoint.format("layers.0.q") == GroupFormat(4, 32, "f16", "none")
+
+
+def test_awq_without_stored_zero_points(tmp_path: Path) -> None:
+    model = models.build(Awq(zero=8).config(zero_point=False), Awq(zero=8).write)
+    for name in [name for name in model.tensors if name.endswith("qzeros")]:
+        del model.tensors[name]
+    checkpoint = models.check_reads(model.write(tmp_path), model)
+    assert checkpoint.format("layers.0.q") == GroupFormat(4, 32, "f16", "none")
+
+
+def test_awq_as_compressed_tensors_converts_it(tmp_path: Path) -> None:
+    """The package's converter unpacks AWQ, and its compressor multiplies."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.entrypoints.convert.converters import AutoAWQConverter
+
+    model = models.build(Awq().config(), Awq().write)
+    checkpoint = open_checkpoint(model.write(tmp_path))
+    converter = AutoAWQConverter.from_autoawq_config(Awq().config())
+    parts = {part: model.tensors[f"{Q}.{part}"] for part in ("qweight", "qzeros", "scales")}
+    converted = converter.process(
+        {f"{Q}.{part}": torch.from_numpy(data) for part, data in parts.items()}
+    )
+    scheme = converter.update_config(None).config_groups["config_group_0"]
+    compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+    state = {name.removeprefix(f"{Q}."): tensor for name, tensor in converted.items()}
+    theirs = compressor.decompress(state, scheme)["weight"]
+    ours = torch.from_numpy(checkpoint.tensor("layers.0.q").data).to(torch.float16)
+    assert torch.equal(ours, theirs)
+
+
+def test_configs_as_transformers_writes_them(tmp_path: Path) -> None:
+    import transformers
+
+    gptq = transformers.GPTQConfig(bits=4, group_size=32, damp_percent=0.05)
+    model = models.build(gptq.to_dict(), Gptq().write)
+    models.check_reads(model.write(tmp_path), model)
+    awq = transformers.AwqConfig(group_size=32, modules_to_not_convert=["lm_head"])
+    model = models.build(awq.to_dict(), Awq().write)
+    models.check_reads(model.write(tmp_path), model)
 
 
 @pytest.mark.parametrize("names", [["o_proj", "lm_head"], ["model.layers.0.self_attn.o_proj"]])

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from trimtab.checkpoints.gptq import HARMLESS
 from trimtab.checkpoints.stored_layers import (
     FLOATS,
     Module,
@@ -29,11 +30,8 @@ from trimtab.numerics.stored import GroupedMatrix, GroupFormat, Int16Array, Offs
 
 BITS = 4
 
-_HARMLESS = frozenset(
-    """
-    quant_method method meta do_fuse fuse_max_seq_len modules_to_fuse exllama_config backend
-    """.split()  # noqa: SIM905
-)
+# transformers writes GPTQ's keys for AWQ too.
+_HARMLESS = HARMLESS | {"method", "do_fuse", "fuse_max_seq_len", "modules_to_fuse"}
 
 
 class AwqQuantization:
@@ -51,8 +49,9 @@ class AwqQuantization:
                 raise config.error(f"{key} = {show(version)}: of AWQ only gemm is supported")
         if config.text("pack_dtype", "int32") != "int32":
             raise config.error(f"pack_dtype = {show(config.raw('pack_dtype'))}: must be int32")
-        for key in ("zero_point", "sym"):  # the layout has zero points in either case
-            config.flag(key, False)
+        # Without zero points in name, they may be stored all the same.
+        self._has_zeros = config.flag("zero_point", True)
+        config.flag("sym", False)
         self._floats = read_names(
             config.raw("modules_to_not_convert"), f"{config.where}: modules_to_not_convert"
         )
@@ -63,13 +62,15 @@ class AwqQuantization:
             return None
         if may_stay_float(module, self._floats) and f"{module.name}.qweight" not in tensors:
             return None
-        return AwqLayer(module, self._group_size, tensors)
+        return AwqLayer(module, self._group_size, self._has_zeros, tensors)
 
 
 class AwqLayer:
     """See `trimtab.checkpoints.stored_layers.StoredLayer`."""
 
-    def __init__(self, module: Module, group_size: int, tensors: StoredTensors) -> None:
+    def __init__(
+        self, module: Module, group_size: int, has_zeros: bool, tensors: StoredTensors
+    ) -> None:
         self._tensors = tensors
         self._name = name = module.name
         rows, cols = module.rows, module.cols
@@ -81,14 +82,17 @@ class AwqLayer:
             )
         groups = cols // self._group_size
         tensors.check(f"{name}.qweight", ("I32",), (cols, rows // 8))
-        tensors.check(f"{name}.qzeros", ("I32",), (groups, rows // 8))
         tensors.check(f"{name}.scales", FLOATS, (groups, rows))
-        self.tensor_names = frozenset(f"{name}.{part}" for part in ("qweight", "qzeros", "scales"))
+        self.tensor_names = frozenset((f"{name}.qweight", f"{name}.scales"))
+        self._has_zeros = has_zeros or f"{name}.qzeros" in tensors
+        if self._has_zeros:
+            tensors.check(f"{name}.qzeros", ("I32",), (groups, rows // 8))
+            self.tensor_names |= {f"{name}.qzeros"}
 
     @cached_property
     def _is_symmetric(self) -> bool:
         """Whether all zero points are in the middle."""
-        return not self._zeros().any()
+        return not (self._has_zeros and self._zeros().any())
 
     def _zeros(self) -> Int16Array:
         """[rows, groups], centred."""

@@ -82,6 +82,7 @@ class CompressedTensorsQuantization:
         if status != "compressed":
             raise config.error(f"quantization_status = {show(status)}: must be compressed")
         config.ignore("quant_method", "version", "global_compression_ratio")
+        config.ignore("run_compressed", "dequantize", "use_optimized_inference")  # transformers'
         section = config.section("config_groups")
         if section is None:
             raise config.error("config_groups is missing")

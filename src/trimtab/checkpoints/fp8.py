@@ -29,7 +29,7 @@ from trimtab.numerics.stored import Fp8Format, Fp8Matrix
 SKIP_KEYS = ("modules_to_not_convert", "ignored_layers")
 ACTIVATION_SCALES = ("input_scale", "activation_scale")
 
-_HARMLESS = frozenset(("quant_method", "scale_fmt", "dequantize"))
+_HARMLESS = frozenset(("quant_method", "scale_fmt", "dequantize", "expert_dtype"))
 
 
 class Fp8Quantization:

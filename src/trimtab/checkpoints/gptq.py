@@ -37,7 +37,7 @@ BITS = (2, 3, 4, 8)
 VERSIONS = {"gptq": 1, "gptq_v2": 2}  # by checkpoint_format: how zero points are stored
 
 # What made the integers, or which kernel multiplies them elsewhere.
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     """
     quant_method meta true_sequential static_groups damp_percent damp_auto_increment mse
     act_group_aware model_name_or_path model_file_base_name dataset tokenizer batch_size
@@ -96,7 +96,7 @@ class GptqQuantization:
             raise config.error(f"pack_dtype = {show(config.raw('pack_dtype'))}: must be int32")
         self._in_block = _read_block_modules(config)
         self._rules = _read_rules(config, self._settings)
-        config.finish(_HARMLESS)
+        config.finish(HARMLESS)
 
     def layer(self, module: Module, tensors: StoredTensors) -> StoredLayer | None:
         settings = self._settings_of(module)
@@ -161,7 +161,7 @@ def _read_rules(config: ConfigReader, default: GptqSettings) -> list[GptqRule]:
         if own is None:
             raise section.error(f"{show(key)}: must be an object")
         rules.append(GptqRule(pattern, GptqSettings.read(own, default)))
-        own.finish(_HARMLESS)
+        own.finish(HARMLESS)
     return rules
 
 
