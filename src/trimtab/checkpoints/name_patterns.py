@@ -99,14 +99,9 @@ class _Match:
 
     def _part(self, opcode: str, argument: Any, starts: int) -> int:
         self._budget.spend()
-        if opcode == "LITERAL":
-            return (starts & self._places_of.get(chr(argument), 0)) << 1
-        if opcode == "NOT_LITERAL":
-            return (starts & self._everywhere & ~self._places_of.get(chr(argument), 0)) << 1
-        if opcode == "ANY":
-            return (starts & self._everywhere & ~self._places_of.get("\n", 0)) << 1
-        if opcode == "IN":
-            return (starts & self._class(argument)) << 1
+        places = self._places(opcode, argument)
+        if places is not None:
+            return (starts & places) << 1
         if opcode == "BRANCH":
             ends = 0
             for branch in argument[1]:
@@ -122,6 +117,16 @@ class _Match:
         if opcode in ("ASSERT", "ASSERT_NOT") and argument[0] == 1:
             return self._look_ahead(argument[1], starts, opcode == "ASSERT")
         raise CheckpointError(f"{self._where} uses {opcode.lower()}, which is not supported")
+
+    def _places(self, opcode: str, argument: Any) -> int | None:
+        """Where a character is that a part for one character takes; None: it is no such part."""
+        if opcode == "LITERAL":
+            return self._places_of.get(chr(argument), 0)
+        if opcode == "NOT_LITERAL":
+            return self._everywhere & ~self._places_of.get(chr(argument), 0)
+        if opcode == "ANY":
+            return self._everywhere & ~self._places_of.get("\n", 0)
+        return self._class(argument) if opcode == "IN" else None
 
     def _class(self, items: Any) -> int:
         """Where a character of the class is."""
@@ -141,6 +146,10 @@ class _Match:
         turns = len(self._name) + 1
         for _ in range(min(least, turns)):
             starts = self.sequence(item, starts)
+        if len(item) == 1 and int(most) - least >= turns:
+            places = self._places(str(item[0][0]), item[0][1])
+            if places is not None:  # a sum carries every start to the end of its run
+                return starts | (((starts & places) + places) ^ places)
         ends = reached = starts
         for _ in range(min(int(most) - least, turns)):
             reached = self.sequence(item, reached) & ~ends
