@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError, UserError
-from trimtab.tokenization import load_tokenizer
+from trimtab.tokenization import gguf, load_tokenizer
 
 
 def read_all(path: Path) -> None:
@@ -369,6 +369,14 @@ def test_mutated_bytes_are_read_or_refused(tmp_path: Path, data: st.DataObject) 
     assert "\n" not in message
 
 
+def test_too_many_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "MAX_WORDS", 9)
+    check(write(tmp_path, WHOLE), "tokens: 10 are too many")
+    monkeypatch.setattr(gguf, "MAX_WORDS", 10)
+    monkeypatch.setattr(gguf, "MAX_CHARACTERS", 7)
+    check(write(tmp_path, handmade.model(sentencepiece())), "too many characters")
+
+
 CHILD = """
 import resource, sys
 from pathlib import Path
@@ -398,10 +406,10 @@ def test_what_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None:
         "text": b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + handmade.pair("k", 8, count),
         "numbers": b"GGUF"
         + struct.pack("<IQQ", 3, 0, 1)
-        + handmade.pair("k", 9, struct.pack("<IQ", 10, 1 << 23)),
+        + handmade.pair("k", 9, struct.pack("<IQ", 10, 1 << 21)),
         "texts": b"GGUF"
         + struct.pack("<IQQ", 3, 0, 1)
-        + handmade.pair("k", 9, struct.pack("<IQ", 8, 1 << 23)),
+        + handmade.pair("k", 9, struct.pack("<IQ", 8, 1 << 21)),
         "many texts": b"GGUF"
         + struct.pack("<IQQ", 3, 0, 100)
         + handmade.pair("k", 9, struct.pack("<IQ", 8, 1 << 40)),
@@ -409,4 +417,7 @@ def test_what_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None:
     for name, content in files.items():
         path = write(tmp_path, content, f"{name}.gguf")
         os.truncate(path, 1 << 42)
+    # As many texts as an array can have, all of them there.
+    texts = struct.pack("<IQ", 8, 1 << 21) + handmade.text("xy") * (1 << 21)
+    write(tmp_path, handmade.container([handmade.pair("k", 9, texts)], []), "all there.gguf")
     subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], check=True)

@@ -30,7 +30,7 @@ from trimtab.numerics.gguf_blocks import BLOCKS, OTHER_TYPES, BlockType
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 64 << 20  # the largest vocabularies take a fifth of it
-MAX_ITEMS = 1 << 23  # of an array: many times the largest vocabulary
+MAX_ITEMS = 1 << 21  # of an array: several times the largest list of merges
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 20
 MAX_KEY_BYTES = (1 << 16) - 1
@@ -186,12 +186,12 @@ class _Header:
                 self.position = start - 8
                 self._text(what, self._size)  # says what is wrong
                 raise self._error(f"a header of more than {MAX_HEADER_BYTES >> 20} MiB (damaged?)")
-            pieces.append(data[start:position])
+            try:
+                pieces.append(data[start:position].decode())
+            except UnicodeDecodeError:
+                raise self._error(f"{what} before byte {position} is not UTF-8") from None
         self.position = position
-        try:
-            return [piece.decode() for piece in pieces]
-        except UnicodeDecodeError:
-            raise self._error(f"{what} before byte {position} is not UTF-8") from None
+        return pieces
 
     def _read_pair(self) -> None:
         key = self._text("a key", MAX_KEY_BYTES)

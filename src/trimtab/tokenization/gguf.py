@@ -27,6 +27,7 @@ from trimtab.tokenization.gguf_splits import SPLITS, Split, pre_tokenizer
 from trimtab.tokenization.tokenizer import Tokenizer
 
 NORMAL, UNKNOWN, USER_DEFINED, UNUSED, BYTE = 1, 2, 4, 5, 6  # token types, beside CONTROL
+MAX_WORDS = 1 << 20  # tokens, and merges: several times those of the largest vocabularies
 MAX_PIECE = 256  # characters: bounds the search for merges
 MAX_CHARACTERS = 1 << 23  # of all pieces: likewise; the largest vocabularies have a fifth of it
 
@@ -79,7 +80,7 @@ class _Words:
                 f"tokenizer.ggml.model = {show(self.model)} is not supported "
                 f"(supported: {', '.join(sorted(_BUILDERS))})"
             )
-        self.tokens = self._texts("tokens")
+        self.tokens = self.texts("tokens")
         self.types = self._types()
         self._drop_filling()
         if len(set(self.tokens)) != len(self.tokens):
@@ -90,12 +91,11 @@ class _Words:
         return CheckpointError(f"{self.where}: {text}")
 
     def texts(self, name: str) -> list[str]:
-        return self._texts(name)
-
-    def _texts(self, name: str) -> list[str]:
         value = self.metadata.get(f"tokenizer.ggml.{name}")
         if not isinstance(value, list) or not value:
             raise self.error(f"tokenizer.ggml.{name}: must be a list of strings")
+        if len(value) > MAX_WORDS:
+            raise self.error(f"tokenizer.ggml.{name}: {len(value)} are too many")
         return list(value)
 
     def numbers(self, name: str) -> list[Any]:
