@@ -175,7 +175,7 @@ class KernelMatrix {
 
   void check_panels(int64_t first, int64_t last, bool even) const {
     require(0 <= first && first <= last && last <= num_panels(), "panel range out of bounds");
-    even = even || shape_.group_size != 0;
+    even = even || (shape_.group_size != 0 && shape_.format != WeightFormat::fp8);
     require(!even || (first % 2 == 0 && last % 2 == 0), "panel bounds must be even");
   }
 

@@ -21,7 +21,8 @@ void bind_formats(nb::module_& m) {
           [](MatrixFormat* self, const std::string& weights, int32_t group_size,
              const std::string& scales, const std::string& offsets, float centre) {
             new (self) MatrixFormat{
-                choice<WeightFormat>("weight format", weights, {"f32", "bf16", "int8", "int4"}),
+                choice<WeightFormat>("weight format", weights,
+                                     {"f32", "bf16", "int8", "int4", "int5", "int6", "fp8"}),
                 group_size,
                 choice<ScaleFormat>("scale format", scales, {"f16", "bf16", "f32", "supers"}),
                 choice<OffsetFormat>("offset format", offsets, {"none", "zero", "offset"}), centre};

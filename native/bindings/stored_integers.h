@@ -38,12 +38,13 @@ inline trimtab::StoredIntegers stored_integers(const std::string& name, const na
                                                const trimtab::PackedMatrix& w) {
   if (part.size() != 5) throw std::invalid_argument(name + ": integers come in five arrays");
   const AnyArray values = nanobind::cast<AnyArray>(part[0]);
-  if (values.ndim() != 2 || values.dtype() != nanobind::dtype<int8_t>())
-    throw std::invalid_argument(name + ": values must be an int8 matrix");
+  if (values.ndim() != 2 || values.itemsize() != 1)
+    throw std::invalid_argument(name + ": values must be a matrix of bytes");
   const int64_t rows = static_cast<int64_t>(values.shape(0));
   const int64_t cols = static_cast<int64_t>(values.shape(1));
   const int64_t groups = w.groups(), supers = w.super_bytes() / 128;
-  const int64_t scale_item = w.scaled_rows() ? 4 : w.scale_bytes() / (2 * trimtab::kPanel);
+  const bool wide = w.scaled_rows() || w.format == trimtab::WeightFormat::fp8;
+  const int64_t scale_item = wide ? 4 : w.scale_bytes() / (2 * trimtab::kPanel);
   const int64_t offset_item = w.has_supers() ? 1 : 2;
   return {static_cast<const int8_t*>(values.data()),
           static_cast<const uint8_t*>(row_array(name, part[1], rows, groups, scale_item)),

@@ -21,15 +21,15 @@ void require_loaded(bool loaded, const std::string& name) {
 
 void check_format(const MatrixFormat& format) {
   const int32_t group = format.group_size;
-  const bool integer = format.weights == WeightFormat::int4 || format.weights == WeightFormat::int8;
-  if (!integer) return;
+  const bool fp8 = format.weights == WeightFormat::fp8;
+  if (!fp8 && integer_bits(format.weights) == 0) return;
   const bool known = group == 16 || group == 32 || group == 64 || group == 128;
   if (!known && !(group == 0 && format.weights == WeightFormat::int8))
     refuse("group_size=" + std::to_string(group) + ": the kernels take 16, 32, 64 and 128");
   const bool supers = format.scales == ScaleFormat::supers;
   if (supers && format.offsets == OffsetFormat::zero) refuse("super-scales have no zero points");
-  if (group == 0 && (supers || format.offsets != OffsetFormat::none))
-    refuse("int8 without groups has one scale a row and nothing else");
+  if ((group == 0 || fp8) && (supers || format.offsets != OffsetFormat::none))
+    refuse("fp8, and int8 without groups, have scales and nothing else");
 }
 
 }  // namespace
@@ -72,9 +72,12 @@ void ModelShape::check() const {
     check_format(format.down);
   }
   check_format(head);
-  if (embedding == EmbeddingSource::matrix) check_format(embedding_matrix);
-  if (embedding == EmbeddingSource::head && head.weights != WeightFormat::int4 &&
-      head.weights != WeightFormat::int8)
+  if (embedding == EmbeddingSource::matrix) {
+    check_format(embedding_matrix);
+    if (integer_bits(embedding_matrix.weights) == 0)
+      refuse("embeddings that are not integers are a table");
+  }
+  if (embedding == EmbeddingSource::head && integer_bits(head.weights) == 0)
     refuse("the embedding is looked up in lm_head, which holds no integers");
   if (!(attention_scale > 0)) refuse("attention_scale must be positive");
   if (attention_softcap < 0 || logits_softcap < 0) refuse("soft caps must not be negative");

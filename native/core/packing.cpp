@@ -101,6 +101,11 @@ std::vector<RowPlace> begin_packing(Matrix& matrix, const std::vector<Part>& par
 void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Matrix& matrix,
                  const std::vector<StoredMatrix>& parts, const PackedExtras& extras, RowOrder order,
                  const BetweenPieces& between) {
+  const PackedMatrix& w = matrix.packed;
+  if (w.format > WeightFormat::int4 ||
+      (w.group_size != 0 &&
+       (w.scale_format != ScaleFormat::f16 || w.offset_format != OffsetFormat::none)))
+    refuse("floats are not rounded to this format");
   const std::vector<RowPlace> places = begin_packing(matrix, parts, extras, order);
   const int64_t cols = parts[0].cols;
   uint8_t* data = model.arena() + (matrix.packed.data - model.arena());
@@ -133,40 +138,81 @@ void pack_matrix(ThreadPool& pool, const GemmKernels& kernels, Model& model, Mat
 
 namespace {
 
-// Writes one panel of integers; a row of null values is a row of zeros.
+// Where the parts of an integer of 5 or 6 bits lie among the bytes of a quad (kernels.h).
+struct SplitPlace {
+  int64_t byte;  // of the high bits
+  int shift;     // of them
+  int bits;      // of the integer
+};
+
+SplitPlace split_place(WeightFormat format, int64_t number) {
+  if (format == WeightFormat::int5) return {64 + number % 16, static_cast<int>(number / 16), 5};
+  return {64 + number % 32, static_cast<int>(number / 32 * 2), 6};
+}
+
+int64_t quad_bytes(WeightFormat format) { return 16 * integer_bits(format); }
+
+// Of a quad of a pair of panels: sets number `number` of its 128 integers, which was zero bits.
+void write_integer(WeightFormat format, uint8_t* quad, int64_t number, int value) {
+  if (format == WeightFormat::int8) {
+    quad[number] = static_cast<uint8_t>(value + 128);
+    return;
+  }
+  const int half = 1 << (integer_bits(format) - 1), stored = value + half;
+  quad[number % 64] |= static_cast<uint8_t>((stored & 15) << (number / 64 * 4));
+  if (format == WeightFormat::int4) return;
+  const SplitPlace place = split_place(format, number);
+  quad[place.byte] |= static_cast<uint8_t>((stored >> 4) << place.shift);
+}
+
+int read_integer(WeightFormat format, const uint8_t* quad, int64_t number) {
+  if (format == WeightFormat::int8) return quad[number] - 128;
+  int stored = quad[number % 64] >> (number / 64 * 4) & 15;
+  if (format != WeightFormat::int4) {
+    const SplitPlace place = split_place(format, number);
+    stored |= (quad[place.byte] >> place.shift & ((1 << (place.bits - 4)) - 1)) << 4;
+  }
+  return stored - (1 << (integer_bits(format) - 1));
+}
+
+// Writes one panel of a matrix of integers or float8; rows that are not written are zeros.
 class IntegerPanel {
  public:
-  IntegerPanel(const PackedMatrix& w, uint8_t* data, int64_t panel) : w_(w), panel_(panel) {
-    half_ = w.group_size == 0 ? 0 : panel % 2;
-    start_ = w.group_size == 0 ? data + panel * w.padded_cols * kPanel
-                               : data + panel / 2 * w.pair_bytes();
+  IntegerPanel(const PackedMatrix& w, uint8_t* data, int64_t panel) : w_(w) {
+    paired_ = w.group_size != 0 && w.format != WeightFormat::fp8;
+    half_ = paired_ ? panel % 2 : 0;
+    bytes_ = packed_bytes(w) / (w.padded_rows / kPanel) * (paired_ ? 2 : 1);
+    start_ = data + (paired_ ? panel / 2 : panel) * bytes_;
   }
 
   void clear() const {
-    const int64_t bytes = w_.group_size == 0 ? w_.padded_cols * kPanel : w_.pair_bytes();
-    if (half_ == 0) std::memset(start_, 0, static_cast<size_t>(bytes));
+    if (half_ == 0) std::memset(start_, 0, static_cast<size_t>(bytes_));
   }
 
   void write_values(int64_t n, const int8_t* values) const {
-    const int64_t group = w_.group_size == 0 ? w_.padded_cols : w_.group_size;
-    for (int64_t first = 0; first < w_.padded_cols; first += group) {
-      uint8_t* weights = start_;
-      if (w_.group_size != 0)
-        weights += w_.super_bytes() + first / group * w_.block_bytes() + w_.header_bytes();
-      for (int64_t k = first; k < first + group; ++k) {
-        const int value = k < w_.cols ? values[k] : 0;
-        const int64_t at = k - first;
-        write_value(weights, at, n, value);
-      }
+    if (w_.group_size == 0) {
+      for (int64_t k = 0; k < w_.padded_cols; ++k)
+        start_[k / 4 * 64 + n * 4 + k % 4] =
+            static_cast<uint8_t>((k < w_.cols ? values[k] : 0) + 128);
+      return;
+    }
+    for (int64_t k = 0; k < w_.padded_cols; ++k) {
+      const int value = k < w_.cols ? values[k] : 0;
+      uint8_t* block = block_at(k / w_.group_size);
+      const int64_t at = k % w_.group_size;
+      if (w_.format == WeightFormat::fp8)
+        block[64 + at * kPanel + n] = static_cast<uint8_t>(value);
+      else
+        write_integer(w_.format, block + w_.header_bytes() + at / 4 * quad_bytes(w_.format),
+                      half_ * 64 + n * 4 + at % 4, value);
     }
   }
 
   // `bytes` of each group from a row [groups], to `place` of its header.
   void write_header(int64_t n, const uint8_t* row, int64_t bytes, int64_t place) const {
     for (int64_t g = 0; g < w_.groups(); ++g)
-      std::memcpy(
-          start_ + w_.super_bytes() + g * w_.block_bytes() + place + (half_ * kPanel + n) * bytes,
-          row + g * bytes, static_cast<size_t>(bytes));
+      std::memcpy(block_at(g) + place + (half_ * kPanel + n) * bytes, row + g * bytes,
+                  static_cast<size_t>(bytes));
   }
 
   void write_supers(int64_t n, const uint16_t* row, int64_t place) const {
@@ -175,21 +221,17 @@ class IntegerPanel {
   }
 
  private:
-  void write_value(uint8_t* weights, int64_t at, int64_t n, int value) const {
-    const int64_t quad = at / 4, lane = n * 4 + at % 4;
-    if (w_.format == WeightFormat::int4)
-      weights[quad * 64 + lane] |= static_cast<uint8_t>((value + 8) << (half_ * 4));
-    else
-      weights[quad * (w_.group_size == 0 ? 64 : 128) + half_ * 64 + lane] =
-          static_cast<uint8_t>(value + 128);
-  }
+  uint8_t* block_at(int64_t g) const { return start_ + w_.super_bytes() + g * w_.block_bytes(); }
 
   const PackedMatrix& w_;
-  int64_t panel_, half_;
+  bool paired_;
+  int64_t half_, bytes_;
   uint8_t* start_;
 };
 
-int64_t scale_width(const PackedMatrix& w) { return w.scale_bytes() / (2 * kPanel); }
+int64_t scale_width(const PackedMatrix& w) {
+  return w.format == WeightFormat::fp8 ? 4 : w.scale_bytes() / (2 * kPanel);
+}
 
 void check_integers(const PackedMatrix& w, const StoredIntegers& part) {
   const bool offsets = w.offset_format != OffsetFormat::none;
@@ -256,12 +298,13 @@ void pack_integers(ThreadPool& pool, Model& model, Matrix& matrix,
                    const std::vector<StoredIntegers>& parts, const PackedExtras& extras,
                    RowOrder order) {
   const PackedMatrix& w = matrix.packed;
-  if (w.format != WeightFormat::int4 && w.format != WeightFormat::int8)
-    refuse("the matrix holds no integers");
+  if (integer_bits(w.format) == 0 && w.format != WeightFormat::fp8)
+    refuse("the matrix holds neither integers nor float8");
   const std::vector<RowPlace> places = begin_packing(matrix, parts, extras, order);
   for (const StoredIntegers& part : parts) check_integers(w, part);
   uint8_t* data = model.arena() + (w.data - model.arena());
-  const int64_t together = w.group_size == 0 ? 1 : 2;  // panels that share their bytes
+  const bool alone = w.group_size == 0 || w.format == WeightFormat::fp8;
+  const int64_t together = alone ? 1 : 2;  // panels that share their bytes
   const auto place_of = [&](int64_t n) {
     const bool stored = n < static_cast<int64_t>(places.size()) && places[n].part >= 0;
     return stored ? PartRow{&parts[places[n].part], places[n].row} : PartRow{nullptr, 0};
@@ -343,7 +386,7 @@ void dequantize_row(const PackedMatrix& w, int64_t row, float* out) {
   for (int64_t g = 0; g < w.groups(); ++g) {
     const uint8_t* header = pair + w.super_bytes() + g * w.block_bytes();
     const uint8_t* supers = pair + g * w.group_size / kSuperColumns * 128;
-    const uint8_t* weights = header + w.header_bytes() + n * 4;
+    const uint8_t* weights = header + w.header_bytes();
     const float scale = scale_at(w, header, supers, in_pair);
     const bool shifted = w.offset_format == OffsetFormat::zero;
     const bool affine = w.offset_format == OffsetFormat::offset;
@@ -352,9 +395,8 @@ void dequantize_row(const PackedMatrix& w, int64_t row, float* out) {
     const int64_t first = g * w.group_size, last = std::min(w.cols, first + w.group_size);
     for (int64_t k = first; k < last; ++k) {
       const int64_t at = k - first;
-      const int q = w.format == WeightFormat::int4
-                        ? (weights[at / 4 * 64 + at % 4] >> (half * 4) & 15) - 8
-                        : weights[at / 4 * 128 + half * 64 + at % 4] - 128;
+      const int q = read_integer(w.format, weights + at / 4 * quad_bytes(w.format),
+                                 half * 64 + n * 4 + at % 4);
       const float product = (static_cast<float>(q) - zero) * scale;
       out[k] = affine ? product + offset : product;
     }

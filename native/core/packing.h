@@ -20,12 +20,12 @@ struct StoredMatrix {
   int64_t rows, cols;
 };
 
-// A matrix of integers that is kept as it is: trimtab.numerics.stored.GroupedMatrix in groups that
-// the kernels take. Row-major arrays [rows][groups], in the form of the matrix's MatrixFormat;
-// those that it does not have are null.
+// A matrix of integers or float8 that is kept as it is: GroupedMatrix or Fp8Matrix of
+// trimtab.numerics.stored, in groups that the kernels take. Row-major arrays [rows][groups], in the
+// form of the matrix's MatrixFormat; those that it does not have are null.
 struct StoredIntegers {
-  const int8_t* values;           // [rows][cols], centred
-  const uint8_t* scales;          // f16, bf16, f32 or, with supers, s8; of whole rows: f32 [rows]
+  const int8_t* values;           // [rows][cols], centred; fp8: bit patterns
+  const uint8_t* scales;          // f16, bf16, f32 or, with supers, s8; fp8, whole rows: f32
   const uint8_t* offsets;         // f16 zeros or offsets; with supers, s8
   const uint16_t* super_scales;   // f16 [rows][cols / kSuperColumns]
   const uint16_t* super_offsets;  // likewise

@@ -8,6 +8,7 @@
 #include "kernels/gemm.h"
 
 #include "kernels/gemm_epilogue.h"
+#include "kernels/gemm_expand.h"
 #include "kernels/gemm_int4.h"
 #include "kernels/gemm_int8_groups.h"
 #include "kernels/gemm_tiles.h"
@@ -65,6 +66,7 @@ GroupTile group_tile(const Call& call, const Sums& sums) {
   const float* scaled_sums = w.offset_format == OffsetFormat::none ? call.a.scales : call.a.sums;
   return {&w,
           pair,
+          w.pair_bytes(),
           pair + w.super_bytes(),
           w.pair_bytes(),
           w.block_bytes(),
@@ -105,7 +107,7 @@ void gemm_int4(const Call& call, Sums sums) {
       for (int p = 0; p < sums.panels; p += 2) {
         GroupTile pair = packed;
         pair.weights += p / 2 * packed.stride + first * packed.block_bytes;
-        pair.supers += p / 2 * packed.stride;
+        pair.supers += p / 2 * packed.supers_stride;
         unpack_int4(pair, unpacked + p * tile.stride, tile.stride);
       }
       multiply_unpacked(tile, sums.rows, sums.panels);
@@ -138,6 +140,62 @@ void gemm_int8_groups(const Call& call, Sums sums) {
   write_output(sums, call.w, call.out);
 }
 
+// int5 and int6: as int8, once a block of K has been expanded for all rows.
+void gemm_expanded(const Call& call, Sums sums) {
+  alignas(64) float values[kRowBlock * kSumStride];
+  alignas(64) uint8_t expanded[kExpandedBytes];
+  sums.values = values;
+  start_sums(call, sums, values);
+  const int64_t group_size = call.w.group_size, groups = call.w.groups();
+  const int64_t block = kExpandedColumns / group_size;
+  GroupTile packed = group_tile(call, sums), tile = packed;
+  tile.weights = expanded;
+  tile.block_bytes = tile.header_bytes + 32 * group_size;
+  tile.stride = block * tile.block_bytes;
+  for (int64_t first = 0; first < groups; first += block) {
+    packed.first_group = tile.first_group = first;
+    packed.groups = tile.groups = smaller(block, groups - first);
+    for (int p = 0; p < sums.panels; p += 2) {
+      GroupTile pair = packed;
+      pair.weights += p / 2 * packed.stride + first * packed.block_bytes;
+      expand_to_int8(pair, expanded + p / 2 * tile.stride);
+    }
+    multiply_int8_block(tile, sums.rows, sums.panels);
+    tile.activations += tile.groups * group_size * kInt8Steps;
+    tile.scales += tile.groups;
+    tile.sums += tile.groups;
+    tile.starts += tile.groups;
+  }
+  write_output(sums, call.w, call.out);
+}
+
+// fp8: as f32, once a block of K has been expanded for all rows.
+void gemm_fp8(const Call& call, Sums sums) {
+  alignas(64) float values[kRowBlock * kSumStride];
+  alignas(64) float expanded[kGroupPanels * kFp8Columns * kPanel];
+  sums.values = values;
+  start_sums(call, sums, values);
+  const PackedMatrix& w = call.w;
+  const int64_t group_size = w.group_size, block = kFp8Columns / group_size;
+  const int64_t panel_bytes = w.groups() * w.block_bytes();
+  const uint8_t* panel = w.data + sums.panel * panel_bytes;
+  for (int64_t first = 0; first < w.groups(); first += block) {
+    const int64_t last = smaller(first + block, w.groups());
+    for (int p = 0; p < sums.panels; ++p) {
+      for (int64_t g = first; g < last; ++g)
+        expand_fp8(panel + p * panel_bytes + g * w.block_bytes(), group_size,
+                   expanded + (p * kFp8Columns + (g - first) * group_size) * kPanel);
+    }
+    const int64_t column = first * group_size;
+    multiply_panels<F32Format>(
+        {reinterpret_cast<const uint8_t*>(expanded), kFp8Columns * kPanel * 4,
+         call.a.data + sums.m * call.a.row_bytes + column * 4, call.a.row_bytes,
+         smaller(last * group_size, w.cols) - column, values, nullptr, 0},
+        sums.rows, sums.panels);
+  }
+  write_output(sums, w, call.out);
+}
+
 void gemm(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, int64_t panel0,
           int64_t panel1, const GemmOutput& out) {
   Call call = {w, a, out};
@@ -160,6 +218,13 @@ void gemm(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, i
           break;
         case WeightFormat::int4:
           gemm_int4(call, sums);
+          break;
+        case WeightFormat::int5:
+        case WeightFormat::int6:
+          gemm_expanded(call, sums);
+          break;
+        case WeightFormat::fp8:
+          gemm_fp8(call, sums);
           break;
       }
     }

@@ -12,6 +12,7 @@ namespace trimtab::TRIMTAB_ISA {
 struct GroupTile {
   const PackedMatrix* w;
   const uint8_t* supers;   // of the first pair of panels
+  int64_t supers_stride;   // bytes between pairs
   const uint8_t* weights;  // of the first panel or pair of panels, and group
   int64_t stride;          // bytes between panels or pairs
   int64_t block_bytes;     // bytes between groups
@@ -37,20 +38,34 @@ TRIMTAB_INLINE const uint16_t* halves(const uint8_t* p) {
   return reinterpret_cast<const uint16_t*>(p);
 }
 
-// The super-scales of group `g` of the tile, in the pair of panels that starts `pair` bytes on.
+// The super-scales of group `g` of the tile, in pair number `pair` of its panels.
 TRIMTAB_INLINE const uint8_t* supers_at(const GroupTile& tile, int64_t pair, int64_t g) {
-  return tile.supers + pair + (tile.first_group + g) * tile.group_size / kSuperColumns * 128;
+  return tile.supers + pair * tile.supers_stride +
+         (tile.first_group + g) * tile.group_size / kSuperColumns * 128;
+}
+
+// Out of line, as everything that only some formats need: the tiles are many.
+#define TRIMTAB_APART static inline __attribute__((noinline))
+
+TRIMTAB_APART void read_scale(const PackedMatrix& w, const uint8_t* header, const uint8_t* supers,
+                              int half, float* scale) {
+  if (w.scale_format == ScaleFormat::bf16) {
+    store(scale, load_bf16(halves(header) + half * kPanel));
+  } else if (w.scale_format == ScaleFormat::f32) {
+    store(scale, load(reinterpret_cast<const float*>(header) + half * kPanel));
+  } else {
+    const int8_t* scales = reinterpret_cast<const int8_t*>(header) + half * kPanel;
+    store(scale, mul(load_f16(halves(supers) + half * kPanel), to_f32(load_s8(scales))));
+  }
 }
 
 // Scales of panel `half` of a pair.
 TRIMTAB_INLINE F32x16 load_scale(const PackedMatrix& w, const uint8_t* header,
                                  const uint8_t* supers, int half) {
   if (w.scale_format == ScaleFormat::f16) return load_f16(halves(header) + half * kPanel);
-  if (w.scale_format == ScaleFormat::bf16) return load_bf16(halves(header) + half * kPanel);
-  if (w.scale_format == ScaleFormat::f32)
-    return load(reinterpret_cast<const float*>(header) + half * kPanel);
-  const int8_t* scales = reinterpret_cast<const int8_t*>(header) + half * kPanel;
-  return mul(load_f16(halves(supers) + half * kPanel), to_f32(load_s8(scales)));
+  float scale[kLanes];
+  read_scale(w, header, supers, half, scale);
+  return load(scale);
 }
 
 // What a group with offsets adds to q * scale.
@@ -78,14 +93,26 @@ TRIMTAB_INLINE void add_scaled(const GroupTile& tile, const Vectors<I32x16, R, P
   });
 }
 
-// out += the offsets of group g.
-template <int R, int P>
-TRIMTAB_INLINE void add_offsets(const GroupTile& tile, const F32x16 (&offsets)[P], int64_t g,
-                                float* out) {
-  for_tile<R, P>([&](int r, int p) TRIMTAB_INLINE_LAMBDA {
-    float* y = out + r * kSumStride + p * kLanes;
-    store(y, fma(offsets[p], set1(tile.sums[r * tile.scales_stride + g]), load(y)));
-  });
+TRIMTAB_INLINE void add_offset(const GroupTile& tile, F32x16 offset, int64_t g, int rows,
+                               float* out) {
+  for (int r = 0; r < rows; ++r) {
+    float* y = out + r * kSumStride;
+    store(y, fma(offset, set1(tile.sums[r * tile.scales_stride + g]), load(y)));
+  }
+}
+
+// out += the offsets of group g, whose block is at `block`: of `panels` panels, the first of them
+// panel `half` of its pair.
+TRIMTAB_APART void add_offsets(const GroupTile& tile, const uint8_t* block, int64_t g, int rows,
+                               int half, int panels, float* out) {
+  for (int p = 0; p < panels; ++p) {
+    const int pair = (half + p) / 2, of_pair = (half + p) % 2;
+    const uint8_t* header = block + pair * tile.stride;
+    const uint8_t* supers = supers_at(tile, pair, g);
+    const F32x16 scale = load_scale(*tile.w, header, supers, of_pair);
+    const F32x16 offset = load_offset(*tile.w, header, supers, of_pair, scale);
+    add_offset(tile, offset, g, rows, out + p * kLanes);
+  }
 }
 
 // Calls tile(part, r) for tiles of r <= max_rows rows, as even as can be.

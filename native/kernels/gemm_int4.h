@@ -69,26 +69,20 @@ TRIMTAB_INLINE void load_scales(const GroupTile& tile, const uint8_t* block, int
     if constexpr (source == Nibbles::unpacked) {
       scales[p] = load(reinterpret_cast<const float*>(block + p * tile.stride));
     } else {
-      const int64_t pair = (source == Nibbles::pairs ? p / 2 : p) * tile.stride;
+      const int pair = source == Nibbles::pairs ? p / 2 : p;
       const int half = source == Nibbles::pairs ? p % 2 : source == Nibbles::high ? 1 : 0;
-      scales[p] = load_scale(*tile.w, block + pair, supers_at(tile, pair, g), half);
+      scales[p] = load_scale(*tile.w, block + pair * tile.stride, supers_at(tile, pair, g), half);
     }
   });
 }
 
-// The same of offsets.
-template <int P, Nibbles source>
-TRIMTAB_INLINE void load_offsets(const GroupTile& tile, const uint8_t* block, int64_t g,
-                                 const F32x16* scales, F32x16* offsets) {
-  unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
-    if constexpr (source == Nibbles::unpacked) {
-      offsets[p] = load(reinterpret_cast<const float*>(block + p * tile.stride) + kLanes);
-    } else {
-      const int64_t pair = (source == Nibbles::pairs ? p / 2 : p) * tile.stride;
-      const int half = source == Nibbles::pairs ? p % 2 : source == Nibbles::high ? 1 : 0;
-      offsets[p] = load_offset(*tile.w, block + pair, supers_at(tile, pair, g), half, scales[p]);
-    }
-  });
+// The offsets of group g, of panels that were unpacked.
+TRIMTAB_APART void add_unpacked_offsets(const GroupTile& tile, const uint8_t* block, int64_t g,
+                                        int rows, int panels, float* out) {
+  for (int p = 0; p < panels; ++p) {
+    const F32x16 offset = load(reinterpret_cast<const float*>(block + p * tile.stride) + kLanes);
+    add_offset(tile, offset, g, rows, out + p * kLanes);
+  }
 }
 
 // Adds the integer products of `quads` quads to the sums.
@@ -140,11 +134,11 @@ TRIMTAB_INLINE void multiply_group(const GroupTile& tile, const uint8_t* block,
   F32x16 scales[P];
   load_scales<P, source>(tile, block, g, scales);
   add_scaled(tile, totals, scales, g, out);
-  if (tile.w->offset_format != OffsetFormat::none) {
-    F32x16 offsets[P];
-    load_offsets<P, source>(tile, block, g, scales, offsets);
-    add_offsets<R, P>(tile, offsets, g, out);
-  }
+  if (tile.w->offset_format == OffsetFormat::none) return;
+  if constexpr (source == Nibbles::unpacked)
+    add_unpacked_offsets(tile, block, g, R, P, out);
+  else
+    add_offsets(tile, block, g, R, source == Nibbles::high ? 1 : 0, P, out);
 }
 
 template <int R, int P, bool kUnpacked, int kChunks>
@@ -202,7 +196,7 @@ TRIMTAB_INLINE void multiply_packed(const GroupTile& tile, int64_t rows, int pan
         multiply_int4_rows<2, false>(r)(part);
       }
       part.weights += p / 2 * part.stride;
-      part.supers += p / 2 * part.stride;
+      part.supers += p / 2 * part.supers_stride;
       part.out += p * kLanes;
       left -= p;
     }

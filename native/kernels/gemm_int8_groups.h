@@ -39,21 +39,15 @@ TRIMTAB_INLINE void multiply_int8_group(const GroupTile& tile, const uint8_t* bl
   }
   F32x16 scales[P];
   unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
-    const int64_t pair = p / 2 * tile.stride;
-    scales[p] = load_scale(*tile.w, block + pair, supers_at(tile, pair, g), first + p % 2);
+    const int pair = p / 2;
+    scales[p] =
+        load_scale(*tile.w, block + pair * tile.stride, supers_at(tile, pair, g), first + p % 2);
   });
   for_tile<R, P>([&](int r, int p)
                      TRIMTAB_INLINE_LAMBDA { sums.at[r][p] = settled(sums.at[r][p]); });
   add_scaled(tile, sums, scales, g, tile.out + first * kLanes);
-  if (tile.w->offset_format != OffsetFormat::none) {
-    F32x16 offsets[P];
-    unroll<P>([&](auto p) TRIMTAB_INLINE_LAMBDA {
-      const int64_t pair = p / 2 * tile.stride;
-      offsets[p] =
-          load_offset(*tile.w, block + pair, supers_at(tile, pair, g), first + p % 2, scales[p]);
-    });
-    add_offsets<R, P>(tile, offsets, g, tile.out + first * kLanes);
-  }
+  if (tile.w->offset_format != OffsetFormat::none)
+    add_offsets(tile, block, g, R, first, P, tile.out + first * kLanes);
 }
 
 // R rows by P panels at once; P = 1: by the two of a pair, one after the other within each group,
@@ -96,7 +90,7 @@ void multiply_int8_panels(GroupTile part, int rows, int panels) {
               : multiply_int8_rows<1, kFromMemory>(rows))(part);
     if (p == 1) p = 2;
     part.weights += p / 2 * part.stride;
-    part.supers += p / 2 * part.stride;
+    part.supers += p / 2 * part.supers_stride;
     part.out += p * kLanes;
     left -= p;
   }

@@ -16,7 +16,32 @@
 
 namespace trimtab {
 
-enum class WeightFormat : int32_t { f32 = 0, bf16 = 1, int8 = 2, int4 = 3 };
+// int5, int6: in groups only. fp8: float8 e4m3fn, in groups only.
+enum class WeightFormat : int32_t {
+  f32 = 0,
+  bf16 = 1,
+  int8 = 2,
+  int4 = 3,
+  int5 = 4,
+  int6 = 5,
+  fp8 = 6
+};
+
+// Bits of a stored integer; 0 of floats.
+constexpr TRIMTAB_SHARED int64_t integer_bits(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::int4:
+      return 4;
+    case WeightFormat::int5:
+      return 5;
+    case WeightFormat::int6:
+      return 6;
+    case WeightFormat::int8:
+      return 8;
+    default:
+      return 0;
+  }
+}
 
 constexpr int64_t kPanel = 16;  // output columns of one micro-panel: one 512-bit vector of int32
 
@@ -30,14 +55,14 @@ enum class OffsetFormat : int32_t { none = 0, zero = 1, offset = 2 };
 
 constexpr int64_t kSuperColumns = 256;  // input columns that share a super-scale
 
-// What a matrix is stored in. With q the stored integer, centred (that is -8 to 7, -128 to 127):
+// What a matrix is stored in. With q the stored integer, centred (-8 to 7, ..., -128 to 127):
 //   none     weight = q * scale
 //   zero     weight = (q - zero) * scale
 //   offset   weight = (q + centre) * scale + offset
 struct MatrixFormat {
   WeightFormat weights = WeightFormat::bf16;
-  int32_t group_size = 0;  // int4, int8: columns that share a scale, a multiple of 16 up to 128, a
-                           // power of two; int8: 0 if a whole row does
+  int32_t group_size = 0;  // columns that share a scale: 16, 32, 64 or 128; int8: 0 if a whole
+                           // row does; not of f32, bf16
   ScaleFormat scales = ScaleFormat::f16;
   OffsetFormat offsets = OffsetFormat::none;
   float centre = 0;
@@ -55,8 +80,14 @@ struct MatrixFormat {
 //                    panel 0 of the pair, panel 1
 //   int4  [N/32] { supers[K/256]; [K/g] { header; u8 nibble[g/4][16][4] } }
 //                    low nibble: panel 0 of the pair, high nibble: panel 1; nibble = q + 8
+//   int5  as int4, but 80 bytes instead of u8 nibble[16][4]: the low nibbles of q + 16 in 64 bytes
+//         as there, then a bit of each; of the 128 weights of a quad, panel 0 first, the bit of
+//         number i is bit i / 16 of byte i % 16
+//   int6  likewise 96 bytes of q + 32, bits 2 (i / 32) and the next of byte i % 32
+//   fp8   [N/16][K/g] { f32 scale[16]; u8 weight[g][16] }
 //   header   { f16, bf16 or f32 scale[32]; with offsets: f16 zero[32] or offset[32] }
-//   with supers, header { s8 scale[32]; s8 offset[32] }, and supers { f16 scale[32]; f16 offset[32]
+//   with supers, header { s8 scale[32]; with offsets: s8 offset[32] }, and supers { f16 scale[32];
+//   f16 offset[32]
 //   }
 //            whose products count, the offset's subtracted; other formats have no supers
 struct PackedMatrix {
@@ -84,11 +115,12 @@ struct PackedMatrix {
     return has_supers() ? 32 : scale_format == ScaleFormat::f32 ? 128 : 64;
   }
   TRIMTAB_SHARED int64_t header_bytes() const {
-    if (has_supers()) return 64;
+    if (has_supers()) return offset_format == OffsetFormat::none ? 32 : 64;
     return scale_bytes() + (offset_format == OffsetFormat::none ? 0 : 64);
   }
   TRIMTAB_SHARED int64_t block_bytes() const {
-    return header_bytes() + (format == WeightFormat::int4 ? 16 : 32) * int64_t{group_size};
+    if (format == WeightFormat::fp8) return 64 + 16 * int64_t{group_size};
+    return header_bytes() + 4 * integer_bits(format) * int64_t{group_size};
   }
   TRIMTAB_SHARED int64_t pair_bytes() const { return super_bytes() + groups() * block_bytes(); }
 };
@@ -100,8 +132,8 @@ constexpr TRIMTAB_SHARED int64_t round_up(int64_t n, int64_t unit) {
 // A PackedMatrix of that shape, its pointers still null.
 constexpr TRIMTAB_SHARED PackedMatrix packed_shape(const MatrixFormat& format, int64_t rows,
                                                    int64_t cols) {
-  const bool integer = format.weights == WeightFormat::int4 || format.weights == WeightFormat::int8;
-  const int32_t group = integer ? format.group_size : 0;
+  const bool fp8 = format.weights == WeightFormat::fp8;
+  const int32_t group = fp8 || integer_bits(format.weights) != 0 ? format.group_size : 0;
   const int64_t unit = group != 0                             ? group
                        : format.weights == WeightFormat::int8 ? 4
                        : format.weights == WeightFormat::bf16 ? 2
@@ -110,7 +142,7 @@ constexpr TRIMTAB_SHARED PackedMatrix packed_shape(const MatrixFormat& format, i
           group,
           rows,
           cols,
-          round_up(rows, group != 0 ? 2 * kPanel : kPanel),
+          round_up(rows, group != 0 && !fp8 ? 2 * kPanel : kPanel),
           round_up(cols, unit),
           nullptr,
           nullptr,
@@ -121,6 +153,7 @@ constexpr TRIMTAB_SHARED PackedMatrix packed_shape(const MatrixFormat& format, i
 
 // Bytes of the packed data (scales of rows are separate).
 constexpr TRIMTAB_SHARED int64_t packed_bytes(const PackedMatrix& w) {
+  if (w.format == WeightFormat::fp8) return w.padded_rows / kPanel * w.groups() * w.block_bytes();
   if (w.group_size != 0) return w.padded_rows / (2 * kPanel) * w.pair_bytes();
   const int64_t elements = w.padded_rows * w.padded_cols;
   if (w.format == WeightFormat::f32) return elements * 4;
@@ -129,9 +162,9 @@ constexpr TRIMTAB_SHARED int64_t packed_bytes(const PackedMatrix& w) {
 
 // Activation rows as the kernels of one weight format on one ISA path read them: opaque to
 // everything but `prepare` and `gemm`.
-//   f32   float
+//   f32   float; fp8 too
 //   bf16  values rounded to bf16: pairs of bf16 (avx512), floats (other paths)
-//   int8  one byte (avx2: two) a value, one scale for each (row, group) or row
+//   int8  (and int5, int6) one byte (avx2: two) a value, one scale for each (row, group) or row
 //   int4  s8, one scale for each (row, group)
 // and, of int8 and int4, what integer sums begin with, so that stored weights count as weights.
 struct Activations {
@@ -143,7 +176,7 @@ struct Activations {
 };
 
 constexpr TRIMTAB_SHARED int64_t activation_starts(const PackedMatrix& w) {
-  if (w.format != WeightFormat::int4) return w.format == WeightFormat::int8 ? w.groups() : 0;
+  if (w.format != WeightFormat::int4) return integer_bits(w.format) != 0 ? w.groups() : 0;
   return w.padded_cols / (w.group_size < 32 ? w.group_size : 32);
 }
 
@@ -181,8 +214,8 @@ struct GemmKernels {
   void (*prepare)(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t rows,
                   const Activations& out, int64_t first_row);
   // y[m][n] = sum over k of x[m][k] w[n][k] (+ bias[n]) for rows [m0, m1) x panels
-  // [panel0, panel1), through the epilogue into out. Groups and gated epilogues need even panel
-  // bounds. Allocates nothing.
+  // [panel0, panel1), through the epilogue into out. Groups of integers and gated epilogues need
+  // even panel bounds. Allocates nothing.
   void (*gemm)(const PackedMatrix& w, const Activations& a, int64_t m0, int64_t m1, int64_t panel0,
                int64_t panel1, const GemmOutput& out);
 };

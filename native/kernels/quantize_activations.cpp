@@ -89,10 +89,10 @@ void prepare_int4(const float* x, int64_t cols, int64_t group_size, uint8_t* row
 
 // An odd number of cache lines: rows that lie a power of two apart would share the sets of a cache.
 int64_t activation_bytes(WeightFormat format, int64_t padded_cols) {
-  int64_t width = format == WeightFormat::f32    ? 4
-                  : format == WeightFormat::bf16 ? (kBf16Steps == 1 ? 2 : 4)
-                  : format == WeightFormat::int8 ? kInt8Steps
-                                                 : 1;
+  int64_t width = kInt8Steps;
+  if (format == WeightFormat::f32 || format == WeightFormat::fp8) width = 4;
+  if (format == WeightFormat::bf16) width = kBf16Steps == 1 ? 2 : 4;
+  if (format == WeightFormat::int4) width = 1;
   return (round_up(padded_cols * width, 64) / 64 | 1) * 64;
 }
 
@@ -106,12 +106,15 @@ void prepare(const PackedMatrix& w, const float* x, int64_t x_stride, int64_t ro
     float* sums = w.offset_format == OffsetFormat::none ? nullptr : out.sums + m * groups;
     switch (w.format) {
       case WeightFormat::f32:
+      case WeightFormat::fp8:
         prepare_f32(source, w.cols, row);
         break;
       case WeightFormat::bf16:
         prepare_bf16(source, w.cols, row);
         break;
       case WeightFormat::int8:
+      case WeightFormat::int5:
+      case WeightFormat::int6:
         prepare_int8(source, w.cols, w.group_size != 0 ? w.group_size : w.padded_cols, row,
                      out.scales + m * groups, out.starts + m * groups, sums);
         break;

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from trimtab import _native
-from trimtab.executors.formats import KernelFormat, kernel_format
-from trimtab.executors.weights import packed_integers
+from trimtab.executors.formats import KernelFormat, fp8_format, kernel_format
+from trimtab.executors.weights import packed_fp8, packed_integers
 from trimtab.numerics.floats import round_to_bf16
-from trimtab.numerics.stored import GroupedMatrix, SuperScales
+from trimtab.numerics.stored import Fp8Matrix, GroupedMatrix, SuperScales
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,16 @@ def regrouped(matrix: GroupedMatrix) -> GroupedMatrix:
 
 def kernel_matrix(isa: str, matrix: GroupedMatrix) -> Any:
     held = format_of(matrix)
+    return _kernel_matrix(isa, matrix.shape, held, packed_integers(matrix, held))
+
+
+def fp8_matrix(isa: str, matrix: Fp8Matrix) -> Any:
+    held = fp8_format(matrix.format, matrix.shape[1])
+    return _kernel_matrix(isa, matrix.shape, held, packed_fp8(matrix, held))
+
+
+def _kernel_matrix(isa: str, shape: tuple[int, int], held: KernelFormat, arrays: Any) -> Any:
     native = _native.MatrixFormat(
         held.weights, held.group_size, held.scales, held.offsets, held.centre
     )
-    return _native.KernelMatrix(isa, native, *matrix.shape, packed_integers(matrix, held))
+    return _native.KernelMatrix(isa, native, *shape, arrays)

@@ -8,9 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stored_matrices import KIND_IDS, KINDS, Kind, kernel_matrix, regrouped, stored_matrix
+from stored_matrices import (
+    KIND_IDS,
+    KINDS,
+    Kind,
+    fp8_matrix,
+    kernel_matrix,
+    regrouped,
+    stored_matrix,
+)
 
+from trimtab.errors import CheckpointError
 from trimtab.numerics.gemm import gemm_stored
+from trimtab.numerics.stored import Fp8Matrix
 
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=KIND_IDS)
 
@@ -97,3 +107,29 @@ def test_rows_come_back_as_elements(kind: Kind) -> None:
     packed = kernel_matrix("portable", matrix)
     found = np.stack([packed.dequantize(row) for row in range(70)])
     assert np.array_equal(found, matrix.to_float32())
+
+
+@pytest.mark.parametrize("isa", cases.ISAS)
+@pytest.mark.parametrize(("rows", "cols", "block"), [(48, 256, (128, 128)), (70, 300, (32, 64))])
+def test_float8_equals_its_float32_matrix(
+    isa: str, rows: int, cols: int, block: tuple[int, int]
+) -> None:
+    random = np.random.default_rng(rows)
+    bits = random.integers(0, 127, (rows, cols)) + 128 * random.integers(0, 2, (rows, cols))
+    bits[0, :16] = np.arange(16)  # denormals
+    blocks = (-(-rows // block[0]), -(-cols // block[1]))
+    scales = random.normal(0, 0.01, blocks).astype(np.float32)
+    matrix = Fp8Matrix(bits.astype(np.uint8), scales, *block)
+    packed = fp8_matrix(isa, matrix)
+    x = cases.matrix(70, cols)
+    want = cases.gemm(isa, "f32", 0, x, matrix.to_float32())
+    for first, last in [(0, 70), (3, 4), (5, 11)]:
+        y = np.full((70, rows), np.nan, np.float32)
+        packed.gemm(packed.prepare(x), y, first, last, 0, packed.num_panels)
+        assert np.array_equal(y[first:last], want[first:last])
+
+
+def test_float8_that_is_not_a_number_is_refused() -> None:
+    matrix = Fp8Matrix(np.full((16, 32), 127, np.uint8), np.ones((1, 1), np.float32), 16, 32)
+    with pytest.raises(CheckpointError, match="not a number"):
+        fp8_matrix("portable", matrix)

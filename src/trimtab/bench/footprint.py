@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trimtab.config import ExecutorConfig, KVFormat, WeightFormat
-from trimtab.executors.formats import PANEL, ModelFormats, Slot, formats_of_config
+from trimtab.executors.formats import PANEL, HeldFormat, ModelFormats, Slot, formats_of_config
 from trimtab.models.spec import ModelSpec
 
 KV_BYTES: dict[KVFormat, int] = {"f32": 4, "bf16": 2, "int8": 1}
@@ -16,7 +16,7 @@ class Footprint:
     """Bytes are those that the executor holds, in its packed formats."""
 
     parameters: int
-    layer_weights: WeightFormat  # of the layers
+    layer_weights: WeightFormat  # whose arithmetic the layers use
     part_bytes: dict[str, int]  # embedding, attention, mlp, norms, output head
     weight_bytes: int
     read_bytes_per_step: int  # weights that every decode step reads: all but the embedding table
@@ -38,6 +38,13 @@ class Footprint:
             full = min(length, window or length)
             total += full * (full + 1) // 2 + (length - full) * full
         return total
+
+
+def arithmetic_of(weights: HeldFormat) -> WeightFormat:
+    """The format whose products those of `weights` become."""
+    if weights == "int5" or weights == "int6":
+        return "int8"
+    return "f32" if weights == "fp8" else weights
 
 
 def _rows(spec: ModelSpec, part: str) -> int:
@@ -104,7 +111,7 @@ def footprint(
     weight_bytes = sum(part_bytes.values())
     return Footprint(
         parameters=parameters,
-        layer_weights=formats.layers[0][-1].format.weights,
+        layer_weights=arithmetic_of(formats.layers[0][-1].format.weights),
         part_bytes=part_bytes,
         weight_bytes=weight_bytes,
         read_bytes_per_step=weight_bytes - part_bytes["embedding"],

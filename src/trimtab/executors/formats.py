@@ -1,9 +1,10 @@
 """In what formats the CPU executor holds a model: those of the checkpoint where it stores integers,
 those of the configuration where it stores floats.
 
-Integers stay the integers of the checkpoint. They are held in 4 bits if they fit, else in 8, with
-the scales, zero points and offsets that belong to them, in groups of 16, 32, 64 or 128 columns: a
-larger group of the checkpoint becomes several with the same scale. Float8 is held in float32.
+Integers stay the integers of the checkpoint. They are held in the fewest of 4, 5, 6 and 8 bits
+that they fit in, with the scales, zero points and offsets that belong to them, in groups of 16, 32,
+64 or 128 columns: a larger group of the checkpoint becomes several with the same scale. So does a
+block of float8.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trimtab.checkpoints.base import Checkpoint
-from trimtab.config import ExecutorConfig, WeightFormat
+from trimtab.config import ExecutorConfig
 from trimtab.errors import CheckpointError
 from trimtab.models.spec import ModelSpec
 from trimtab.numerics.stored import SUPER_COLUMNS, Fp8Format, GroupFormat
@@ -22,6 +23,7 @@ from trimtab.numerics.stored import SUPER_COLUMNS, Fp8Format, GroupFormat
 PANEL = 16  # output columns of a micro-panel (native/kernels/kernels.h)
 KERNEL_GROUPS = (128, 64, 32, 16)
 
+HeldFormat = Literal["f32", "bf16", "int8", "int4", "int5", "int6", "fp8"]
 ScaleFormat = Literal["f16", "bf16", "f32", "supers"]
 OffsetFormat = Literal["none", "zero", "offset"]
 EmbeddingSource = Literal["f32", "bf16", "matrix", "head"]
@@ -31,7 +33,7 @@ EmbeddingSource = Literal["f32", "bf16", "matrix", "head"]
 class KernelFormat:
     """MatrixFormat of native/kernels/kernels.h."""
 
-    weights: WeightFormat
+    weights: HeldFormat
     group_size: int = 0
     scales: ScaleFormat = "f16"
     offsets: OffsetFormat = "none"
@@ -52,12 +54,16 @@ class KernelFormat:
             return _round_up(rows, PANEL) * _round_up(cols, 2) * 2
         if self.group_size == 0:
             return _round_up(rows, PANEL) * (_round_up(cols, 4) + 4)
-        bits = 8 if self.weights == "int8" else 4
-        header = {"f16": 2, "bf16": 2, "f32": 4, "supers": 2}[self.scales]
-        if self.offsets != "none" and self.scales != "supers":
-            header += 2
-        row_bytes = -(-cols // self.group_size) * (self.group_size * bits // 8 + header)
-        if self.scales == "supers":
+        groups = -(-cols // self.group_size)
+        if self.weights == "fp8":
+            return _round_up(rows, PANEL) * groups * (self.group_size + 4)
+        bits = int(self.weights.removeprefix("int"))
+        supers = self.scales == "supers"
+        header = {"f16": 2, "bf16": 2, "f32": 4, "supers": 1}[self.scales]
+        if self.offsets != "none":
+            header += 1 if supers else 2
+        row_bytes = groups * (self.group_size * bits // 8 + header)
+        if supers:
             row_bytes += -(-cols // SUPER_COLUMNS) * 4
         return _round_up(rows, 2 * PANEL) * row_bytes
 
@@ -110,11 +116,11 @@ def choose_formats(checkpoint: Checkpoint, config: ExecutorConfig) -> ModelForma
     def stored(name: str, floats: KernelFormat, cols: int) -> tuple[KernelFormat, str]:
         """The kernel format of a matrix, and the order of its columns."""
         found = checkpoint.format(name)
-        if isinstance(found, Fp8Format):
-            return KernelFormat("f32"), ""
-        if not isinstance(found, GroupFormat):
+        if not isinstance(found, GroupFormat | Fp8Format):
             return floats, ""
         try:
+            if isinstance(found, Fp8Format):
+                return fp8_format(found, cols), ""
             return kernel_format(found, cols), found.order
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: {name}: {error}") from None
@@ -137,7 +143,9 @@ def choose_formats(checkpoint: Checkpoint, config: ExecutorConfig) -> ModelForma
         tuple(tuple(layer(i)) for i in range(spec.num_layers)),
         Slot("lm_head", (source,), head),
         _table(config),
-        quantized=any(isinstance(checkpoint.format(name), GroupFormat) for name in _matrices(spec)),
+        quantized=any(
+            isinstance(checkpoint.format(name), GroupFormat | Fp8Format) for name in _matrices(spec)
+        ),
     )
     if not isinstance(checkpoint.format("embed"), GroupFormat):
         return formats
@@ -159,9 +167,11 @@ def kernel_group(group_size: int) -> int:
 def kernel_format(stored: GroupFormat, cols: int) -> KernelFormat:
     """In what a stored matrix of so many columns is held. ValueError if the kernels do not take
     it."""
-    weights: WeightFormat = "int4" if stored.bits <= 4 else "int8"
+    held: dict[int, HeldFormat] = {5: "int5", 6: "int6", 7: "int8", 8: "int8"}
+    weights = held.get(stored.bits, "int4")
     whole_row = stored.group_size >= cols
-    if whole_row and weights == "int8" and stored.offset == "none" and stored.scale_type != "super":
+    plain = stored.offset == "none" and stored.scale_type != "super"
+    if whole_row and weights == "int8" and plain:
         return KernelFormat("int8", scales="f32")
     if stored.offset == "float" and stored.scale_type not in ("f16", "super"):
         raise ValueError(f"offsets beside scales of {stored.scale_type} are not supported")
@@ -174,6 +184,13 @@ def kernel_format(stored: GroupFormat, cols: int) -> KernelFormat:
     return KernelFormat(
         weights, group_size, scales[stored.scale_type], offsets[stored.offset], centre
     )
+
+
+def fp8_format(stored: Fp8Format, cols: int) -> KernelFormat:
+    """Likewise, of float8."""
+    whole_row = stored.block_cols >= cols
+    group_size = KERNEL_GROUPS[0] if whole_row else kernel_group(stored.block_cols)
+    return KernelFormat("fp8", group_size, scales="f32")
 
 
 def _config_format(config: ExecutorConfig) -> KernelFormat:

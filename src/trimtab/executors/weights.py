@@ -15,7 +15,7 @@ from trimtab.executors.base import Float32Array
 from trimtab.executors.formats import KernelFormat, ModelFormats, Slot
 from trimtab.executors.packed_cache import PackedCache, PackedLock, packed_key
 from trimtab.numerics.floats import from_bf16, to_bf16
-from trimtab.numerics.stored import GroupedMatrix
+from trimtab.numerics.stored import Fp8Matrix, GroupedMatrix
 
 if TYPE_CHECKING:
     from trimtab import _native
@@ -79,15 +79,21 @@ def load_weights(
                 else np.zeros(_shape(tensor)[0], np.float32)
                 for part, tensor in zip(parts, stored, strict=True)
             ]
-        integers = [tensor for tensor in stored if isinstance(tensor, GroupedMatrix)]
-        if integers:
-            columns = integers[0].columns
+        held = [tensor for tensor in stored if not isinstance(tensor, StoredTensor)]
+        if held:
+            first = held[0]
+            columns = first.columns if isinstance(first, GroupedMatrix) else None
             order = [] if columns is None else columns.tolist()
-            arrays = [packed_integers(tensor, slot.format) for tensor in integers]
+            arrays = [
+                packed_integers(tensor, slot.format)
+                if isinstance(tensor, GroupedMatrix)
+                else packed_fp8(tensor, slot.format)
+                for tensor in held
+            ]
             builder.set_integers(layer, slot.name, arrays, biases, order)
             checkpoint.release()
         else:
-            floats = [_floats(tensor) for tensor in stored]
+            floats = [tensor.data for tensor in stored if isinstance(tensor, StoredTensor)]
             builder.set_matrix(layer, slot.name, floats, biases, checkpoint.release)
 
     if formats.embedding_matrix is not None:
@@ -153,6 +159,17 @@ def packed_integers(matrix: GroupedMatrix, format: KernelFormat) -> IntegerArray
     return values, np.ascontiguousarray(scales), stored_offsets, None, None
 
 
+def packed_fp8(matrix: Fp8Matrix, format: KernelFormat) -> IntegerArrays:
+    """Likewise of float8. Raises CheckpointError for weights that are not numbers."""
+    rows, cols = matrix.shape
+    if (matrix.values & 127 == 127).any():
+        raise CheckpointError("a float8 weight is not a number")
+    groups = -(-cols // format.group_size)
+    blocks = np.minimum(np.arange(groups) * format.group_size // matrix.block_cols, cols)
+    scales = np.repeat(matrix.scales[:, blocks], matrix.block_rows, axis=0)[:rows]
+    return np.ascontiguousarray(matrix.values), np.ascontiguousarray(scales), None, None, None
+
+
 def _halves(values: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
     with np.errstate(over="ignore"):
         halves = np.ascontiguousarray(values, np.float16)
@@ -167,10 +184,6 @@ def _check_exact(rounded: npt.NDArray[Any], values: npt.NDArray[Any]) -> None:
 
 def _shape(tensor: StoredMatrix) -> tuple[int, ...]:
     return tensor.data.shape if isinstance(tensor, StoredTensor) else tensor.shape
-
-
-def _floats(tensor: StoredMatrix) -> npt.NDArray[Any]:
-    return tensor.data if isinstance(tensor, StoredTensor) else tensor.to_float32()
 
 
 def _vector(tensor: StoredTensor) -> Float32Array:
