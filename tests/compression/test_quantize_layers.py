@@ -81,13 +81,15 @@ def test_what_is_quantized_is_on_its_grid(llama: Checkpoint) -> None:
     assert report.kept == {"embed": "not asked for", "lm_head": "not asked for"}
 
 
-def test_embedding_and_head_on_request(llama: Checkpoint, tmp_path: Path) -> None:
-    changes, report = quantized(llama, rows(), head=True, embedding=True)
+@pytest.mark.parametrize("method", ["rtn", "gptq", "awq", "autoround"])
+def test_embedding_and_head_on_request(llama: Checkpoint, tmp_path: Path, method: str) -> None:
+    options: dict[str, Any] = {"method": method, "iterations": 2, "grid_points": 3, "head": True}
+    changes, report = quantized(llama, rows(), **options, embedding=True)
     assert {"embed", "lm_head"} <= set(changes)
     assert report.kept == {}
     assert kl(llama, changes) == pytest.approx(report.kl or 0, rel=1e-3)
     tied = small_models.build(tmp_path, "gemma2")
-    changes, report = quantized(tied, rows(), head=True)
+    changes, report = quantized(tied, rows(), **options)
     assert "embed" in changes
     assert kl(tied, changes) == pytest.approx(report.kl or 0, rel=1e-3)
 

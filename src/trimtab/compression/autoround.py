@@ -88,8 +88,6 @@ class LearnedMatrix:
 
 
 class AutoRound:
-    uses_float_inputs = True
-
     def quantize(self, task: LayerTask) -> LayerResult:
         result = LayerResult()
         learned = _begin(task, result)

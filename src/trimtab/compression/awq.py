@@ -39,8 +39,6 @@ UNCLIPPED = ("q", "k")
 
 
 class Awq:
-    uses_float_inputs = False
-
     def quantize(self, task: LayerTask) -> LayerResult:
         statistics = input_statistics(task)
         layer = FoldedLayer(task.decoder.spec, dict(task.weights), task.vector_dtypes)

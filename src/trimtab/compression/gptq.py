@@ -136,8 +136,6 @@ class Gptq:
     """The inputs of o, gate, up and down are those that the layer's quantized matrices before
     them give."""
 
-    uses_float_inputs = False
-
     def quantize(self, task: LayerTask) -> LayerResult:
         result = LayerResult()
         for stage, rounder in stages(task, result):

@@ -28,7 +28,7 @@ class LayerTask:
     weights: Mapping[str, Tensor]  # of the layer, by canonical name without its prefix
     grids: Mapping[str, Grid]  # of each matrix
     inputs: Activations | None  # of the layer, as the layers quantized so far give them
-    float_inputs: Activations | None  # as the original model gives them, for methods that ask
+    float_inputs: Activations | None  # as the original model gives them
     settings: QuantizeSettings
     vector_dtypes: Mapping[str, torch.dtype]  # in which norms and biases are stored
 
@@ -79,8 +79,6 @@ def round_activations(x: Tensor) -> Tensor:
 
 class QuantizationMethod(Protocol):
     """How the matrices of a layer become integers. Deterministic in the task."""
-
-    uses_float_inputs: bool
 
     def quantize(self, task: LayerTask) -> LayerResult: ...
 

@@ -10,8 +10,6 @@ from trimtab.numerics.stored import GroupedMatrix
 class RoundToNearest:
     """With `search`, scales that clip a little where that loses less (least squared error)."""
 
-    uses_float_inputs = False
-
     def quantize(self, task: LayerTask) -> LayerResult:
         search = bool(task.settings.search)
         return LayerResult(

@@ -66,7 +66,8 @@ class QuantizeSettings:
     sequence_length: int = 512  # tokens of each
     seed: int = 0
     device: str = "cpu"
-    search: bool | None = None  # scales with the least squared error, instead of the largest weight
+    search: bool | None = None  # scales of the least squared error, not of the largest weight: rtn
+    # does if asked to, gptq unless asked not to, the others as their papers say
     damping: float = 0.01  # GPTQ: of the mean diagonal of the Hessian
     ordering: Literal["groups", "columns", "none"] = "groups"  # GPTQ: in which columns are rounded
     grid_points: int = 20  # AWQ, SmoothQuant: strengths of the scaling that are tried

@@ -23,8 +23,6 @@ NORMS = ("attn_norm", "mlp_norm")
 
 
 class SmoothQuant:
-    uses_float_inputs = False
-
     def quantize(self, task: LayerTask) -> LayerResult:
         statistics = input_statistics(task)
         layer = FoldedLayer(task.decoder.spec, dict(task.weights), task.vector_dtypes)
