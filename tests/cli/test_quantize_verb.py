@@ -59,6 +59,22 @@ def test_a_type_of_gguf(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert main(arguments) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["total_bytes"] == Path(second).stat().st_size < Path(first).stat().st_size
+    third = [
+        "quantize",
+        DRAFT,
+        "--format",
+        "gguf",
+        "--type",
+        "Q4_0",
+        "--out",
+        str(tmp_path / "c.gguf"),
+    ]
+    assert main([*third, *CALIBRATION, "--samples", "4", "--sequence-length", "64"]) == 0
+    assert "activations of layer 2 of 2" in capsys.readouterr().err
+    plain, calibrated = open_checkpoint(second), open_checkpoint(tmp_path / "c.gguf")
+    assert plain.format("layers.0.q") == calibrated.format("layers.0.q")
+    ours, theirs = plain.tensor("layers.0.q").data, calibrated.tensor("layers.0.q").data
+    assert (ours != theirs).any()
     assert main([*arguments[:-1], "--json"]) == 2
     assert "exists already" in capsys.readouterr().err
     assert main(["quantize", DRAFT, "--format", "gguf", "--type", "Q9", "--out", first + "x"]) == 2

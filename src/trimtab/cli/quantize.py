@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from trimtab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trimtab.compression.settings import QuantizeSettings
 
 
 def command(
@@ -50,7 +54,8 @@ def command(
         None,
         "--type",
         help="with --format gguf: Q4_K_M, Q8_0, F16 ...: all of the model as llama.cpp's own "
-        "quantizer does it, without a method or calibration",
+        "quantizer does it, without a method; with --calibration, what matters to the outputs is "
+        "rounded more carefully",
     ),
     device: str = typer.Option("cpu", help="where to compute: cpu, cuda, cuda:1 ..."),
     as_json: bool = typer.Option(False, "--json", help="one JSON object instead of text"),
@@ -59,15 +64,19 @@ def command(
 
     The layers' matrices are quantized; the output head and the embedding on request.
     """
+    from trimtab.compression.settings import QuantizeSettings, check_method
+
     if gguf_type is not None:
         if container != "gguf":
             raise ConfigError("--type names a type of GGUF: use it with --format gguf")
-        _write_gguf(model, out, gguf_type, as_json)
+        rows = QuantizeSettings(
+            num_samples=samples, sequence_length=sequence_length, seed=seed, device=device
+        )
+        _write_gguf(model, out, gguf_type, calibration, rows, as_json)
         return
     from trimtab import builtin
     from trimtab.checkpoints import open_checkpoint, resolve_model
     from trimtab.compression.quantize import check_container, quantize_checkpoint
-    from trimtab.compression.settings import QuantizeSettings, check_method
 
     smooth = check_method(method) == "smoothquant"
     settings = QuantizeSettings(
@@ -102,15 +111,32 @@ def command(
     print(json.dumps(report.as_json()) if as_json else "\n".join([*report.lines(), f"-> {out}"]))
 
 
-def _write_gguf(model: str, out: Path, gguf_type: str, as_json: bool) -> None:
+def _write_gguf(
+    model: str,
+    out: Path,
+    gguf_type: str,
+    calibration: Path | None,
+    settings: QuantizeSettings,
+    as_json: bool,
+) -> None:
     from trimtab.checkpoints import open_checkpoint, resolve_model
+    from trimtab.checkpoints.gguf_types import file_type
     from trimtab.checkpoints.writing import write_gguf
+    from trimtab.compression.quantize import importance_of
 
     def progress(name: str, count: int, total: int) -> None:
         if count * 10 // total != (count - 1) * 10 // total:
             print(f"{count} of {total} tensors", file=sys.stderr, flush=True)
 
-    report = write_gguf(open_checkpoint(resolve_model(model)), out, gguf_type, progress=progress)
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    gguf_type = file_type(gguf_type)
+    source = open_checkpoint(resolve_model(model))
+    importance = None
+    if calibration is not None:
+        importance = importance_of(source, calibration, settings, tell)
+    report = write_gguf(source, out, gguf_type, importance, progress)
     if as_json:
         shown = {"path": str(report.path), "type": gguf_type, "total_bytes": report.total_bytes}
         print(json.dumps({**shown, "quantized": report.quantized, "notes": report.notes}))

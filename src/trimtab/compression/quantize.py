@@ -13,6 +13,9 @@ from trimtab.errors import ConfigError
 from trimtab.numerics.stored import GroupedMatrix
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from trimtab.checkpoints.writing import Container
     from trimtab.compression.calibration import CalibrationRows
     from trimtab.compression.layer_task import QuantizationMethod
@@ -89,6 +92,19 @@ def quantize_checkpoint(
     report.total_bytes = written.total_bytes
     report.notes += written.notes
     return report
+
+
+def importance_of(
+    source: Checkpoint, calibration: Path, settings: QuantizeSettings, progress: Progress
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Of each matrix, the mean square of each input column over the calibration text: the
+    importance that `write_gguf` takes. Raises as `quantize_checkpoint` does."""
+    check_device(settings.device)
+    from trimtab.compression.importance import column_importance
+
+    progress("reading the calibration text")
+    rows = read_rows(source, calibration, settings)
+    return column_importance(source, rows, settings.device, progress)
 
 
 def read_rows(source: Checkpoint, path: Path, settings: QuantizeSettings) -> CalibrationRows:
