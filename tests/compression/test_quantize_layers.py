@@ -138,6 +138,7 @@ def test_one_layer_in_memory_at_a_time(llama: Checkpoint, monkeypatch: pytest.Mo
         ({"bits_per_weight": 1.0}, "must be between 3.5"),
         ({"num_samples": 0}, "num_samples=0"),
         ({"damping": 2.0}, "damping=2.0"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0"),
         ({"method": "rtn", "device": "cuda:77"}, "device 'cuda:77' cannot be used"),
         ({"method": "rtn", "device": "abacus"}, "device 'abacus' cannot be used"),
     ],

@@ -138,6 +138,7 @@ def _learn(
     first = least = _error(task, learned, targets, checked)
     best = {name: matrix.state() for name, matrix in learned.items()}
     count, iterations = min(settings.batch_size, usable), settings.iterations
+    rate = settings.learning_rate or 1 / iterations
     for iteration in range(iterations):
         indices = (held_out + torch.randperm(usable, generator=generator)[:count]).tolist()
         batch, target = inputs.rows(indices), targets.rows(indices).x
@@ -145,7 +146,7 @@ def _learn(
         out = task.forward(batch, {**task.weights, **weights})
         torch.autograd.backward((out - target).square().mean())
         for matrix in learned.values():
-            matrix.step((1 - iteration / iterations) / iterations)
+            matrix.step(rate * (1 - iteration / iterations))
         if (iteration + 1) % max(1, iterations // CHECKS) == 0 or iteration + 1 == iterations:
             error = _error(task, learned, targets, checked)
             if error < least:

@@ -72,6 +72,7 @@ class QuantizeSettings:
     ordering: Literal["groups", "columns", "none"] = "groups"  # GPTQ: in which columns are rounded
     grid_points: int = 20  # AWQ, SmoothQuant: strengths of the scaling that are tried
     iterations: int = 200  # AutoRound
+    learning_rate: float | None = None  # AutoRound: of the first step; None: 1 / iterations
     batch_size: int = 8  # AutoRound: sequences of a step
     start: Literal["gptq", "nearest"] = "gptq"  # AutoRound: the rounding that it begins with
 
@@ -94,6 +95,8 @@ class QuantizeSettings:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least {least}")
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed={self.seed}: must be in [0, 2^63 - 1]")
+        if self.learning_rate is not None and not 0 < self.learning_rate <= 1:
+            raise ConfigError(f"learning_rate={self.learning_rate}: must be in (0, 1]")
         if not 0 < self.damping < 1:
             raise ConfigError(f"damping={self.damping}: must be between 0 and 1")
         if self.method == "smoothquant":
