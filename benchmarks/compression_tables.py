@@ -43,6 +43,13 @@ def preamble(settings: dict[str, Any], good: list[dict[str, Any]]) -> list[str]:
         "confidence intervals. Bits a weight: of all that is stored, scales and the embedding "
         "included."
     )
+    calibrated = next((entry["options"] for entry in good if entry["options"]), None)
+    if calibrated:
+        text += (
+            f" Methods: calibrated on {calibrated['num_samples']} rows of "
+            f"{calibrated['sequence_length']} tokens, {calibrated['iterations']} iterations of "
+            "autoround."
+        )
     if any("speed" in entry for entry in good):
         text += " Decode and 8 streams: tokens/s, median of the rounds."
     return [text]
