@@ -71,7 +71,7 @@ def describe_vocabulary(directory: Path, vocab_size: int) -> Vocabulary:
     try:
         result = _described(tokenizer, model, vocab_size, path)
         _add_special_tokens(result, tokenizer, directory)
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OSError):
         raise CheckpointError(f"{path}: is not a tokenizer that is understood here") from None
     return result
 
