@@ -28,9 +28,9 @@ CALIBRATED: list[dict[str, Any]] = [
     {"method": "gptq", "bits": 3, "group_size": 0},
     {"method": "awq", "bits": 4},
     {"method": "awq", "bits": 3, "symmetric": True},
-    {"method": "autoround", "bits": 4, "iterations": 20},
-    {"method": "autoround", "bits": 3, "iterations": 40, "start": "nearest"},
-    {"method": "autoround", "bits": 3, "symmetric": False, "iterations": 20},
+    {"method": "autoround", "bits": 4, "iterations": 40},
+    {"method": "autoround", "bits": 3, "iterations": 20, "start": "gptq"},
+    {"method": "autoround", "bits": 3, "symmetric": False, "iterations": 40},
 ]
 
 

@@ -3,9 +3,9 @@
 Cheng et al., Optimize Weight Rounding via Signed Gradient Descent for the Quantization of LLMs
 (2023). Each weight has an offset in [-0.5, 0.5] steps that is added before it is rounded, each
 group a factor of its scale; both move by the sign of their gradient of the squared error of the
-layer's output, which is to be what the original layer makes of the original model's input. As in
-the paper by `start="nearest"`; by default the weights begin where GPTQ's compensation left them,
-so that the first iterate is GPTQ's result.
+layer's output, which is to be what the original layer makes of the original model's input. With
+`start="gptq"` the weights begin where GPTQ's compensation left them, and the first iterate is
+GPTQ's result; with few iterations that is the better start.
 """
 
 from __future__ import annotations

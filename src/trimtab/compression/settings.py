@@ -74,7 +74,7 @@ class QuantizeSettings:
     iterations: int = 200  # AutoRound
     learning_rate: float | None = None  # AutoRound: of the first step; None: 1 / iterations
     batch_size: int = 8  # AutoRound: sequences of a step
-    start: Literal["gptq", "nearest"] = "gptq"  # AutoRound: the rounding that it begins with
+    start: Literal["nearest", "gptq"] = "nearest"  # AutoRound: the rounding that it begins with
 
     def __post_init__(self) -> None:
         check_method(self.method)
