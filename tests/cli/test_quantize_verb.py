@@ -83,12 +83,16 @@ def test_a_type_of_gguf(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert "use it with --format gguf" in capsys.readouterr().err
 
 
-def test_what_is_quantized_already_can_be_quantized(tmp_path: Path) -> None:
+def test_what_is_quantized_already_can_be_quantized(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     first, second = str(tmp_path / "a"), str(tmp_path / "b")
     options = ["--group-size", "32", "--out"]
     assert main(["quantize", DRAFT, "--method", "rtn", "--bits", "8", *options, first]) == 0
+    assert "quantized already" not in capsys.readouterr().out
     arguments = ["quantize", first, *SMALL, *CALIBRATION, "--format", "gptq"]
     assert main([*arguments, "--out", second]) == 0
+    assert "the model was quantized already: its errors stay" in capsys.readouterr().out
     matrix = open_checkpoint(second).matrix("layers.0.down")
     assert isinstance(matrix, GroupedMatrix)
     assert matrix.bits == 4

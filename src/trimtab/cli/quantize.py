@@ -93,7 +93,7 @@ def command(
         device=device,
         iterations=iterations,
     )
-    if calibration is None and model == "builtin":
+    if calibration is None and model == "builtin" and settings.needs_calibration:
         calibration = builtin.calibration_path()
     if calibration is None and settings.needs_calibration:
         what = "a budget of bits" if bits_per_weight is not None else method

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from trimtab.checkpoints.base import Checkpoint, StoredTensor
 from trimtab.compression.settings import MATRICES, Grid, QuantizeSettings
 from trimtab.errors import ConfigError
-from trimtab.numerics.stored import GroupedMatrix
+from trimtab.numerics.stored import GroupedMatrix, GroupFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,13 @@ def quantize_checkpoint(
     report.files = [str(file) for file in written.files]
     report.total_bytes = written.total_bytes
     report.notes += written.notes
+    if _is_quantized(source):
+        report.notes.append("the model was quantized already: its errors stay, and new ones come")
     return report
+
+
+def _is_quantized(source: Checkpoint) -> bool:
+    return any(isinstance(source.format(name), GroupFormat) for name in source.names())
 
 
 def importance_of(
