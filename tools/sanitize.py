@@ -26,6 +26,7 @@ EXECUTOR_TESTS = (
     "tests/executors/test_packed_damage.py",
     "tests/executors/test_packed_obstacles.py",
     "tests/executors/test_step_times.py",
+    "tests/executors/test_stored_formats.py",
 )
 
 
