@@ -20,6 +20,7 @@ import numpy.typing as npt
 from trimtab.checkpoints.base import MatrixFormat, StoredDtype, StoredTensor
 from trimtab.checkpoints.gguf_config import Described, describe
 from trimtab.checkpoints.gguf_file import GgufFile, GgufTensor
+from trimtab.checkpoints.gguf_names import gguf_name
 from trimtab.checkpoints.gguf_parts import open_parts
 from trimtab.checkpoints.stored_file import StoredFile
 from trimtab.errors import CheckpointError
@@ -38,24 +39,6 @@ _FLOATS: dict[str, tuple[StoredDtype, npt.DTypeLike]] = {
     "F32": ("f32", np.dtype("<f4")),
     "F16": ("f16", np.dtype("<f2")),
     "BF16": ("bf16", np.dtype("<u2")),
-}
-_OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_OF_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.qkv_proj": "attn_qkv",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "post_feedforward_layernorm": "post_ffw_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.gate_up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
 }
 
 
@@ -109,7 +92,7 @@ class GgufCheckpoint:
         self._files = files
         self._tensors = {name: file for file in files for name in file.tensors}
         self._sources = {
-            name: replace(source, name=_stored_name(source.name, spec.post_norms))
+            name: replace(source, name=gguf_name(source.name, spec.post_norms))
             for name, source in FAMILIES[spec.architecture].tensors(spec).items()
         }
         for source in self._sources.values():
@@ -221,14 +204,3 @@ class GgufCheckpoint:
 def _frozen(data: npt.NDArray[Any]) -> npt.NDArray[Any]:
     data.flags.writeable = False
     return data
-
-
-def _stored_name(name: str, post_norms: bool) -> str:
-    """From the family's own name (`model.layers.0.mlp.up_proj.weight`) to the one in GGUF files."""
-    place, _, kind = name.rpartition(".")
-    if place in _OUTER:
-        return f"{_OUTER[place]}.{kind}"
-    layer, _, part = place.removeprefix("model.layers.").partition(".")
-    if post_norms and part == "post_attention_layernorm":
-        return f"blk.{layer}.post_attention_norm.{kind}"
-    return f"blk.{layer}.{_OF_LAYER[part]}.{kind}"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trimtab.checkpoints.base import Checkpoint, StoredTensor
-from trimtab.checkpoints.gguf_metadata import gguf_name
+from trimtab.checkpoints.gguf_names import gguf_name
 from trimtab.checkpoints.gguf_origin import origin_of
 from trimtab.checkpoints.gguf_types import FILE_TYPES, Mixture, file_type
 from trimtab.checkpoints.gguf_writer import TYPE_IDS, GgufWriter, Value
