@@ -45,11 +45,8 @@ def preamble(settings: dict[str, Any], good: list[dict[str, Any]]) -> list[str]:
     )
     calibrated = next((entry["options"] for entry in good if entry["options"]), None)
     if calibrated:
-        text += (
-            f" Methods: calibrated on {calibrated['num_samples']} rows of "
-            f"{calibrated['sequence_length']} tokens, {calibrated['iterations']} iterations of "
-            "autoround."
-        )
+        tokens = calibrated["num_samples"] * calibrated["sequence_length"]
+        text += f" Methods are calibrated on {tokens:,} tokens."
     if any("speed" in entry for entry in good):
         text += " Decode and 8 streams: tokens/s, median of the rounds."
     return [text]
