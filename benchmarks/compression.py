@@ -5,8 +5,9 @@
     python benchmarks/compression.py --table benchmarks/results/compression.json
 
 The first makes every checkpoint and measures its quality; it goes on where it was interrupted. The
-second adds how fast each of them runs, in rounds that take them in turn (leave the machine alone
-meanwhile). All distances are from the model in float32 throughout, on windows of its held-out text.
+second adds how fast those run that have been measured, in rounds that take them in turn (leave the
+machine alone meanwhile). All distances are from the model in float32 throughout, on windows of its
+held-out text.
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ ENTRY_SECONDS = 3600
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Every entry that the document does not hold yet; it is written after each."""
+    """Every entry that the document does not hold yet, and it is written after each; or the speed
+    of those that it holds."""
     document = _started(args)
     wanted = _chosen(args.only)
+    if args.speed:
+        _add_speed(document, wanted, args)
+        _save(document, args.json)
+        return document
     for subject in wanted:
         known = document["results"].get(subject.label)
         if known is not None and not known["error"]:
             continue
         say(subject.label)
         document["results"][subject.label] = _in_child(subject, args)
-        _save(document, args.json)
-    if args.speed:
-        _add_speed(document, wanted, args)
         _save(document, args.json)
     return document
 
@@ -134,7 +137,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=64, help="of the held-out text")
     parser.add_argument("--length", type=int, default=512, help="tokens of a window")
     parser.add_argument("--tasks", type=int, default=399, help="so many of the model's tasks")
-    parser.add_argument("--speed", type=int, default=0, help="measure speed, too, in N rounds")
+    parser.add_argument("--speed", type=int, default=0, help="measure speed only, in N rounds")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, help="show this JSON and measure nothing")
     parser.add_argument("--entry", help=argparse.SUPPRESS)
