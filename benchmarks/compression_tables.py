@@ -48,7 +48,7 @@ def preamble(settings: dict[str, Any], good: list[dict[str, Any]]) -> list[str]:
         tokens = calibrated["num_samples"] * calibrated["sequence_length"]
         text += f" Methods are calibrated on {tokens:,} tokens."
     if any("speed" in entry for entry in good):
-        text += " Decode and 8 streams: tokens/s, median of the rounds."
+        text += " Decode and 8 streams: tokens/s, median [lowest, highest] of the rounds."
     return [text]
 
 
@@ -95,4 +95,6 @@ def _perplexity(change: dict[str, float]) -> str:
 
 def _median(entry: dict[str, Any], row: str) -> str:
     samples = entry.get("speed", {}).get(row)
-    return f"{statistics.median(samples):.0f}" if samples else "–"
+    if not samples:
+        return "–"
+    return f"{statistics.median(samples):.0f} [{min(samples):.0f}, {max(samples):.0f}]"
