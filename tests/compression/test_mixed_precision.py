@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import small_models
 import torch
+from overlay import Overlay
 from small_models import quantized, rows
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.compression.allocation import Choice, allocate
-from trimtab.compression.overlay import Overlay
 from trimtab.compression.quantize import uniform_grids
 from trimtab.compression.sensitivity import mixed_grids
 from trimtab.compression.settings import Grid, QuantizeSettings

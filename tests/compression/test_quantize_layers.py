@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import small_models
 import torch
+from overlay import Overlay
 from small_models import quantized, rows
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.compression import streaming
-from trimtab.compression.overlay import Overlay
 from trimtab.compression.settings import MATRICES
 from trimtab.errors import ConfigError
 from trimtab.executors.torch_model import model_logits

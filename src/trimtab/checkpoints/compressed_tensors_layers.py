@@ -17,6 +17,7 @@ word; their size tells. Source: vllm-project/compressed-tensors, compressors/.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,7 +65,7 @@ class WeightScheme:
     static_inputs: bool = False  # scales of activations are stored beside the weights
 
 
-class IntegerLayer:
+class IntegerLayer(ABC):
     """Scales, zero points and order of a matrix of integers; a format adds where those are."""
 
     def __init__(self, module: Module, scheme: WeightScheme, tensors: StoredTensors) -> None:
@@ -100,16 +101,17 @@ class IntegerLayer:
         if scheme.out_of_order and scheme.strategy != "group":
             raise config.error("actorder needs strategy group")
 
+    @abstractmethod
     def _check_weight(self) -> set[str]:
         """Checks the tensors of the integers; their names."""
-        raise NotImplementedError
 
     def _check_zeros(self, name: str) -> None:
         """As int8, in the shape of the scales."""
         self._tensors.check(name, ("I8",), *self._scale_shapes)
 
+    @abstractmethod
     def _values(self, first_row: int, rows: int) -> Int8Array:
-        raise NotImplementedError
+        """[rows, cols], centred."""
 
     def _zero_points(self, name: str) -> Int8Array:
         """Of the shape of the scales, or [rows, groups]."""
