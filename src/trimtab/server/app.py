@@ -2,76 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-import secrets
 import time
-from collections.abc import Callable
-from contextlib import aclosing
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from trimtab.config import ServerConfig
-from trimtab.engine.client import EngineClient
-from trimtab.errors import EngineDeadError, TrimtabError
+from trimtab.errors import TrimtabError
 from trimtab.server import api_types as api
 from trimtab.server import validation
-from trimtab.server.api_errors import (
-    ApiError,
-    JSONResponse,
-    as_api_error,
-    internal_error,
-    unavailable,
-)
-from trimtab.server.formats import AnswerFormat, ChatFormat, Collected, CompletionFormat, Header
+from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
+from trimtab.server.desk import Desk, SupervisedEngine
+from trimtab.server.formats import ChatFormat, CompletionFormat
 from trimtab.server.generation import Generation, Placement
-from trimtab.server.http import EventStream, Guard, Work, read_json_body
-from trimtab.server.json_body import parse
-from trimtab.server.prompts import PromptMaker
-from trimtab.server.text import ServedModel, TextWorkers
-
-logger = logging.getLogger("trimtab.server")
-
-R = TypeVar("R", bound=api.GenerationFields)
-
-
-class SupervisedEngine(EngineClient, Protocol):
-    """An EngineClient that also says how its engine is."""
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def healthy(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Answer:
-    generation: Generation
-    format: AnswerFormat
-    stream: bool
-    include_usage: bool
+from trimtab.server.http import Guard
+from trimtab.server.text import ServedModel
 
 
 class ApiServer:
-    """The routes and what they share. `app` is the ASGI application."""
+    """The routes. `app` is the ASGI application."""
 
     def __init__(self, config: ServerConfig, engine: SupervisedEngine, model: ServedModel) -> None:
-        self._config = config
-        self._engine = engine
-        self._model = model
-        self._workers = TextWorkers()
-        self._prompts = PromptMaker(model.tokenizer, self._workers)
+        self._desk = Desk(config, engine, model)
         self._created = int(time.time())
-        self.draining = False
         routes = Starlette(
             routes=[
                 Route("/health", self._health, methods=["GET"]),
@@ -92,14 +48,21 @@ class ApiServer:
         routes.router.redirect_slashes = False
         self.app = Guard(routes, config.api_key)
 
-    def close(self) -> None:
-        self._workers.close()
+    @property
+    def draining(self) -> bool:
+        return self._desk.draining
 
-    # -- routes
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._desk.draining = draining
+
+    def close(self) -> None:
+        self._desk.close()
 
     async def _health(self, request: Request) -> Response:
         """200 while the engine's loop runs, whether or not it takes requests."""
-        status = "ok" if self._engine.healthy else self._engine.state
+        engine = self._desk.engine
+        status = "ok" if engine.healthy else engine.state
         if status == "ready":
             status = "unresponsive"
         return JSONResponse({"status": status}, 200 if status == "ok" else 503)
@@ -112,134 +75,62 @@ class ApiServer:
 
     async def _stats(self, request: Request) -> Response:
         """The engine's counters (EngineStats), half a second old at most."""
-        self._require_ready()
-        return JSONResponse(await self._engine.stats())
+        self._desk.require_ready()
+        return JSONResponse(await self._desk.engine.stats())
 
     async def _models(self, request: Request) -> Response:
-        self._require_ready()
+        self._desk.require_ready()
         return JSONResponse(api.ModelList([self._describe_model()]))
 
     async def _one_model(self, request: Request) -> Response:
-        self._require_ready()
-        self._check_model(request.path_params["model"])
+        self._desk.require_ready()
+        self._desk.check_model(request.path_params["model"])
         return JSONResponse(self._describe_model())
 
     async def _completions(self, request: Request) -> Response:
+        desk = self._desk
         refuse = validation.refuse_unsupported_completion
-        asked = await self._parse(request, api.CompletionRequest, refuse)
-        info = self._engine.info
+        asked = await desk.parse(request, api.CompletionRequest, refuse)
+        validation.check_stream_options(asked)
+        info, tokenizer = desk.engine.info, desk.model.tokenizer
         params = validation.completion_params(asked, info)
-        prompts = await self._prompts.completion(asked, params, info)
-        placement = self._placement("cmpl", asked)
-        generation = Generation(self._engine, prompts, placement, self._model.tokenizer)
+        prompts = await desk.prompts.completion(asked, params, info)
+        placement = self._placement("cmpl-", asked)
+        generation = Generation(desk.engine, prompts, placement, tokenizer)
         echoes = [prompt.text if asked.echo else "" for prompt in prompts for _ in range(params.n)]
         answer_format = CompletionFormat(
-            self._header(placement), self._model.tokenizer, params.logprobs, echoes
+            desk.header(placement),
+            tokenizer,
+            params.logprobs,
+            echoes,
+            include_usage=validation.includes_usage(asked),
         )
-        return self._respond(asked, generation, answer_format)
+        return desk.respond(generation, answer_format, stream=bool(asked.stream))
 
     async def _chat(self, request: Request) -> Response:
-        asked = await self._parse(request, api.ChatRequest, validation.refuse_unsupported_chat)
-        info = self._engine.info
-        params = validation.chat_params(asked, info)
-        prompt = await self._prompts.chat(asked, params, info)
-        placement = self._placement("chatcmpl", asked)
-        generation = Generation(self._engine, [prompt], placement, self._model.tokenizer)
-        answer_format = ChatFormat(
-            self._header(placement), self._model.tokenizer, params.logprobs is not None
-        )
-        return self._respond(asked, generation, answer_format)
-
-    # -- what both generation routes share
-
-    async def _parse(
-        self, request: Request, kind: type[R], refuse: Callable[[dict[str, Any]], None]
-    ) -> R:
-        body = await read_json_body(request, self._config.max_body_bytes)
-        self._require_ready()
-        asked = await self._workers.run(len(body) >> 4, partial(parse, body, kind, refuse))
-        if asked.model is not None:
-            self._check_model(asked.model)
+        desk = self._desk
+        refuse = validation.refuse_unsupported_chat
+        asked = await desk.parse(request, api.ChatRequest, refuse)
         validation.check_stream_options(asked)
-        return asked
-
-    def _check_model(self, name: str) -> None:
-        if name != self._model.name:
-            raise ApiError(
-                404,
-                f"The model {name[:200]!r} does not exist; this server has {self._model.name!r}.",
-                param="model",
-                code="model_not_found",
-            )
-
-    def _require_ready(self) -> None:
-        if self.draining:
-            raise unavailable("The server is shutting down.", "draining")
-        if self._engine.state == "loading":
-            raise unavailable("The model is still loading.", "loading")
-        if self._engine.state != "ready":
-            raise unavailable("The engine is restarting; try again soon.", "engine_down")
+        info, tokenizer = desk.engine.info, desk.model.tokenizer
+        params = validation.chat_params(asked, info)
+        prompt = await desk.prompts.chat(asked, params, info)
+        placement = self._placement("chatcmpl-", asked)
+        generation = Generation(desk.engine, [prompt], placement, tokenizer)
+        answer_format = ChatFormat(
+            desk.header(placement),
+            tokenizer,
+            params.logprobs is not None,
+            include_usage=validation.includes_usage(asked),
+        )
+        return desk.respond(generation, answer_format, stream=bool(asked.stream))
 
     def _placement(self, prefix: str, asked: api.GenerationFields) -> Placement:
-        """The cache namespace starts from the key: a caller's own salt only narrows it."""
-        salt = ""
-        if self._config.api_key or asked.cache_salt:
-            text = f"{self._config.api_key or ''}\0{asked.cache_salt or ''}"
-            salt = hashlib.sha256(text.encode()).hexdigest()
-        return Placement(f"{prefix}-{secrets.token_hex(12)}", asked.priority or 0, salt)
-
-    def _header(self, placement: Placement) -> Header:
-        return Header(placement.request_id, int(time.time()), self._model.name)
+        return self._desk.placement(prefix, asked.priority, asked.cache_salt)
 
     def _describe_model(self) -> api.Model:
-        return api.Model(self._model.name, self._created, self._engine.info.max_context)
-
-    def _respond(
-        self, asked: api.GenerationFields, generation: Generation, answer_format: AnswerFormat
-    ) -> Response:
-        include_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        answer = Answer(generation, answer_format, bool(asked.stream), include_usage)
-        return Work(lambda scope, receive, send: self._answer(answer, scope, receive, send))
-
-    async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
-        """Until the first event an error is an HTTP status; after it, an event of the stream."""
-        stream = EventStream(send)
-        try:
-            if answer.stream:
-                await _stream(answer, stream)
-            else:
-                await (await _collect(answer))(scope, receive, send)
-        except Exception as error:
-            if isinstance(error, EngineDeadError) and self.draining:
-                known: ApiError | None = unavailable("The server is shutting down.", "draining")
-            else:
-                known = as_api_error(error)
-            if known is None:
-                logger.error("a request failed", exc_info=error)
-                known = internal_error()
-            if stream.started:
-                await stream.event(known.document)
-                await stream.done()
-            else:
-                await known.response()(scope, receive, send)
-
-
-async def _stream(answer: Answer, stream: EventStream) -> None:
-    async with aclosing(answer.generation.events()) as events:
-        async for event in events:
-            for chunk in answer.format.chunks(event):
-                await stream.event(chunk)
-    if answer.include_usage:
-        await stream.event(answer.format.usage_chunk(answer.generation.usage()))
-    await stream.done()
-
-
-async def _collect(answer: Answer) -> Response:
-    choices = [Collected() for _ in answer.generation.choices]
-    async with aclosing(answer.generation.events()) as events:
-        async for event in events:
-            choices[event.index].add(event)
-    return JSONResponse(answer.format.whole(choices, answer.generation.usage()))
+        desk = self._desk
+        return api.Model(desk.model.name, self._created, desk.engine.info.max_context)
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

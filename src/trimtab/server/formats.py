@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from trimtab.server import api_types as api
+from trimtab.server.api_errors import ApiError
 from trimtab.server.choice import ChoiceEvent, TokenText
 from trimtab.tokenization import Tokenizer
 
@@ -41,17 +42,45 @@ class Collected:
 
 
 class AnswerFormat(Protocol):
-    def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]: ...
+    """A format has a state: one for each answer."""
 
-    def usage_chunk(self, usage: api.Usage) -> msgspec.Struct: ...
+    @property
+    def named_events(self) -> bool:
+        """Streamed as `event: TYPE` and `data:` up to an event that says so, each document tagged
+        with its `type`, instead of `data:` alone up to `[DONE]`."""
+        ...
+
+    def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]:
+        """What a stream says of the event."""
+        ...
+
+    def ending(self, usage: api.Usage) -> list[msgspec.Struct]:
+        """What a stream says behind the last event."""
+        ...
+
+    def failure(self, error: ApiError) -> msgspec.Struct:
+        """What ends a stream that has begun and cannot go on."""
+        ...
 
     def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct: ...
 
 
-class ChatFormat:
-    def __init__(self, header: Header, tokenizer: Tokenizer, logprobs: bool) -> None:
+class OpenAIFormat:
+    """What both of OpenAI's older formats share."""
+
+    named_events = False
+
+    def failure(self, error: ApiError) -> msgspec.Struct:
+        return error.document
+
+
+class ChatFormat(OpenAIFormat):
+    def __init__(
+        self, header: Header, tokenizer: Tokenizer, logprobs: bool, *, include_usage: bool
+    ) -> None:
         self._header = header
         self._tokenizer = tokenizer
+        self._include_usage = include_usage
         self._logprobs = logprobs
         self._greeted: set[int] = set()  # choices whose role has been sent
 
@@ -68,9 +97,11 @@ class ChatFormat:
             chunks.append(self._chunk(event.index, api.Delta(), None, event.finish_reason))
         return chunks
 
-    def usage_chunk(self, usage: api.Usage) -> msgspec.Struct:
+    def ending(self, usage: api.Usage) -> list[msgspec.Struct]:
+        if not self._include_usage:
+            return []
         header = self._header
-        return api.ChatChunk(header.id, header.created, header.model, [], usage)
+        return [api.ChatChunk(header.id, header.created, header.model, [], usage)]
 
     def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct:
         header = self._header
@@ -111,19 +142,22 @@ class ChatFormat:
         return api.TokenLogprob(readable(raw), _finite(token.logprobs.logprob), list(raw), top)
 
 
-class CompletionFormat:
+class CompletionFormat(OpenAIFormat):
     def __init__(
         self,
         header: Header,
         tokenizer: Tokenizer,
         num_logprobs: int | None,
         echoes: Sequence[str],
+        *,
+        include_usage: bool,
     ) -> None:
         """`echoes` holds, for each choice, the prompt text that its own text starts with."""
         self._header = header
         self._tokenizer = tokenizer
         self._num_logprobs = num_logprobs
         self._echoes = echoes
+        self._include_usage = include_usage
         self._echoed: set[int] = set()
 
     def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]:
@@ -136,9 +170,11 @@ class CompletionFormat:
         header = self._header
         return [api.Completion(header.id, header.created, header.model, [choice])]
 
-    def usage_chunk(self, usage: api.Usage) -> msgspec.Struct:
+    def ending(self, usage: api.Usage) -> list[msgspec.Struct]:
+        if not self._include_usage:
+            return []
         header = self._header
-        return api.Completion(header.id, header.created, header.model, [], usage)
+        return [api.Completion(header.id, header.created, header.model, [], usage)]
 
     def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct:
         header = self._header

@@ -108,18 +108,26 @@ def _too_large(max_bytes: int) -> ApiError:
 
 
 class EventStream:
-    """Server-sent events: the status goes out with the first one."""
+    """Server-sent events: the status goes out with the first one.
 
-    def __init__(self, send: Send) -> None:
+    `named` events carry the tag of their document, its `type`, as their name, and no `[DONE]`
+    follows them.
+    """
+
+    def __init__(self, send: Send, named: bool = False) -> None:
         self._send = send
+        self._named = named
         self.started = False
 
     async def event(self, document: msgspec.Struct) -> None:
-        await self._write(b"data: " + msgspec.json.encode(document) + b"\n\n")
+        data = b"data: " + msgspec.json.encode(document) + b"\n\n"
+        if self._named:
+            data = b"event: %s\n%s" % (str(document.__struct_config__.tag).encode(), data)
+        await self._write(data)
 
     async def done(self) -> None:
-        """The last event; ends the response."""
-        await self._write(b"data: [DONE]\n\n", more_body=False)
+        """Ends the response."""
+        await self._write(b"" if self._named else b"data: [DONE]\n\n", more_body=False)
 
     async def _write(self, data: bytes, more_body: bool = True) -> None:
         if not self.started:

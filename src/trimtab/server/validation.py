@@ -86,6 +86,10 @@ def check_stream_options(request: GenerationFields) -> None:
         raise bad_request("stream_options is only allowed when stream is true.", "stream_options")
 
 
+def includes_usage(request: GenerationFields) -> bool:
+    return bool(request.stream_options and request.stream_options.include_usage)
+
+
 def completion_params(request: CompletionRequest, info: EngineInfo) -> SamplingParams:
     """max_tokens is 1 where nothing is to be completed."""
     max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens

@@ -1,0 +1,167 @@
+"""What all generation routes share: requests taken in, answers handed out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from trimtab.config import ServerConfig
+from trimtab.engine.client import EngineClient
+from trimtab.errors import EngineDeadError
+from trimtab.server.api_errors import (
+    ApiError,
+    JSONResponse,
+    as_api_error,
+    internal_error,
+    unavailable,
+)
+from trimtab.server.formats import AnswerFormat, Collected, Header
+from trimtab.server.generation import Generation, Placement
+from trimtab.server.http import EventStream, Work, read_json_body
+from trimtab.server.json_body import parse
+from trimtab.server.prompts import PromptMaker
+from trimtab.server.text import ServedModel, TextWorkers
+
+logger = logging.getLogger("trimtab.server")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class SupervisedEngine(EngineClient, Protocol):
+    """An EngineClient that also says how its engine is."""
+
+    @property
+    def state(self) -> str: ...
+
+    @property
+    def healthy(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    generation: Generation
+    format: AnswerFormat
+    stream: bool
+
+
+class Desk:
+    """The engine, the model, and the way of a request in and of its answer out.
+
+    A route of any API: `parse` its body, make prompts and a Generation, `respond` in its format.
+    """
+
+    def __init__(self, config: ServerConfig, engine: SupervisedEngine, model: ServedModel) -> None:
+        self.config = config
+        self.engine = engine
+        self.model = model
+        self.workers = TextWorkers()
+        self.prompts = PromptMaker(model.tokenizer, self.workers)
+        self.draining = False
+
+    def close(self) -> None:
+        self.workers.close()
+
+    async def parse(
+        self,
+        request: Request,
+        kind: type[T],
+        refuse: Callable[[dict[str, Any]], None] = lambda document: None,
+    ) -> T:
+        """The body as a `kind`. Raises ApiError: every limit on form, 503 while not ready, 404 for
+        another model's name. `refuse` sees the raw object first and raises for what is not
+        supported."""
+        body = await read_json_body(request, self.config.max_body_bytes)
+        self.require_ready()
+        asked = await self.workers.run(len(body) >> 4, partial(parse, body, kind, refuse))
+        model = getattr(asked, "model", None)
+        if model is not None:
+            self.check_model(model)
+        return asked
+
+    def check_model(self, name: str) -> None:
+        if name != self.model.name:
+            raise ApiError(
+                404,
+                f"The model {name[:200]!r} does not exist; this server has {self.model.name!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def require_ready(self) -> None:
+        if self.draining:
+            raise unavailable("The server is shutting down.", "draining")
+        if self.engine.state == "loading":
+            raise unavailable("The model is still loading.", "loading")
+        if self.engine.state != "ready":
+            raise unavailable("The engine is restarting; try again soon.", "engine_down")
+
+    def placement(
+        self, prefix: str, priority: int | None = None, cache_salt: str | None = None
+    ) -> Placement:
+        """The cache namespace starts from the key: a caller's own salt only narrows it."""
+        salt = ""
+        if self.config.api_key or cache_salt:
+            text = f"{self.config.api_key or ''}\0{cache_salt or ''}"
+            salt = hashlib.sha256(text.encode()).hexdigest()
+        return Placement(f"{prefix}{secrets.token_hex(12)}", priority or 0, salt)
+
+    def header(self, placement: Placement) -> Header:
+        return Header(placement.request_id, int(time.time()), self.model.name)
+
+    def respond(
+        self, generation: Generation, answer_format: AnswerFormat, *, stream: bool
+    ) -> Response:
+        answer = Answer(generation, answer_format, stream)
+        return Work(lambda scope, receive, send: self._answer(answer, scope, receive, send))
+
+    async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+        """Until the first event an error is an HTTP status; after it, an event of the stream."""
+        stream = EventStream(send, named=answer.format.named_events)
+        try:
+            if answer.stream:
+                await _stream(answer, stream)
+            else:
+                await (await _collect(answer))(scope, receive, send)
+        except Exception as error:
+            if isinstance(error, EngineDeadError) and self.draining:
+                known: ApiError | None = unavailable("The server is shutting down.", "draining")
+            else:
+                known = as_api_error(error)
+            if known is None:
+                logger.error("a request failed", exc_info=error)
+                known = internal_error()
+            if stream.started:
+                await stream.event(answer.format.failure(known))
+                await stream.done()
+            else:
+                await known.response()(scope, receive, send)
+
+
+async def _stream(answer: Answer, stream: EventStream) -> None:
+    async with aclosing(answer.generation.events()) as events:
+        async for event in events:
+            for chunk in answer.format.chunks(event):
+                await stream.event(chunk)
+    for chunk in answer.format.ending(answer.generation.usage()):
+        await stream.event(chunk)
+    await stream.done()
+
+
+async def _collect(answer: Answer) -> Response:
+    choices = [Collected() for _ in answer.generation.choices]
+    async with aclosing(answer.generation.events()) as events:
+        async for event in events:
+            choices[event.index].add(event)
+    return JSONResponse(answer.format.whole(choices, answer.generation.usage()))
