@@ -39,6 +39,29 @@ class TokenLogprobs:
     top: list[tuple[int, float]] = field(default_factory=list)  # most likely first
 
 
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Prompt tokens that one step computed. What was cached comes in none."""
+
+    start: float  # of the step, in seconds since the engine took the request
+    seconds: float  # until the step had run
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class RequestTimeline:
+    """Where the time of one request went, on the monotonic clock of the engine's process: seconds
+    since the engine took it."""
+
+    queued: float  # until the first step with it began; all of it if there was none
+    prefill: list[PrefillChunk]  # those after a preemption, which compute again, included
+    first_token: float | None  # until the step that emitted it had run
+    total: float
+    num_preemptions: int = 0
+    num_drafts: int = 0  # tokens proposed by speculation
+    num_accepted_drafts: int = 0
+
+
 @dataclass(slots=True)  # never changed; freezing costs a microsecond for each token
 class TokenOutput:
     """What one step added to one request. The last one of a request has a finish_reason."""
@@ -52,6 +75,7 @@ class TokenOutput:
     num_cached_tokens: int = 0  # prompt tokens that came out of the prefix cache
     prompt_logprobs: list[TokenLogprobs] | None = None  # of tokens 1, 2 ...; once, in the first
     stop_logprobs: TokenLogprobs | None = None  # of stop_token_id, if logprobs were asked for
+    timeline: RequestTimeline | None = field(default=None, compare=False)  # in the last one
 
 
 @dataclass(frozen=True)
@@ -66,6 +90,11 @@ class EngineStats:
     num_prompt_tokens: int  # since start
     num_cached_prompt_tokens: int
     num_generated_tokens: int
+    num_step_tokens: int = 0  # rows of all steps: prefilled, decoded, computed again
+    schedule_seconds: float = 0.0  # the parts of all steps, since start
+    build_seconds: float = 0.0
+    execute_seconds: float = 0.0
+    commit_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

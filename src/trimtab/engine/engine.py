@@ -20,6 +20,7 @@ from trimtab.engine.client import (
 from trimtab.engine.kv_cache import KVCacheManager, cache_root
 from trimtab.engine.request import Request, RequestState
 from trimtab.engine.scheduler import Scheduler, StepPlan
+from trimtab.engine.timing import StepClock, StepPart
 from trimtab.environment import debug_checks
 from trimtab.errors import QueueFullError, RequestError
 from trimtab.executors.base import Executor, Float32Array, StepResult
@@ -57,6 +58,8 @@ class Engine:
         self._arrivals = 0
         self._num_steps = 0
         self._num_generated_tokens = 0
+        self._num_step_tokens = 0
+        self._clock = StepClock()
 
     @property
     def max_live_requests(self) -> int:
@@ -97,16 +100,24 @@ class Engine:
 
     def step(self) -> list[TokenOutput]:
         """Plan, execute, commit. Empty if nothing is live, or nothing was chosen."""
+        clock = self._clock
+        clock.start()
         plan = self.scheduler.schedule()
+        clock.lap(StepPart.SCHEDULE)
         if not plan.chunks:
             return []
         try:
-            result = self.executor.execute(self._batches.build(plan.chunks))
+            batch = self._batches.build(plan.chunks)
+            clock.lap(StepPart.BUILD)
+            result = self.executor.execute(batch)
+            clock.lap(StepPart.EXECUTE)
         except Exception as error:  # whatever it was, only this step's requests pay for it
             outputs = self._fail(plan, error)
         else:
             outputs = self._commit(plan, result)
+        clock.lap(StepPart.COMMIT)
         self._num_steps += 1
+        self._num_step_tokens += plan.num_rows
         if self.debug:
             self.check()
         return outputs
@@ -131,6 +142,11 @@ class Engine:
             num_prompt_tokens=self.scheduler.num_prompt_tokens,
             num_cached_prompt_tokens=self.scheduler.num_cached_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
+            num_step_tokens=self._num_step_tokens,
+            schedule_seconds=self._clock.seconds[StepPart.SCHEDULE],
+            build_seconds=self._clock.seconds[StepPart.BUILD],
+            execute_seconds=self._clock.seconds[StepPart.EXECUTE],
+            commit_seconds=self._clock.seconds[StepPart.COMMIT],
         )
 
     def check(self) -> None:
@@ -162,6 +178,8 @@ class Engine:
                 outputs.append(self._finish(request, "error", error=error))
                 continue
             self.scheduler.commit(chunk)
+            if chunk.start < request.num_prefill_tokens:
+                request.timer.prefilled(self._clock, chunk.count, chunk.emits)
             if request.num_prompt_logprobs is not None:
                 _score(request, result, row, end - row)
             if chunk.emits and request.completes:
@@ -204,7 +222,9 @@ class Engine:
     ) -> TokenOutput:
         self.scheduler.finish(request, reason)
         del self._requests[request.request_id]
-        return _output(request, token_ids or [], logprobs, reason, stop_token_id, error)
+        output = _output(request, token_ids or [], logprobs, reason, stop_token_id, error)
+        output.timeline = request.timer.timeline(request.num_preemptions)
+        return output
 
 
 def _score(request: Request, result: StepResult, row: int, num_rows: int) -> None:

@@ -8,6 +8,7 @@ from enum import Enum
 
 from trimtab.engine.client import FinishReason, TokenLogprobs
 from trimtab.engine.sampling_params import SamplingParams
+from trimtab.engine.timing import RequestTimer
 
 
 class RequestState(Enum):
@@ -49,6 +50,8 @@ class Request:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of tokens 1, 2 ...
     has_reported: bool = False  # an output of it is out, and with it its prompt's logprobs
     num_preemptions: int = 0
+    num_prefill_tokens: int = 0  # num_tokens when last admitted: steps up to there are prefill
+    timer: RequestTimer = field(default_factory=RequestTimer)
 
     @property
     def num_tokens(self) -> int:

@@ -211,6 +211,7 @@ class Scheduler:
             del self._waiting[index]
             _insert(self._running, request)
             request.state = RequestState.RUNNING
+            request.num_prefill_tokens = request.num_tokens
             if request.num_cached_tokens is None:
                 cached = min(request.num_computed_tokens, request.num_prompt_tokens)
                 request.num_cached_tokens = cached

@@ -1,0 +1,71 @@
+"""Where time goes: the parts of a step, and the life of a request.
+
+Measured on every step of every request, so it costs a clock reading for each part of a step, and
+nothing for a request that decodes.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from time import perf_counter
+
+from trimtab.engine.client import PrefillChunk, RequestTimeline
+
+MAX_CHUNKS = 256  # in one timeline; what comes later is counted with the last of them
+
+
+class StepPart(IntEnum):
+    SCHEDULE = 0
+    BUILD = 1
+    EXECUTE = 2
+    COMMIT = 3
+
+
+class StepClock:
+    """Adds up the seconds of each part over all steps. `lap` ends a part that began at `start`, or
+    at the last `lap`."""
+
+    def __init__(self) -> None:
+        self.seconds = [0.0] * len(StepPart)
+        self.started = self.last = perf_counter()  # of the step; of the last part that ended
+
+    def start(self) -> None:
+        self.started = self.last = perf_counter()
+
+    def lap(self, part: StepPart) -> None:
+        now = perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+
+class RequestTimer:
+    """What a request's timeline is made of; it starts when it is made."""
+
+    __slots__ = ("_arrival", "_chunks", "_first_token")
+
+    def __init__(self) -> None:
+        self._arrival = perf_counter()
+        self._chunks: list[PrefillChunk] = []
+        self._first_token: float | None = None
+
+    def prefilled(self, clock: StepClock, num_tokens: int, emits: bool) -> None:
+        """The step that the clock shows, which has run, prefilled so many tokens of it."""
+        start = clock.started - self._arrival
+        end = clock.last - self._arrival
+        if len(self._chunks) == MAX_CHUNKS:
+            last = self._chunks.pop()
+            num_tokens += last.num_tokens
+            start = last.start
+        self._chunks.append(PrefillChunk(start, end - start, num_tokens))
+        if emits and self._first_token is None:
+            self._first_token = end
+
+    def timeline(self, num_preemptions: int) -> RequestTimeline:
+        total = perf_counter() - self._arrival
+        return RequestTimeline(
+            queued=self._chunks[0].start if self._chunks else total,
+            prefill=self._chunks,
+            first_token=self._first_token,
+            total=total,
+            num_preemptions=num_preemptions,
+        )
