@@ -109,6 +109,7 @@ def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
             seed=params.seed or 0,
             order=(0, 0),
             cache_root=b"",
+            allowed_mask=mask_of(params.allowed_token_ids) if params.allowed_token_ids else None,
         )
         sampling = BatchBuilder().build_sampling([bare], np.array([len(tokens)], np.int32))
         token = sample_row(executor.logits(tokens), sampling, 0)
@@ -120,6 +121,23 @@ def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
         if len(tokens) == most:
             answer.finish_reason = "length"
             return answer
+
+
+def mask_of(token_ids: tuple[int, ...]) -> Any:
+    return np.array([sum(1 << i for i in set(token_ids))], np.uint32)  # VOCAB is one word
+
+
+def random_bans(random: Random) -> dict[str, Any]:
+    """Neither of both leaves nothing to choose: 20 of 32 tokens, less 6 and two that end it."""
+    bans: dict[str, Any] = {}
+    if random.random() < 0.3:
+        bans["allowed_token_ids"] = tuple(random.sample(range(VOCAB), 20))
+    if random.random() < 0.4:
+        some = random.sample(range(VOCAB), 6)
+        bans["banned_sequences"] = tuple(
+            tuple(random.choice(some) for _ in range(random.randint(1, 3))) for _ in range(6)
+        )
+    return bans
 
 
 def random_params(random: Random, max_tokens: int) -> SamplingParams:
@@ -139,6 +157,7 @@ def random_params(random: Random, max_tokens: int) -> SamplingParams:
         stop_token_ids=random.choice([(), (), (random.randrange(VOCAB),)]),
         ignore_eos=random.random() < 0.6,
         logprobs=random.choice([None, None, 0, 2]),
+        **random_bans(random),
     )
 
 

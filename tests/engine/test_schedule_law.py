@@ -6,6 +6,7 @@ from engine_schedules import Answer, Schedule, play, schedules, toy, toy_referen
 from hypothesis import given, settings
 
 from trimtab.engine.engine import Engine
+from trimtab.engine.sampling_params import SamplingParams
 
 
 @given(schedule=schedules())
@@ -32,12 +33,26 @@ def test_any_schedule_gives_the_reference_answers(schedule: Schedule) -> None:
             assert answer.finish_reason == reference.finish_reason
             assert answer.stop_token_id == reference.stop_token_id
             assert answer.prompt_logprobs == reference.prompt_logprobs
+        check_bans(arrival.request.params, answer)
         assert len(answer.logprobs) == (
             0 if arrival.request.params.logprobs is None else len(answer.token_ids)
         )
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks == schedule.num_blocks
     assert stats.num_running == stats.num_waiting == 0
+
+
+def check_bans(params: SamplingParams, answer: Answer) -> None:
+    """Read off the answer itself, whatever the reference says."""
+    tokens = tuple(answer.token_ids)
+    if params.allowed_token_ids:
+        assert set(tokens) <= set(params.allowed_token_ids)
+        assert answer.stop_token_id in (None, *params.allowed_token_ids)
+    if answer.stop_token_id is not None:
+        tokens += (answer.stop_token_id,)
+    for sequence in params.banned_sequences:
+        windows = (tokens[i : i + len(sequence)] for i in range(len(tokens)))
+        assert sequence not in windows
 
 
 def step_bound(schedule: Schedule) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trimtab.engine.client import EngineInfo, EngineRequest
-from trimtab.engine.sampling_params import MAX_TOP_LOGPROBS
+from trimtab.engine.sampling_params import MAX_TOP_LOGPROBS, SamplingParams
 from trimtab.errors import RequestError
 
 MAX_PROMPT_LOGPROBS = 1 << 20  # of one request, alternatives included
@@ -25,6 +25,10 @@ def validate_request(request: EngineRequest, info: EngineInfo) -> None:
     _check_ids(request.completion_ids, "completion_ids", info.vocab_size)
     _check_ids(params.logit_bias, "logit_bias", info.vocab_size)
     _check_ids(params.stop_token_ids, "stop_token_ids", info.vocab_size)
+    _check_ids(params.allowed_token_ids, "allowed_token_ids", info.vocab_size)
+    for sequence in params.banned_sequences:
+        _check_ids(sequence, "banned_sequences", info.vocab_size)
+    _check_choosable(params, info)
     _check_scoring(request)
     _check_length(request, info)
     num_known = len(request.prompt_ids) + len(request.completion_ids)
@@ -53,6 +57,21 @@ def _check_ids(ids: Iterable[int], param: str, vocab_size: int) -> None:
         raise RequestError(
             f"{param}: token id {bad} is outside the vocabulary [0, {vocab_size})", param=param
         )
+
+
+def _check_choosable(params: SamplingParams, info: EngineInfo) -> None:
+    """Whatever was generated before, a token must be left to choose. Tokens that end the request
+    count as banned here as long as min_tokens may ban them."""
+    if not params.allowed_token_ids and not params.banned_sequences:
+        return
+    banned = {sequence[-1] for sequence in params.banned_sequences}
+    if params.min_tokens:
+        banned.update(params.stop_token_ids, () if params.ignore_eos else info.eos_token_ids)
+    allowed = set(params.allowed_token_ids)
+    num_left = len(allowed - banned) if allowed else info.vocab_size - len(banned)
+    if num_left <= 0:
+        param = "allowed_token_ids" if allowed else "banned_sequences"
+        raise RequestError(f"{param}: it may come to it that no token is left to choose", param)
 
 
 def _check_scoring(request: EngineRequest) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.scheduler import Chunk
-from trimtab.executors.base import Int32Array, SamplingBatch, StepBatch
+from trimtab.executors.base import Int32Array, SamplingBatch, StepBatch, UInt32Array
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -73,7 +73,7 @@ class _Decodes:
             request = chunk.request
             if chunk.count != 1 or not chunk.emits or not request.completes:
                 return False
-            if request.params.min_tokens or _has_penalties(request):
+            if _has_bans(request) or _has_penalties(request):
                 return False
         return True
 
@@ -159,7 +159,7 @@ class BatchBuilder:
     def build_sampling(self, requests: list[Request], positions: Int32Array) -> SamplingBatch:
         """One row for each (request, position of the token to choose)."""
         banned_starts, banned_ids = self._banned(
-            [sorted(r.banned_ids) if r.params.min_tokens else () for r in requests]
+            [sorted(r.banned_ids) if _has_bans(r) else () for r in requests]
         )
         output_starts, output_ids = self._outputs(
             [r.token_ids[r.num_prompt_tokens :] if _has_penalties(r) else () for r in requests]
@@ -241,6 +241,30 @@ def _table_arrays(tables: list[tuple[array[int], int]]) -> tuple[Int32Array, Int
     return _ragged([table for table, _ in tables])
 
 
+def allowed_mask(token_ids: Collection[int], vocab_size: int) -> UInt32Array:
+    """[ceil(vocab_size / 32)] with the bits of these tokens set."""
+    mask = np.zeros(-(-vocab_size // 32), np.uint32)
+    ids = np.fromiter(token_ids, np.uint32)
+    np.bitwise_or.at(mask, ids >> 5, np.uint32(1) << (ids & 31))
+    return mask
+
+
+def _mask_arrays(requests: list[Request]) -> tuple[Int32Array, UInt32Array]:
+    """`mask_rows` and `mask`."""
+    rows = np.full(len(requests), -1, np.int32)
+    masks: list[UInt32Array] = []
+    for index, request in enumerate(requests):
+        if request.allowed_mask is not None:
+            rows[index] = len(masks)
+            masks.append(request.allowed_mask)
+    return rows, np.stack(masks) if masks else np.zeros((0, 0), np.uint32)
+
+
+def _has_bans(request: Request) -> bool:
+    """Whether `banned_ids` may hold anything."""
+    return bool(request.params.min_tokens or request.params.banned_sequences)
+
+
 def _has_penalties(request: Request) -> bool:
     params = request.params
     return bool(
@@ -258,6 +282,7 @@ def _fixed_arrays(requests: list[Request]) -> dict[str, Any]:
         for request in requests
     ]
     bias_starts, bias_ids = _ragged([p.logit_bias for p in params])
+    mask_rows, mask = _mask_arrays(requests)
     prompt_starts, prompt_ids = _ragged(prompts)
     return {
         "temperature": np.array([p.temperature for p in params], np.float32),
@@ -276,8 +301,8 @@ def _fixed_arrays(requests: list[Request]) -> dict[str, Any]:
         "bias_values": np.array([v for p in params for v in p.logit_bias.values()], np.float32),
         "prompt_starts": prompt_starts,
         "prompt_ids": prompt_ids,
-        "mask_rows": np.full(len(params), -1, np.int32),
-        "mask": np.zeros((0, 0), np.uint32),
+        "mask_rows": mask_rows,
+        "mask": mask,
     }
 
 

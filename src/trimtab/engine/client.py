@@ -106,6 +106,7 @@ class EngineInfo:
     max_queued_requests: int
     kv_capacity_tokens: int
     executor: str  # for people: "cpu avx512 int4-g64, KV bf16, 2 threads"
+    eos_token_ids: tuple[int, ...] = ()  # that the engine knows of
 
 
 class EngineClient(Protocol):

@@ -64,7 +64,9 @@ class Completion:
     @classmethod
     def start(cls, index: int, request: EngineRequest, tokenizer: Tokenizer) -> Completion:
         params = request.params
-        stream = TextStream(tokenizer, params.stop, params.include_stop_in_output)
+        stream = TextStream(
+            tokenizer, params.stop, params.include_stop_in_output, params.skip_special_tokens
+        )
         return cls(index, request, stream, logprobs=None if params.logprobs is None else [])
 
     @property

@@ -8,7 +8,7 @@ from array import array
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.admission import max_total_tokens, validate_request
-from trimtab.engine.batch import BatchBuilder, logit_span
+from trimtab.engine.batch import BatchBuilder, allowed_mask, logit_span
 from trimtab.engine.client import (
     EngineInfo,
     EngineRequest,
@@ -19,11 +19,12 @@ from trimtab.engine.client import (
 )
 from trimtab.engine.kv_cache import KVCacheManager, cache_root
 from trimtab.engine.request import Request, RequestState
+from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.scheduler import Scheduler, StepPlan
 from trimtab.engine.timing import StepClock, StepPart
 from trimtab.environment import debug_checks
 from trimtab.errors import QueueFullError, RequestError
-from trimtab.executors.base import Executor, Float32Array, StepResult
+from trimtab.executors.base import Executor, Float32Array, StepResult, UInt32Array
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Engine:
             max_queued_requests=self.config.max_queued_requests,
             kv_capacity_tokens=capacity.num_tokens,
             executor=str(getattr(executor, "description", type(executor).__name__)),
+            eos_token_ids=tuple(executor.spec.eos_token_ids),
         )
         self._batches = BatchBuilder()
         self._requests: dict[str, Request] = {}
@@ -93,6 +95,7 @@ class Engine:
             cache_root=cache_root(self.executor.identity, request.cache_salt),
             num_prompt_logprobs=request.prompt_logprobs,
             completes=request.completes,
+            allowed_mask=_allowed_mask(params, self.info),
         )
         self._arrivals += 1
         self._requests[live.request_id] = live
@@ -225,6 +228,12 @@ class Engine:
         output = _output(request, token_ids or [], logprobs, reason, stop_token_id, error)
         output.timeline = request.timer.timeline(request.num_preemptions)
         return output
+
+
+def _allowed_mask(params: SamplingParams, info: EngineInfo) -> UInt32Array | None:
+    if not params.allowed_token_ids:
+        return None
+    return allowed_mask(params.allowed_token_ids, info.vocab_size)
 
 
 def _score(request: Request, result: StepResult, row: int, num_rows: int) -> None:

@@ -9,6 +9,7 @@ from enum import Enum
 from trimtab.engine.client import FinishReason, TokenLogprobs
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.timing import RequestTimer
+from trimtab.executors.base import UInt32Array
 
 
 class RequestState(Enum):
@@ -40,6 +41,7 @@ class Request:
     cache_root: bytes  # what its block hashes start from
     num_prompt_logprobs: int | None = None  # alternatives at each prompt token; None: not scored
     completes: bool = True  # False: it ends when its prompt is scored
+    allowed_mask: UInt32Array | None = None  # a row of SamplingBatch.mask; None: all are allowed
 
     state: RequestState = RequestState.WAITING
     num_computed_tokens: int = 0
@@ -75,8 +77,21 @@ class Request:
 
     @property
     def banned_ids(self) -> frozenset[int]:
-        """Tokens that must not be chosen next: whatever would end it before min_tokens."""
-        return self.stop_ids if self.num_generated < self.params.min_tokens else frozenset()
+        """Tokens that must not be chosen next: whatever would end it before min_tokens, or complete
+        a banned sequence."""
+        stops = self.stop_ids if self.num_generated < self.params.min_tokens else frozenset()
+        if not self.params.banned_sequences:
+            return stops
+        return stops.union(
+            sequence[-1]
+            for sequence in self.params.banned_sequences
+            if self._ends_in(sequence[:-1])
+        )
+
+    def _ends_in(self, tokens: tuple[int, ...]) -> bool:
+        """Whether these are the latest tokens of the completion."""
+        first = len(self.token_ids) - len(tokens)
+        return first >= self.num_prompt_tokens and tuple(self.token_ids[first:]) == tokens
 
     def accept(self, token_id: int) -> FinishReason | None:
         """Take the next token, chosen among those not banned. A stop token is not appended."""

@@ -13,6 +13,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_CHOICES = 128
+MAX_BANNED_SEQUENCES = 256
+MAX_BANNED_TOKENS = 4096  # of all banned sequences together
 
 
 def _check(ok: bool, param: str, value: Any, rule: str) -> None:
@@ -44,6 +46,9 @@ class SamplingParams:
     include_stop_in_output: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    allowed_token_ids: tuple[int, ...] = ()  # no other token is chosen; () = any may be
+    banned_sequences: tuple[tuple[int, ...], ...] = ()  # tokens that never stand in this order
+    skip_special_tokens: bool = True  # in the text; acts above the engine, like `stop`
     logprobs: int | None = None  # number of alternatives to report; None = no logprobs
     n: int = 1
 
@@ -53,6 +58,8 @@ class SamplingParams:
         else:
             object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+        object.__setattr__(self, "banned_sequences", tuple(map(tuple, self.banned_sequences)))
         _check(
             self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, ">= 1"
         )
@@ -99,6 +106,15 @@ class SamplingParams:
                 text[:32] + "...",
                 f"at most {MAX_STOP_BYTES} bytes",
             )
+        sequences = self.banned_sequences
+        _check(all(sequences), "banned_sequences", sequences, "free of empty sequences")
+        _check(
+            len(sequences) <= MAX_BANNED_SEQUENCES
+            and sum(map(len, sequences)) <= MAX_BANNED_TOKENS,
+            "banned_sequences",
+            f"{len(sequences)} sequences of {sum(map(len, sequences))} tokens",
+            f"at most {MAX_BANNED_SEQUENCES} sequences of {MAX_BANNED_TOKENS} tokens in all",
+        )
         _check(
             self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS,
             "logprobs",

@@ -50,7 +50,9 @@ class Choice:
         self.finished = False
         self.num_tokens = 0
         self.num_cached_tokens = 0
-        self._stream = TextStream(tokenizer, params.stop, params.include_stop_in_output)
+        self._stream = TextStream(
+            tokenizer, params.stop, params.include_stop_in_output, params.skip_special_tokens
+        )
         self._logprobs: list[tuple[int, TokenLogprobs]] = []  # of every token so far
         self._num_out = 0  # of these, how many have left
 
