@@ -11,6 +11,7 @@ from typing import Any
 import handmade
 import numpy as np
 import pytest
+from command_line import refused_line
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError
@@ -27,6 +28,7 @@ def refusal(path: Path) -> str:
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 600
+    assert refused_line(path)
     return message
 
 

@@ -16,6 +16,7 @@ import handmade
 import numpy as np
 import pytest
 import quantized_models as models
+from command_line import refused_line
 from quantized_models import Awq, Gptq, Model
 from test_compressed_tensors import Scheme
 from test_fp8 import config_of as fp8_config
@@ -73,6 +74,7 @@ def refusal(directory: Path) -> str:
     assert len(message) < 600
     assert seconds < MAX_SECONDS
     assert peak < MAX_PEAK_BYTES
+    assert refused_line(directory)
     return message
 
 

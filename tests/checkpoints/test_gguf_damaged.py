@@ -14,6 +14,7 @@ from typing import Any
 import gguf_handmade as handmade
 import numpy as np
 import pytest
+from command_line import refused_line
 from gguf_handmade import METADATA, TOKENS, tensors, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -212,6 +213,7 @@ def refusal(path: Path) -> str:
     assert str(path.parent) in message
     assert "\n" not in message
     assert len(message) < 400 + len(str(path))
+    assert refused_line(path, "generate")
     return message
 
 
