@@ -169,7 +169,10 @@ class Model(msgspec.Struct, tag_field="object", tag="model"):
     id: str
     created: int
     max_model_len: int
+    root: str  # what is served under this name
     owned_by: str = "trimtab"
+    parent: str | None = None
+    permission: list[Any] = []
 
 
 class ModelList(msgspec.Struct, tag_field="object", tag="list"):

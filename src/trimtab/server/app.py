@@ -13,7 +13,7 @@ from starlette.routing import Route
 from trimtab.config import ServerConfig
 from trimtab.errors import TrimtabError
 from trimtab.server import api_types as api
-from trimtab.server import validation
+from trimtab.server import tokenize_api, validation
 from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
 from trimtab.server.desk import Desk, SupervisedEngine
 from trimtab.server.formats import ChatFormat, CompletionFormat
@@ -37,6 +37,7 @@ class ApiServer:
                 Route("/v1/models/{model:path}", self._one_model, methods=["GET"]),
                 Route("/v1/completions", self._completions, methods=["POST"]),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                *tokenize_api.routes(self._desk),
             ],
             exception_handlers={
                 ApiError: _on_api_error,
@@ -130,7 +131,8 @@ class ApiServer:
 
     def _describe_model(self) -> api.Model:
         desk = self._desk
-        return api.Model(desk.model.name, self._created, desk.engine.info.max_context)
+        limit = validation.context_limit(desk.engine.info)
+        return api.Model(desk.model.name, self._created, limit, desk.model.name)
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

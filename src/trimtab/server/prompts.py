@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +41,7 @@ class PromptMaker:
         result = []
         for prompt in prompts:
             if isinstance(prompt, str):
-                _check_text(len(prompt), info, "prompt")
+                check_text(len(prompt), info, "prompt")
                 token_ids = await self._workers.run(len(prompt), partial(self._encode, prompt))
                 text = prompt
             else:
@@ -66,18 +67,29 @@ class PromptMaker:
 
     async def chat(self, asked: ChatRequest, params: SamplingParams, info: EngineInfo) -> Prompt:
         """Raises ApiError or RequestError 400 for messages that cannot be served."""
-        messages = [_message(i, message) for i, message in enumerate(asked.messages)]
-        if not messages:
-            raise bad_request("messages: must not be empty", "messages")
-        size = sum(_size(message["content"]) for message in messages)
-        _check_text(size, info, "messages")
-        token_ids = await self._workers.run(size, partial(self._tokenizer.encode_chat, messages))
+        token_ids = await self.encode_messages(asked.messages, info)
         if not token_ids:
             raise bad_request("messages: must not be empty", "messages")
         return Prompt(
             token_ids,
             fit_context(params, len(token_ids), info, named=params.max_tokens is not None),
         )
+
+    async def encode_messages(
+        self,
+        asked: Sequence[Message],
+        info: EngineInfo,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Token ids of a conversation. Raises ApiError or RequestError 400, as `chat` does."""
+        messages = [_message(i, message) for i, message in enumerate(asked)]
+        if not messages:
+            raise bad_request("messages: must not be empty", "messages")
+        size = sum(_size(message["content"]) for message in messages)
+        check_text(size, info, "messages")
+        encode = partial(self._tokenizer.encode_chat, messages, tools, add_generation_prompt)
+        return await self._workers.run(size, encode)
 
     def _encode(self, prompt: str) -> list[int]:
         return self._tokenizer.encode(prompt)
@@ -98,7 +110,7 @@ def token_offsets(
     return [min(max(offset - first, 0), size) - size for offset in stream.token_offsets]
 
 
-def _check_text(num_characters: int, info: EngineInfo, param: str) -> None:
+def check_text(num_characters: int, info: EngineInfo, param: str) -> None:
     check_size(num_characters, "characters", MAX_TOKEN_CHARACTERS * info.max_context, info, param)
 
 

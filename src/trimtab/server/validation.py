@@ -59,7 +59,7 @@ _INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
 
 def refuse_unsupported_chat(document: dict[str, Any]) -> None:
     """Raises ApiError 400 for a field that we would have to ignore although it matters."""
-    _refuse(document, _INERT_CHAT)
+    refuse_all_but(document, _INERT_CHAT)
     tool_choice = document.get("tool_choice")
     if document.get("tools") and tool_choice != "none":
         raise bad_request("Tools are not supported by this server yet.", "tools")
@@ -69,13 +69,14 @@ def refuse_unsupported_chat(document: dict[str, Any]) -> None:
 
 def refuse_unsupported_completion(document: dict[str, Any]) -> None:
     """The same for /v1/completions."""
-    _refuse(document, _INERT_COMPLETION)
+    refuse_all_but(document, _INERT_COMPLETION)
     best_of = document.get("best_of")
     if best_of is not None and best_of != (document.get("n") or 1):
         raise bad_request("best_of is not supported by this server; use n.", "best_of")
 
 
-def _refuse(document: dict[str, Any], inert: dict[str, tuple[Any, ...]]) -> None:
+def refuse_all_but(document: dict[str, Any], inert: dict[str, tuple[Any, ...]]) -> None:
+    """Raises ApiError 400 for a field of `inert` with another value than those listed there."""
     for name in document.keys() & inert.keys():
         if document[name] not in inert[name]:
             raise bad_request(f"{name} is not supported by this server.", name)
