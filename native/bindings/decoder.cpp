@@ -277,6 +277,8 @@ nb::tuple BoundDecoder::step(nb::handle batch) {
   OwnedArray<float> logprobs(rows), top_logprobs(rows * width);
   OwnedArray<float> target_logprobs(with_targets ? rows : 0);
   OwnedArray<float> logits(with_logits ? rows * vocab : 0);
+  const int64_t hidden_size = decoder_->model().shape.hidden_size, num_hidden = step.num_hidden;
+  OwnedArray<float> hidden(num_hidden * hidden_size);
   StepOutput out;
   out.tokens = tokens.data();
   out.logprobs = logprobs.data();
@@ -285,20 +287,25 @@ nb::tuple BoundDecoder::step(nb::handle batch) {
   out.top_width = width;
   out.target_logprobs = with_targets ? target_logprobs.data() : nullptr;
   out.logits = with_logits ? logits.data() : nullptr;
+  out.hidden = hidden.data();
   {
     nb::gil_scoped_release released;
     decoder_->step(step, out);
   }
   const auto n = static_cast<size_t>(rows), w = static_cast<size_t>(width);
+  const nb::object given =
+      num_hidden == 0
+          ? nb::none()
+          : hidden.release({static_cast<size_t>(num_hidden), static_cast<size_t>(hidden_size)});
   if (!arrays_.wants_logprobs() && !with_targets && !with_logits) {
     const Nothing& none = nothing(rows);
     return nb::make_tuple(tokens.release({n}), none.logprobs, none.top_ids, none.top_logprobs,
-                          nb::none(), nb::none());
+                          nb::none(), nb::none(), given);
   }
-  return nb::make_tuple(tokens.release({n}), logprobs.release({n}), top_ids.release({n, w}),
-                        top_logprobs.release({n, w}),
-                        with_targets ? target_logprobs.release({n}) : nb::none(),
-                        with_logits ? logits.release({n, static_cast<size_t>(vocab)}) : nb::none());
+  return nb::make_tuple(
+      tokens.release({n}), logprobs.release({n}), top_ids.release({n, w}),
+      top_logprobs.release({n, w}), with_targets ? target_logprobs.release({n}) : nb::none(),
+      with_logits ? logits.release({n, static_cast<size_t>(vocab)}) : nb::none(), given);
 }
 
 void copy_blocks(BoundDecoder& decoder, const ConstArray<int32_t, 1>& sources,
@@ -362,7 +369,7 @@ void bind_decoder(nb::module_& m) {
   nb::class_<BoundDecoder>(m, "Decoder")
       .def("step", &BoundDecoder::step, "batch"_a,
            "Runs a StepBatch. Returns (tokens, logprobs, top_ids, top_logprobs, target_logprobs "
-           "or None, logits or None), as in StepResult.")
+           "or None, logits or None, hidden or None), as in StepResult.")
       .def(
           "set_timed", [](BoundDecoder& self, bool timed) { self.decoder().set_timed(timed); },
           "timed"_a, "Whether later steps take their times.")

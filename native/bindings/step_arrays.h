@@ -26,10 +26,16 @@ class StepArrays {
     if (block_starts_.length() != seq_starts_.length())
       throw std::invalid_argument("block_starts: as long as seq_starts");
     step_.targets = nullptr;
-    if (nanobind::getattr(batch, targets_name_).is_none()) return step_;
-    step_.targets = targets_.read(batch).data();
-    if (targets_.length() != step_.num_logits)
-      throw std::invalid_argument("targets: one for each of logit_rows");
+    if (!nanobind::getattr(batch, targets_name_).is_none()) {
+      step_.targets = targets_.read(batch).data();
+      if (targets_.length() != step_.num_logits)
+        throw std::invalid_argument("targets: one for each of logit_rows");
+    }
+    step_.num_hidden = 0;
+    if (!nanobind::getattr(batch, hidden_rows_name_).is_none()) {
+      step_.hidden_rows = hidden_rows_.read(batch).data();
+      step_.num_hidden = hidden_rows_.length();
+    }
     return step_;
   }
 
@@ -39,8 +45,9 @@ class StepArrays {
  private:
   HeldArray<int32_t, 1> token_ids_{"token_ids"}, positions_{"positions"}, seq_starts_{"seq_starts"},
       block_starts_{"block_starts"}, block_ids_{"block_ids"}, logit_rows_{"logit_rows"},
-      targets_{"targets"};
-  nanobind::str sampling_name_{"sampling"}, targets_name_{"targets"};
+      targets_{"targets"}, hidden_rows_{"hidden_rows"};
+  nanobind::str sampling_name_{"sampling"}, targets_name_{"targets"},
+      hidden_rows_name_{"hidden_rows"};
   SamplingArrays sampling_;
   trimtab::StepInput step_;
 };

@@ -218,6 +218,9 @@ void Decoder::build_program() {
   for (size_t layer = 0; layer < model_.layers.size(); ++layer)
     build_layer(static_cast<int64_t>(layer));
   build_logits();
+  if (step_->num_hidden == 0) return;
+  phase.run = &Decoder::give_hidden;
+  add_phase(phase, step_->num_hidden);
 }
 
 void Decoder::step(const StepInput& step, const StepOutput& out) {
@@ -419,6 +422,15 @@ void Decoder::sample(const Phase& phase, int64_t chunk, int thread) {
                            step_->targets != nullptr ? out_->target_logprobs + row : nullptr};
   sample_row(sampling_, logits, vocab, step_->sampling, row,
              step_->targets != nullptr ? step_->targets[row] : -1, sampler_scratch_[thread], slots);
+}
+
+void Decoder::give_hidden(const Phase&, int64_t chunk, int thread) {
+  const int64_t size = model_.shape.hidden_size;
+  float* normed = locals_[thread].row;
+  layers_.rms_norm(residual_.data + step_->hidden_rows[chunk] * hidden_stride_, hidden_stride_, 1,
+                   size, model_.final_norm.data(), static_cast<float>(model_.shape.norm_eps),
+                   normed, hidden_stride_);
+  std::memcpy(out_->hidden + chunk * size, normed, static_cast<size_t>(size) * 4);
 }
 
 }  // namespace trimtab

@@ -105,6 +105,7 @@ class Decoder {
   void gate(const Phase& phase, int64_t chunk, int thread);
   void add_normed(const Phase& phase, int64_t chunk, int thread);
   void sample(const Phase& phase, int64_t chunk, int thread);
+  void give_hidden(const Phase& phase, int64_t chunk, int thread);
 
   int64_t row_chunks(int64_t rows) const { return (rows + row_grain_ - 1) / row_grain_; }
   int64_t panels_of_chunk(const Matrix& matrix, int64_t rows) const;

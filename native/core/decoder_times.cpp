@@ -17,7 +17,8 @@ std::map<std::string, double> Decoder::times() const {
                {&Decoder::multiply, "projections"}, {&Decoder::rotate, "rotation"},
                {&Decoder::attend, "attention"},     {&Decoder::attend_sequence, "attention"},
                {&Decoder::merge, "attention"},      {&Decoder::gate, "projections"},
-               {&Decoder::add_normed, "norms"},     {&Decoder::sample, "sampling"}};
+               {&Decoder::add_normed, "norms"},     {&Decoder::sample, "sampling"},
+               {&Decoder::give_hidden, "norms"}};
   std::map<std::string, double> seconds;
   if (phase_began_.empty()) return seconds;
   seconds["program"] = 1e-9 * static_cast<double>(phase_began_.front() - began_);

@@ -23,6 +23,15 @@ void check_starts(const char* name, const int32_t* starts, int64_t count, int64_
            std::to_string(total));
 }
 
+void check_rows(const char* name, const int32_t* rows, int64_t count, int64_t total) {
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t least = i == 0 ? 0 : int64_t{rows[i - 1]} + 1;
+    if (rows[i] < least || rows[i] >= total)
+      refuse(std::string(name) + "[" + std::to_string(i) + "]=" + std::to_string(rows[i]) +
+             ": must ascend and be below " + std::to_string(total));
+  }
+}
+
 }  // namespace
 
 void StepValidator::check_sequence(const StepInput& step, int64_t seq) {
@@ -45,6 +54,14 @@ void StepValidator::check_sequence(const StepInput& step, int64_t seq) {
              std::to_string(num_blocks_) + ")");
 }
 
+void StepValidator::check_targets(const StepInput& step) {
+  if (step.targets == nullptr) return;
+  for (int64_t i = 0; i < step.num_logits; ++i)
+    if (step.targets[i] < -1 || step.targets[i] >= vocab_size_)
+      refuse("targets[" + std::to_string(i) + "]=" + std::to_string(step.targets[i]) +
+             " is outside the vocabulary of " + std::to_string(vocab_size_));
+}
+
 void StepValidator::check(const StepInput& step) {
   if (step.num_rows < 1 || step.num_seqs < 1) refuse("a step needs at least one row");
   check_starts("seq_starts", step.seq_starts, step.num_seqs, step.num_rows, 1);
@@ -54,15 +71,9 @@ void StepValidator::check(const StepInput& step) {
       refuse("token_ids[" + std::to_string(row) + "]=" + std::to_string(step.token_ids[row]) +
              " is outside the vocabulary of " + std::to_string(vocab_size_));
   for (int64_t seq = 0; seq < step.num_seqs; ++seq) check_sequence(step, seq);
-  for (int64_t i = 0; i < step.num_logits; ++i) {
-    const int64_t least = i == 0 ? 0 : int64_t{step.logit_rows[i - 1]} + 1;
-    if (step.logit_rows[i] < least || step.logit_rows[i] >= step.num_rows)
-      refuse("logit_rows[" + std::to_string(i) + "]=" + std::to_string(step.logit_rows[i]) +
-             ": must ascend and be below " + std::to_string(step.num_rows));
-    if (step.targets != nullptr && (step.targets[i] < -1 || step.targets[i] >= vocab_size_))
-      refuse("targets[" + std::to_string(i) + "]=" + std::to_string(step.targets[i]) +
-             " is outside the vocabulary of " + std::to_string(vocab_size_));
-  }
+  check_rows("logit_rows", step.logit_rows, step.num_logits, step.num_rows);
+  check_rows("hidden_rows", step.hidden_rows, step.num_hidden, step.num_rows);
+  check_targets(step);
   if (step.sampling.rows != step.num_logits)
     refuse("sampling has " + std::to_string(step.sampling.rows) + " rows, logit_rows has " +
            std::to_string(step.num_logits));

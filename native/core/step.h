@@ -20,8 +20,10 @@ struct StepInput {
   int64_t num_block_ids = 0;
   const int32_t* logit_rows = nullptr;  // [num_logits]
   int64_t num_logits = 0;
-  SamplingView sampling;             // of the logit rows, already validated
-  const int32_t* targets = nullptr;  // [num_logits] or null
+  SamplingView sampling;                 // of the logit rows, already validated
+  const int32_t* targets = nullptr;      // [num_logits] or null
+  const int32_t* hidden_rows = nullptr;  // [num_hidden]
+  int64_t num_hidden = 0;
 };
 
 struct StepOutput {
@@ -32,6 +34,7 @@ struct StepOutput {
   int64_t top_width = 0;             // at least the largest num_logprobs
   float* target_logprobs = nullptr;  // [num_logits], with targets
   float* logits = nullptr;           // [num_logits][vocab] or null
+  float* hidden = nullptr;           // [num_hidden][hidden_size], what the output head reads
 };
 
 // Checks everything but the sampling parameters, so that no batch can make it read or write outside
@@ -46,6 +49,7 @@ class StepValidator {
 
  private:
   void check_sequence(const StepInput& step, int64_t seq);
+  void check_targets(const StepInput& step);
 
   int64_t vocab_size_;
   int64_t num_blocks_;

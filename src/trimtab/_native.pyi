@@ -105,7 +105,13 @@ class Decoder:
     def step(
         self, batch: StepBatch
     ) -> tuple[
-        Int32Array, Float32Array, Int32Array, Float32Array, Float32Array | None, Float32Array | None
+        Int32Array,
+        Float32Array,
+        Int32Array,
+        Float32Array,
+        Float32Array | None,
+        Float32Array | None,
+        Float32Array | None,
     ]: ...
     def set_timed(self, timed: bool) -> None: ...
     def times(self) -> dict[str, float]: ...

@@ -42,6 +42,7 @@ class Answer:
     error: str | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     stop_logprobs: TokenLogprobs | None = None
+    embedding: list[float] | None = None
 
     def add(self, output: TokenOutput) -> None:
         assert self.num_finishes == 0, "output after the last one"
@@ -58,6 +59,7 @@ class Answer:
             self.stop_token_id = output.stop_token_id
             self.error = output.error
             self.stop_logprobs = output.stop_logprobs
+            self.embedding = output.embedding
 
 
 def run(engine: Engine, *requests: EngineRequest, max_steps: int = 10_000) -> dict[str, Answer]:
@@ -91,6 +93,10 @@ def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
     params, answer = request.params, Answer(num_finishes=1)
     if request.prompt_logprobs is not None:
         answer.prompt_logprobs = toy_prompt_logprobs(executor, request)
+    if request.embeds:
+        answer.embedding = executor.logits(request.prompt_ids)[: executor.spec.hidden_size].tolist()
+        answer.finish_reason = "stop"
+        return answer
     if not request.completes:
         answer.finish_reason = "length"
         return answer
@@ -211,6 +217,7 @@ def schedules(
         own = random.randint(0 if prompt else 1, min(4, capacity - len(prompt)))
         prompt += [random.randrange(VOCAB) for _ in range(own)]
         prompt_logprobs = random.choice([None, None, None, 0, 3])
+        embeds = prompt_logprobs is None and random.random() < 0.15
         request = EngineRequest(
             request_id=f"r{index}",
             prompt_ids=prompt,
@@ -218,7 +225,8 @@ def schedules(
             priority=random.choice([-1, 0, 0, 0, 1]),
             cache_salt=random.choice(["", "", "", "other"]),
             prompt_logprobs=prompt_logprobs,
-            completes=prompt_logprobs is None or random.random() < 0.5,
+            completes=not embeds and (prompt_logprobs is None or random.random() < 0.5),
+            embeds=embeds,
         )
         abort_step = random.randint(0, 40) if random.random() < abort_share else None
         arrivals.append(

@@ -105,6 +105,7 @@ def test_any_schedule_gives_the_bits_of_a_request_alone(
             assert answer.token_ids == reference.token_ids
             assert answer.logprobs == reference.logprobs
             assert answer.prompt_logprobs == reference.prompt_logprobs
+            assert answer.embedding == reference.embedding
             assert answer.finish_reason == reference.finish_reason
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks

@@ -33,6 +33,7 @@ def test_any_schedule_gives_the_reference_answers(schedule: Schedule) -> None:
             assert answer.finish_reason == reference.finish_reason
             assert answer.stop_token_id == reference.stop_token_id
             assert answer.prompt_logprobs == reference.prompt_logprobs
+            assert answer.embedding == reference.embedding
         check_bans(arrival.request.params, answer)
         assert len(answer.logprobs) == (
             0 if arrival.request.params.logprobs is None else len(answer.token_ids)

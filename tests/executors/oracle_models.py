@@ -109,5 +109,10 @@ def logits_of(model: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
         return model(torch.tensor([tokens])).logits[0].float().numpy()
 
 
+def hidden_of(model: Any, tokens: list[int]) -> npt.NDArray[np.float32]:
+    with torch.inference_mode():
+        return model.model(torch.tensor([tokens])).last_hidden_state[0].float().numpy()
+
+
 def random_tokens(seed: int, length: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], size=length).tolist()

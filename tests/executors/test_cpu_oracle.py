@@ -9,7 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import oracle_models
 import pytest
-from cpu_models import Passage, advance, memory_model, run_alone
+from cpu_models import (
+    Passage,
+    advance,
+    as_int32,
+    greedy,
+    make_batch,
+    memory_model,
+    run_alone,
+)
 
 from trimtab import _native
 from trimtab.checkpoints.base import Checkpoint
@@ -70,6 +78,35 @@ def test_float32_logits_and_greedy_tokens(
         chosen = advance(cpu, [(passage, 1)]).tokens[-1]
     theirs = oracle_models.logits_of(model, passage.tokens)
     assert passage.tokens[5:] == theirs[4:-1].argmax(axis=-1).tolist()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_hidden_states_behind_the_final_norm(name: str, models: Any) -> None:
+    model, checkpoint = models(name)
+    cpu = executor(checkpoint, weights="f32", kv_cache="f32")
+    tokens = oracle_models.random_tokens(6, 40)
+    passage = Passage(tokens, list(range(3)))
+    batch = make_batch([(passage, 40)], hidden_rows=np.array([0, 7, 39], np.int32))
+    result = cpu.execute(batch)
+    assert result.hidden is not None
+    theirs = oracle_models.hidden_of(model, tokens)[[0, 7, 39]]
+    assert worst_error(result.hidden, theirs) < 1e-4
+    # The same bits, alone and without any logits.
+    none = np.zeros(0, np.int32)
+    alone = make_batch(
+        [(passage, 40)], hidden_rows=as_int32([7]), logit_rows=none, sampling=greedy(0)
+    )
+    again = cpu.execute(alone)
+    assert again.hidden is not None
+    assert (again.hidden[0] == result.hidden[1]).all()
+
+
+def test_hidden_rows_that_do_not_exist_are_refused(models: Any) -> None:
+    cpu = executor(models(FAMILIES[0])[1])
+    for rows in ([40], [-1], [3, 3], [4, 2]):
+        passage = Passage(list(range(40)), list(range(3)))
+        with pytest.raises(ValueError, match="hidden_rows"):
+            cpu.execute(make_batch([(passage, 40)], hidden_rows=as_int32(rows)))
 
 
 @pytest.mark.parametrize(

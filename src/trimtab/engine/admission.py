@@ -76,8 +76,10 @@ def _check_choosable(params: SamplingParams, info: EngineInfo) -> None:
 
 def _check_scoring(request: EngineRequest) -> None:
     num_top = request.prompt_logprobs
+    if request.embeds and (request.completes or num_top is not None):
+        raise RequestError("an embedding goes with neither a completion nor prompt logprobs")
     if num_top is None:
-        if not request.completes:
+        if not (request.completes or request.embeds):
             raise RequestError("neither a completion nor the prompt's logprobs are asked for")
         return
     if not 0 <= num_top <= MAX_TOP_LOGPROBS:

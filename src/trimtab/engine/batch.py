@@ -28,11 +28,16 @@ def logit_span(chunk: Chunk) -> tuple[int, int]:
     there, and those whose next token is a prompt token to be scored."""
     request = chunk.request
     if request.num_prompt_logprobs is None:
-        return chunk.count - chunk.emits, chunk.count
+        return chunk.count - (chunk.emits and request.completes), chunk.count
     owed, chooses = _owed_in(chunk), chunk.emits and request.completes
     if not owed:
         return chunk.count - chooses, chunk.count
     return owed.start, chunk.count if chooses else owed.stop
+
+
+def is_embedded(chunk: Chunk) -> bool:
+    """Whether the hidden state of the chunk's last row is wanted."""
+    return chunk.emits and chunk.request.embeds
 
 
 def _owed_in(chunk: Chunk) -> range:
@@ -154,6 +159,7 @@ class BatchBuilder:
             logit_rows=rows.logit_rows,
             sampling=self.build_sampling(sampled, chosen_positions),
             targets=_targets(chunks, spans),
+            hidden_rows=_hidden_rows(chunks, rows.seq_starts),
         )
 
     def build_sampling(self, requests: list[Request], positions: Int32Array) -> SamplingBatch:
@@ -234,6 +240,11 @@ def _targets(chunks: Sequence[Chunk], spans: list[Span]) -> Int32Array | None:
         targets.extend(chunk.request.token_ids[next_token + rows.start : next_token + rows.stop])
         targets.extend([-1] * (last - first - len(rows)))
     return _int32(targets)
+
+
+def _hidden_rows(chunks: Sequence[Chunk], seq_starts: Int32Array) -> Int32Array | None:
+    embedded = [is_embedded(chunk) for chunk in chunks]
+    return seq_starts[1:][embedded] - _ONE if any(embedded) else None
 
 
 def _table_arrays(tables: list[tuple[array[int], int]]) -> tuple[Int32Array, Int32Array]:

@@ -30,7 +30,8 @@ class EngineRequest:
     completion_ids: list[int] = field(default_factory=list)
     # Also report the logprob of each prompt token, with so many of the most likely at its place.
     prompt_logprobs: int | None = None
-    completes: bool = True  # False: the prompt's logprobs are all that is wanted
+    completes: bool = True  # False: the prompt's logprobs, or its embedding, are all that is wanted
+    embeds: bool = False  # report the prompt's embedding; then it neither completes nor is scored
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class TokenOutput:
     num_cached_tokens: int = 0  # prompt tokens that came out of the prefix cache
     prompt_logprobs: list[TokenLogprobs] | None = None  # of tokens 1, 2 ...; once, in the first
     stop_logprobs: TokenLogprobs | None = None  # of stop_token_id, if logprobs were asked for
+    # What the output head would read behind the prompt's last token: [hidden_size], not normalised.
+    embedding: list[float] | None = None
     timeline: RequestTimeline | None = field(default=None, compare=False)  # in the last one
 
 

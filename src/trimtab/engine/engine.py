@@ -6,9 +6,11 @@ import logging
 import secrets
 from array import array
 
+import numpy as np
+
 from trimtab.config import SchedulerConfig
 from trimtab.engine.admission import max_total_tokens, validate_request
-from trimtab.engine.batch import BatchBuilder, allowed_mask, logit_span
+from trimtab.engine.batch import BatchBuilder, allowed_mask, is_embedded, logit_span
 from trimtab.engine.client import (
     EngineInfo,
     EngineRequest,
@@ -95,6 +97,7 @@ class Engine:
             cache_root=cache_root(self.executor.identity, request.cache_salt),
             num_prompt_logprobs=request.prompt_logprobs,
             completes=request.completes,
+            embeds=request.embeds,
             allowed_mask=_allowed_mask(params, self.info),
         )
         self._arrivals += 1
@@ -170,10 +173,12 @@ class Engine:
         tokens = result.tokens.tolist()
         all_finite = min(tokens, default=0) >= 0
         end = 0
+        embeddings = iter(() if result.hidden is None else result.hidden)
         for chunk in plan.chunks:
             request = chunk.request
             first, last = logit_span(chunk)
             row, end = end, end + last - first
+            embedding = next(embeddings) if is_embedded(chunk) else None
             if request.state is not RequestState.RUNNING:
                 continue  # aborted while the step ran
             if not all_finite and min(tokens[row:end], default=0) < 0:
@@ -187,6 +192,8 @@ class Engine:
                 _score(request, result, row, end - row)
             if chunk.emits and request.completes:
                 outputs.append(self._emit(request, tokens[end - 1], result, end - 1))
+            elif embedding is not None:
+                outputs.append(self._embed(request, embedding))
             elif chunk.emits:
                 outputs.append(self._finish(request, "length"))
         return outputs
@@ -204,6 +211,13 @@ class Engine:
         if reason is not None:
             return self._finish(request, reason, [token_id], logprobs)
         return _output(request, [token_id], logprobs)
+
+    def _embed(self, request: Request, embedding: Float32Array) -> TokenOutput:
+        if not np.isfinite(embedding).all():
+            return self._finish(request, "error", error="the model's output was not finite")
+        output = self._finish(request, "stop")
+        output.embedding = embedding.tolist()
+        return output
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[TokenOutput]:
         logger.error("step %d failed", self._num_steps, exc_info=error)

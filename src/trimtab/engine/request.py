@@ -40,7 +40,8 @@ class Request:
     order: tuple[int, int]  # (priority, arrival): the smaller runs first
     cache_root: bytes  # what its block hashes start from
     num_prompt_logprobs: int | None = None  # alternatives at each prompt token; None: not scored
-    completes: bool = True  # False: it ends when its prompt is scored
+    completes: bool = True  # False: it ends when its prompt is scored or embedded
+    embeds: bool = False
     allowed_mask: UInt32Array | None = None  # a row of SamplingBatch.mask; None: all are allowed
 
     state: RequestState = RequestState.WAITING

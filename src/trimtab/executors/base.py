@@ -75,6 +75,7 @@ class StepBatch:
     logit_rows: Int32Array  # [R] ascending row numbers that need logits
     sampling: SamplingBatch  # of the R rows
     targets: Int32Array | None = None  # [R] token to score at each logit row (-1: none)
+    hidden_rows: Int32Array | None = None  # [H] ascending row numbers whose hidden state is wanted
     return_logits: bool = False
 
     @property
@@ -97,6 +98,7 @@ class StepResult:
     top_logprobs: Float32Array  # same shape
     target_logprobs: Float32Array | None = None  # [R] of `targets`
     logits: Float32Array | None = None  # [R, vocab], the model's own
+    hidden: Float32Array | None = None  # [H, hidden_size] of `hidden_rows`, behind the final norm
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,21 @@ class ToyExecutor:
         self.num_steps += 1
         self.num_computed_tokens += batch.num_rows
         tables = self._write(batch)
-        sequence_of = np.searchsorted(batch.seq_starts, batch.logit_rows, side="right") - 1
-        logits = np.zeros((len(batch.logit_rows), self.spec.vocab_size), np.float32)
-        for out, row, sequence in zip(logits, batch.logit_rows, sequence_of, strict=True):
+        result = sample_rows(self._logits_of(batch, batch.logit_rows, tables), batch)
+        if batch.hidden_rows is not None:
+            hidden = self._logits_of(batch, batch.hidden_rows, tables)
+            result.hidden = hidden[:, : self.spec.hidden_size]
+        return result
+
+    def _logits_of(
+        self, batch: StepBatch, rows: Int32Array, tables: list[Int32Array]
+    ) -> Float32Array:
+        sequence_of = np.searchsorted(batch.seq_starts, rows, side="right") - 1
+        logits = np.zeros((len(rows), self.spec.vocab_size), np.float32)
+        for out, row, sequence in zip(logits, rows, sequence_of, strict=True):
             context = self._blocks[tables[sequence]].reshape(-1, 2)[: batch.positions[row] + 1]
             out[:] = self._logits(context)
-        return sample_rows(logits, batch)
+        return logits
 
     def logits(self, token_ids: Sequence[int]) -> Float32Array:
         """[vocab] after these tokens, without any cache: what every schedule must reproduce."""
