@@ -125,7 +125,6 @@ TEXT_REFUSALS = [
     ({"prompt": [1 << 80]}, "prompt"),
     ({"prompt": ["x"] * 257}, "n"),
     ({"prompt": ["x"] * 129, "n": 2}, "n"),
-    ({"best_of": 2}, "best_of"),
     ({"suffix": "end"}, "suffix"),
     ({"logprobs": 21}, "logprobs"),
     ({"echo": True, "logprobs": 21}, "logprobs"),

@@ -28,7 +28,7 @@ def validate_request(request: EngineRequest, info: EngineInfo) -> None:
     _check_ids(params.allowed_token_ids, "allowed_token_ids", info.vocab_size)
     for sequence in params.banned_sequences:
         _check_ids(sequence, "banned_sequences", info.vocab_size)
-    _check_choosable(params, info)
+    check_choosable(params, info)
     _check_scoring(request)
     _check_length(request, info)
     num_known = len(request.prompt_ids) + len(request.completion_ids)
@@ -59,7 +59,7 @@ def _check_ids(ids: Iterable[int], param: str, vocab_size: int) -> None:
         )
 
 
-def _check_choosable(params: SamplingParams, info: EngineInfo) -> None:
+def check_choosable(params: SamplingParams, info: EngineInfo) -> None:
     """Whatever was generated before, a token must be left to choose. Tokens that end the request
     count as banned here as long as min_tokens may ban them."""
     if not params.allowed_token_ids and not params.banned_sequences:

@@ -16,9 +16,10 @@ from trimtab.server import api_types as api
 from trimtab.server import tokenize_api, validation
 from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
 from trimtab.server.desk import Desk, SupervisedEngine
-from trimtab.server.formats import ChatFormat, CompletionFormat
-from trimtab.server.generation import Generation, Placement
+from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
+from trimtab.server.generation import Generation, Placement, Prompt
 from trimtab.server.http import Guard
+from trimtab.server.prompts import echoed_text
 from trimtab.server.text import ServedModel
 
 
@@ -98,13 +99,13 @@ class ApiServer:
         prompts = await desk.prompts.completion(asked, params, info)
         placement = self._placement("cmpl-", asked)
         generation = Generation(desk.engine, prompts, placement, tokenizer)
-        echoes = [prompt.text if asked.echo else "" for prompt in prompts for _ in range(params.n)]
         answer_format = CompletionFormat(
             desk.header(placement),
             tokenizer,
-            params.logprobs,
-            echoes,
+            asked.logprobs,
+            [prompt.text if asked.echo else "" for prompt in prompts],
             include_usage=validation.includes_usage(asked),
+            extras=_extras(asked, prompts),
         )
         return desk.respond(generation, answer_format, stream=bool(asked.stream))
 
@@ -123,6 +124,8 @@ class ApiServer:
             tokenizer,
             params.logprobs is not None,
             include_usage=validation.includes_usage(asked),
+            extras=_extras(asked, [prompt]),
+            echo=echoed_text(asked.messages) if asked.echo else "",
         )
         return desk.respond(generation, answer_format, stream=bool(asked.stream))
 
@@ -133,6 +136,16 @@ class ApiServer:
         desk = self._desk
         limit = validation.context_limit(desk.engine.info)
         return api.Model(desk.model.name, self._created, limit, desk.model.name)
+
+
+def _extras(asked: api.GenerationFields, prompts: list[Prompt]) -> Extras:
+    return Extras(
+        prompts,
+        asked.n or 1,
+        bool(asked.return_token_ids),
+        bool(asked.return_tokens_as_token_ids),
+        asked.prompt_logprobs is not None,
+    )
 
 
 async def _on_api_error(request: Request, error: Exception) -> Response:

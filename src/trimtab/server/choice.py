@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from trimtab.engine.client import TokenLogprobs, TokenOutput
@@ -20,13 +20,16 @@ class TokenText:
     text_offset: int  # in characters; of prompt tokens, which stand before the text, not above 0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # never changed once it is out; freezing costs time for each token
 class ChoiceEvent:
     index: int
     text: str
     tokens: list[TokenText] = field(default_factory=list)  # only when logprobs were asked for
     finish_reason: str | None = None
     stop_token: TokenText | None = None  # that ended it, if logprobs were asked for; not in `text`
+    stop_reason: str | int | None = None  # the stop string, or one of `stop_token_ids`
+    token_ids: list[int] = field(default_factory=list)  # new ones, stop token included; if reported
+    prompt_logprobs: list[TokenLogprobs] | None = None  # of prompt tokens 1, 2 ...; once
 
 
 class Choice:
@@ -42,9 +45,15 @@ class Choice:
         params: SamplingParams,
         tokenizer: Tokenizer,
         prompt_tokens: Sequence[tuple[int, int]] = (),
+        eos_token_ids: Collection[int] = (),
+        reports_token_ids: bool = False,
     ) -> None:
-        """`prompt_tokens` (token, text_offset) come out first, when their logprobs do."""
+        """`prompt_tokens` (token, text_offset) come out first, when their logprobs do. Tokens of
+        `eos_token_ids` are no `stop_reason`."""
         self.index = index
+        self._eos_token_ids = eos_token_ids
+        self._reports_token_ids = reports_token_ids
+        self._num_prompt_top = params.logprobs or 0
         self._prompt_tokens = prompt_tokens
         self._num_characters = 0
         self.finished = False
@@ -66,25 +75,44 @@ class Choice:
                 type="server_error",
                 code="generation_failed",
             )
-        self.num_tokens += len(output.token_ids)
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         text = self._stream.push(output.token_ids)
+        known, self.num_tokens = self.num_tokens, len(self._stream.token_offsets)
         if output.finish_reason is not None:
             text += self._stream.finish()
         reason = "stop" if self._stream.stopped else output.finish_reason
         self.finished = reason is not None
         self._num_characters += len(text)
         tokens = self._prompt_out(output) + self._tokens_out(output)
-        return ChoiceEvent(self.index, text, tokens, reason, self._stop_token(output))
+        event = ChoiceEvent(self.index, text, tokens, reason, self._stop_token(output))
+        if self.finished:
+            event.stop_reason = self._stop_reason(output)
+        if self._reports_token_ids:
+            event.token_ids = output.token_ids[: self.num_tokens - known]
+            if output.stop_token_id is not None and not self._stream.stopped:
+                event.token_ids = [*event.token_ids, output.stop_token_id]
+        event.prompt_logprobs = output.prompt_logprobs
+        return event
+
+    def _stop_reason(self, output: TokenOutput) -> str | int | None:
+        if self._stream.stopped:
+            return self._stream.stop
+        return None if output.stop_token_id in self._eos_token_ids else output.stop_token_id
 
     def _prompt_out(self, output: TokenOutput) -> list[TokenText]:
         if output.prompt_logprobs is None or not self._prompt_tokens:
             return []
         logprobs = [None, *output.prompt_logprobs]
         return [
-            TokenText(token_id, own, offset)
+            TokenText(token_id, own and self._trimmed(own), offset)
             for (token_id, offset), own in zip(self._prompt_tokens, logprobs, strict=True)
         ]
+
+    def _trimmed(self, logprobs: TokenLogprobs) -> TokenLogprobs:
+        """Without the alternatives that were asked for elsewhere."""
+        if len(logprobs.top) <= self._num_prompt_top:
+            return logprobs
+        return TokenLogprobs(logprobs.logprob, logprobs.top[: self._num_prompt_top])
 
     def _stop_token(self, output: TokenOutput) -> TokenText | None:
         if output.stop_token_id is None or output.stop_logprobs is None or self._stream.stopped:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from trimtab.engine.client import TokenLogprobs
 from trimtab.server import api_types as api
 from trimtab.server.api_errors import ApiError
 from trimtab.server.choice import ChoiceEvent, TokenText
+from trimtab.server.generation import Prompt
 from trimtab.tokenization import Tokenizer
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
@@ -25,6 +29,17 @@ class Header:
     model: str
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What an answer tells beyond OpenAI's own fields, and of what."""
+
+    prompts: Sequence[Prompt] = ()
+    num_choices: int = 1  # of each prompt that are shown: the best of those generated
+    token_ids: bool = False
+    tokens_as_ids: bool = False  # logprobs name tokens by `token_id:N`
+    prompt_logprobs: bool = False
+
+
 @dataclass
 class Collected:
     """One choice, put together."""
@@ -33,12 +48,18 @@ class Collected:
     tokens: list[TokenText] = field(default_factory=list)
     finish_reason: str | None = None
     stop_token: TokenText | None = None
+    stop_reason: str | int | None = None
+    token_ids: list[int] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
     def add(self, event: ChoiceEvent) -> None:
         self.text += event.text
         self.tokens.extend(event.tokens)
         self.finish_reason = event.finish_reason or self.finish_reason
         self.stop_token = event.stop_token or self.stop_token
+        self.stop_reason = event.stop_reason
+        self.token_ids += event.token_ids
+        self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
 
 
 class AnswerFormat(Protocol):
@@ -70,17 +91,61 @@ class OpenAIFormat:
 
     named_events = False
 
+    def __init__(self, header: Header, tokenizer: Tokenizer, extras: Extras) -> None:
+        self._header = header
+        self._tokenizer = tokenizer
+        self._extras = extras
+
+    def _token_text(self, token_id: int) -> str:
+        if self._extras.tokens_as_ids:
+            return f"token_id:{token_id}"
+        return readable(self._tokenizer.token_bytes(token_id))
+
+    def _prompt_ids(self, index: int) -> list[int] | UnsetType:
+        return self._extras.prompts[index].token_ids if self._extras.token_ids else UNSET
+
+    def _token_ids(self, token_ids: list[int]) -> list[int] | UnsetType:
+        return token_ids if self._extras.token_ids else UNSET
+
+    def _prompt_logprobs(self, index: int, choice: Collected) -> api.PromptLogprobs | UnsetType:
+        """Of prompt `index`; `choice` is the first of it."""
+        if not self._extras.prompt_logprobs:
+            return UNSET
+        prompt = self._extras.prompts[index]
+        found: api.PromptLogprobs = [None]
+        for token_id, own in zip(prompt.token_ids[1:], choice.prompt_logprobs or [], strict=True):
+            top = own.top[: prompt.num_logprobs]
+            at: dict[int, api.PromptLogprob] = {}
+            for rank, (other, logprob) in enumerate(top, 1):
+                at[other] = self._prompt_logprob(other, logprob, rank)
+            if token_id not in at:
+                at[token_id] = self._prompt_logprob(token_id, own.logprob, None)
+            found.append(at)
+        return found
+
+    def _prompt_logprob(self, token_id: int, logprob: float, rank: int | None) -> api.PromptLogprob:
+        text = self._tokenizer.token_bytes(token_id).decode(errors="replace")
+        return api.PromptLogprob(_finite(logprob), rank, text)
+
     def failure(self, error: ApiError) -> msgspec.Struct:
         return error.document
 
 
 class ChatFormat(OpenAIFormat):
     def __init__(
-        self, header: Header, tokenizer: Tokenizer, logprobs: bool, *, include_usage: bool
+        self,
+        header: Header,
+        tokenizer: Tokenizer,
+        logprobs: bool,
+        *,
+        include_usage: bool,
+        extras: Extras | None = None,
+        echo: str = "",
     ) -> None:
-        self._header = header
-        self._tokenizer = tokenizer
+        """`echo` is the text that every answer starts with."""
+        super().__init__(header, tokenizer, extras or Extras())
         self._include_usage = include_usage
+        self._echo = echo
         self._logprobs = logprobs
         self._greeted: set[int] = set()  # choices whose role has been sent
 
@@ -89,12 +154,19 @@ class ChatFormat(OpenAIFormat):
         chunks: list[msgspec.Struct] = []
         if event.index not in self._greeted:
             self._greeted.add(event.index)
-            chunks.append(self._chunk(event.index, api.Delta(role="assistant", content="")))
-        if event.text or event.tokens:
+            greeting = self._chunk(event.index, api.Delta(role="assistant", content=self._echo))
+            if event.index == 0:
+                greeting.prompt_token_ids = self._prompt_ids(0)
+            chunks.append(greeting)
+        if event.text or event.tokens or event.token_ids:
             logprobs = self._chat_logprobs(event.tokens)
-            chunks.append(self._chunk(event.index, api.Delta(content=event.text), logprobs))
+            chunk = self._chunk(event.index, api.Delta(content=event.text), logprobs)
+            chunk.choices[0].token_ids = self._token_ids(event.token_ids)
+            chunks.append(chunk)
         if event.finish_reason is not None:
-            chunks.append(self._chunk(event.index, api.Delta(), None, event.finish_reason))
+            chunk = self._chunk(event.index, api.Delta(), None, event.finish_reason)
+            chunk.choices[0].stop_reason = event.stop_reason
+            chunks.append(chunk)
         return chunks
 
     def ending(self, usage: api.Usage) -> list[msgspec.Struct]:
@@ -108,13 +180,23 @@ class ChatFormat(OpenAIFormat):
         answers = [
             api.ChatChoice(
                 index,
-                api.AssistantMessage(choice.text),
+                api.AssistantMessage(self._echo + choice.text),
                 self._chat_logprobs(choice.tokens),
                 choice.finish_reason,
+                choice.stop_reason,
+                self._token_ids(choice.token_ids),
             )
             for index, choice in enumerate(choices)
         ]
-        return api.ChatCompletion(header.id, header.created, header.model, answers, usage)
+        return api.ChatCompletion(
+            header.id,
+            header.created,
+            header.model,
+            answers,
+            usage,
+            self._prompt_ids(0),
+            self._prompt_logprobs(0, choices[0]),
+        )
 
     def _chunk(
         self,
@@ -138,8 +220,9 @@ class ChatFormat(OpenAIFormat):
         assert token.logprobs is not None  # chats are not echoed
         for token_id, logprob in token.logprobs.top:
             other = self._tokenizer.token_bytes(token_id)
-            top.append(api.TopLogprob(readable(other), _finite(logprob), list(other)))
-        return api.TokenLogprob(readable(raw), _finite(token.logprobs.logprob), list(raw), top)
+            top.append(api.TopLogprob(self._token_text(token_id), _finite(logprob), list(other)))
+        text = self._token_text(token.token_id)
+        return api.TokenLogprob(text, _finite(token.logprobs.logprob), list(raw), top)
 
 
 class CompletionFormat(OpenAIFormat):
@@ -151,22 +234,29 @@ class CompletionFormat(OpenAIFormat):
         echoes: Sequence[str],
         *,
         include_usage: bool,
+        extras: Extras | None = None,
     ) -> None:
-        """`echoes` holds, for each choice, the prompt text that its own text starts with."""
-        self._header = header
-        self._tokenizer = tokenizer
+        """`echoes` holds, for each prompt, the text that its choices start with."""
+        super().__init__(header, tokenizer, extras or Extras(num_choices=1))
         self._num_logprobs = num_logprobs
         self._echoes = echoes
         self._include_usage = include_usage
         self._echoed: set[int] = set()
 
     def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]:
-        text = event.text
-        if event.index not in self._echoed:
+        text, prompt = event.text, event.index // self._extras.num_choices
+        is_first = event.index not in self._echoed
+        if is_first:
             self._echoed.add(event.index)
-            text = self._echoes[event.index] + text
+            text = self._echoes[prompt] + text
         tokens = _with_stop(event.tokens, event.stop_token)
-        choice = self._choice(event.index, text, tokens, event.finish_reason)
+        choice = self._choice(event.index, prompt, text, tokens, event.finish_reason)
+        if event.finish_reason is not None:
+            choice.stop_reason = event.stop_reason
+        if self._extras.token_ids:
+            choice.token_ids = event.token_ids
+            if is_first:
+                choice.prompt_token_ids = self._prompt_ids(prompt)
         header = self._header
         return [api.Completion(header.id, header.created, header.model, [choice])]
 
@@ -177,31 +267,59 @@ class CompletionFormat(OpenAIFormat):
         return [api.Completion(header.id, header.created, header.model, [], usage)]
 
     def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct:
+        answers: list[api.CompletionChoice] = []
+        each = len(choices) // len(self._echoes)
+        for prompt, echo in enumerate(self._echoes):
+            group = choices[prompt * each : (prompt + 1) * each]
+            prompt_ids = self._prompt_ids(prompt)
+            prompt_logprobs = self._prompt_logprobs(prompt, group[0])
+            for one in self._best(prompt, group):
+                tokens = _with_stop(one.tokens, one.stop_token)
+                text = echo + one.text
+                answer = self._choice(len(answers), prompt, text, tokens, one.finish_reason)
+                answer.stop_reason = one.stop_reason
+                answer.token_ids = self._token_ids(one.token_ids)
+                answer.prompt_token_ids = prompt_ids
+                answer.prompt_logprobs = prompt_logprobs
+                answers.append(answer)
         header = self._header
-        answers = [
-            self._choice(
-                index,
-                self._echoes[index] + one.text,
-                _with_stop(one.tokens, one.stop_token),
-                one.finish_reason,
-            )
-            for index, one in enumerate(choices)
-        ]
         return api.Completion(header.id, header.created, header.model, answers, usage)
 
+    def _best(self, prompt: int, choices: Sequence[Collected]) -> Sequence[Collected]:
+        """Those of the highest mean logprob, the best first; all in their order if all are shown.
+
+        An end token counts as a token; of equal ones the earlier is better.
+        """
+        if len(choices) == self._extras.num_choices:
+            return choices
+
+        def mean(choice: Collected) -> float:
+            tokens = _with_stop(choice.tokens, choice.stop_token)
+            if self._extras.prompts[prompt].token_offsets is not None:
+                tokens = tokens[len(self._extras.prompts[prompt].token_ids) :]
+            logprobs = [token.logprobs.logprob for token in tokens if token.logprobs is not None]
+            return sum(logprobs) / len(logprobs) if logprobs else -math.inf
+
+        return sorted(choices, key=mean, reverse=True)[: self._extras.num_choices]
+
     def _choice(
-        self, index: int, text: str, tokens: Sequence[TokenText], finish_reason: str | None
+        self,
+        index: int,
+        prompt: int,
+        text: str,
+        tokens: Sequence[TokenText],
+        finish_reason: str | None,
     ) -> api.CompletionChoice:
         logprobs = None
         if self._num_logprobs is not None:
-            logprobs = self._completion_logprobs(tokens, len(self._echoes[index]))
+            logprobs = self._completion_logprobs(tokens, len(self._echoes[prompt]))
         return api.CompletionChoice(index, text, logprobs, finish_reason)
 
     def _completion_logprobs(
         self, tokens: Sequence[TokenText], first_offset: int
     ) -> api.CompletionLogprobs:
         return api.CompletionLogprobs(
-            tokens=[self._text(token.token_id) for token in tokens],
+            tokens=[self._token_text(token.token_id) for token in tokens],
             token_logprobs=[
                 None if token.logprobs is None else _finite(token.logprobs.logprob)
                 for token in tokens
@@ -217,11 +335,8 @@ class CompletionFormat(OpenAIFormat):
             return None
         top: dict[str, float] = {}
         for token_id, logprob in [*token.logprobs.top, (token.token_id, token.logprobs.logprob)]:
-            top.setdefault(self._text(token_id), _finite(logprob))
+            top.setdefault(self._token_text(token_id), _finite(logprob))
         return top
-
-    def _text(self, token_id: int) -> str:
-        return readable(self._tokenizer.token_bytes(token_id))
 
 
 def _with_stop(tokens: Sequence[TokenText], stop_token: TokenText | None) -> Sequence[TokenText]:

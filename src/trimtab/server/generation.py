@@ -24,6 +24,8 @@ class Prompt:
     # the logprobs of the prompt are wanted.
     token_offsets: list[int] | None = None
     completes: bool = True  # False: nothing is wanted behind the prompt
+    num_logprobs: int | None = None  # of the most likely tokens at each place of the prompt
+    reports_token_ids: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,16 @@ class Placement:
     cache_salt: str = ""
 
 
-def _num_prompt_logprobs(prompt: Prompt) -> int | None:
+def _num_prompt_logprobs(prompt: Prompt, is_first: bool) -> int | None:
+    """Of one choice of a prompt. An echo is scored for each of them, anything else once."""
+    wanted = []
     if prompt.token_offsets is not None:
-        return prompt.params.logprobs
-    return None if prompt.completes else 0  # what completes nothing must at least score
+        wanted.append(prompt.params.logprobs or 0)
+    if is_first and prompt.num_logprobs is not None:
+        wanted.append(prompt.num_logprobs)
+    if not prompt.completes:
+        wanted.append(0)  # what completes nothing must at least score
+    return max(wanted, default=None)
 
 
 class Generation:
@@ -58,6 +66,7 @@ class Generation:
         # A tokenizer may name an end token that the model's own config does not.
         vocab_size = client.info.vocab_size
         eos_token_ids = tuple(i for i in tokenizer.eos_token_ids if i < vocab_size)
+        end_ids = frozenset(eos_token_ids) | frozenset(client.info.eos_token_ids)
         for prompt in prompts:
             for j in range(prompt.params.n):
                 index = len(self.choices)
@@ -66,7 +75,16 @@ class Generation:
                 echoed = (
                     () if offsets is None else list(zip(prompt.token_ids, offsets, strict=True))
                 )
-                self.choices.append(Choice(index, params, tokenizer, echoed))
+                self.choices.append(
+                    Choice(
+                        index,
+                        params,
+                        tokenizer,
+                        echoed,
+                        () if params.ignore_eos else end_ids,
+                        prompt.reports_token_ids,
+                    )
+                )
                 self._requests.append(
                     EngineRequest(
                         request_id=f"{placement.request_id}-{index}",
@@ -74,7 +92,7 @@ class Generation:
                         params=params,
                         priority=placement.priority,
                         cache_salt=placement.cache_salt,
-                        prompt_logprobs=_num_prompt_logprobs(prompt),
+                        prompt_logprobs=_num_prompt_logprobs(prompt, j == 0),
                         completes=prompt.completes,
                     )
                 )
@@ -137,7 +155,7 @@ class Generation:
         async with aclosing(outputs):
             async for output in outputs:
                 event = choice.take(output)
-                if event.text or event.tokens or event.finish_reason:
+                if event.text or event.tokens or event.finish_reason or event.token_ids:
                     yield event
                 if choice.finished:
                     return

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from trimtab.engine.admission import check_choosable
 from trimtab.engine.client import EngineInfo
 from trimtab.engine.sampling_params import SamplingParams
+from trimtab.errors import RequestError
 from trimtab.server.api_errors import bad_request
-from trimtab.server.api_types import ChatRequest, CompletionRequest, Message
+from trimtab.server.api_types import ChatRequest, CompletionRequest, GenerationFields, Message
 from trimtab.server.generation import Prompt
 from trimtab.server.text import TextWorkers
 from trimtab.server.validation import (
     MAX_SEQUENCES,
     check_num_choices,
+    check_prompt_fields,
     check_size,
     check_token_ids,
     completes,
+    context_limit,
     fit_context,
 )
 from trimtab.tokenization import TextStream, Tokenizer
 
 MAX_TOKEN_CHARACTERS = 128  # no text has longer tokens on average
+MAX_BAD_WORDS = 64
+MAX_BAD_CHARACTERS = 128
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -35,14 +42,19 @@ class PromptMaker:
         self, asked: CompletionRequest, params: SamplingParams, info: EngineInfo
     ) -> list[Prompt]:
         """Raises ApiError 400 for a prompt that is empty, too long or not of a known shape."""
-        prompts = _prompts(asked.prompt, info)
-        check_num_choices(asked, len(prompts))
+        check_prompt_fields(asked)
+        truncates = asked.truncate_prompt_tokens is not None
+        prompts = _prompts(asked.prompt, info, MAX_TOKEN_CHARACTERS if truncates else 1)
+        check_num_choices(params.n, len(prompts))
+        params = self._with_bad_words(params, asked.bad_words, info)
         scored = bool(asked.echo) and asked.logprobs is not None
         result = []
         for prompt in prompts:
             if isinstance(prompt, str):
                 check_text(len(prompt), info, "prompt")
-                token_ids = await self._workers.run(len(prompt), partial(self._encode, prompt))
+                add_special_tokens = asked.add_special_tokens is not False
+                encode = partial(self._tokenizer.encode, prompt, add_special_tokens)
+                token_ids = await self._workers.run(len(prompt), encode)
                 text = prompt
             else:
                 check_token_ids(prompt, info, "prompt")
@@ -50,6 +62,10 @@ class PromptMaker:
                 text = self._tokenizer.decode(prompt) if asked.echo else ""
             if not token_ids:
                 raise bad_request("prompt: must not be empty", "prompt")
+            kept = _truncated(token_ids, asked, params, info)
+            if len(kept) < len(token_ids):
+                token_ids = kept
+                text = self._tokenizer.decode(kept) if asked.echo else ""
             fitted = fit_context(
                 params,
                 len(token_ids),
@@ -59,20 +75,35 @@ class PromptMaker:
             )
             offsets = None
             if scored:
-                is_text = isinstance(prompt, str)
+                is_text = isinstance(prompt, str) and text == prompt
                 find = partial(token_offsets, self._tokenizer, token_ids, text, is_text)
                 offsets = await self._workers.run(len(text), find)
-            result.append(Prompt(token_ids, fitted, text, offsets, completes(asked)))
+            result.append(
+                Prompt(
+                    token_ids,
+                    fitted,
+                    text,
+                    offsets,
+                    completes(asked),
+                    asked.prompt_logprobs,
+                    bool(asked.return_token_ids),
+                )
+            )
         return result
 
     async def chat(self, asked: ChatRequest, params: SamplingParams, info: EngineInfo) -> Prompt:
         """Raises ApiError or RequestError 400 for messages that cannot be served."""
+        check_prompt_fields(asked)
+        params = self._with_bad_words(params, asked.bad_words, info)
         token_ids = await self.encode_messages(asked.messages, info)
         if not token_ids:
             raise bad_request("messages: must not be empty", "messages")
+        token_ids = _truncated(token_ids, asked, params, info)
         return Prompt(
             token_ids,
             fit_context(params, len(token_ids), info, named=params.max_tokens is not None),
+            num_logprobs=asked.prompt_logprobs,
+            reports_token_ids=bool(asked.return_token_ids),
         )
 
     async def encode_messages(
@@ -91,8 +122,29 @@ class PromptMaker:
         encode = partial(self._tokenizer.encode_chat, messages, tools, add_generation_prompt)
         return await self._workers.run(size, encode)
 
-    def _encode(self, prompt: str) -> list[int]:
-        return self._tokenizer.encode(prompt)
+    def _with_bad_words(
+        self, params: SamplingParams, words: list[str] | None, info: EngineInfo
+    ) -> SamplingParams:
+        """Each word is banned as the tokenizer writes it at the start of a text and behind a space.
+        Other ways to write it with tokens stay possible."""
+        if not words:
+            return params
+        if len(words) > MAX_BAD_WORDS or not all(0 < len(w) <= MAX_BAD_CHARACTERS for w in words):
+            raise bad_request(
+                f"bad_words: at most {MAX_BAD_WORDS} words of 1 to {MAX_BAD_CHARACTERS} characters",
+                "bad_words",
+            )
+        spellings = [text for word in words for text in (word, " " + word.lstrip())]
+        sequences = {tuple(self._tokenizer.encode(text, False)): None for text in spellings}
+        sequences.pop((), None)
+        params = replace(params, banned_sequences=tuple(sequences))
+        try:
+            check_choosable(params, info)
+        except RequestError as error:
+            raise bad_request(
+                str(error).replace("banned_sequences", "bad_words"), "bad_words"
+            ) from None
+        return params
 
 
 def token_offsets(
@@ -110,12 +162,35 @@ def token_offsets(
     return [min(max(offset - first, 0), size) - size for offset in stream.token_offsets]
 
 
+def echoed_text(messages: Sequence[Message]) -> str:
+    """What `echo` gives back of a chat: the last message, if the answer goes on with it."""
+    last = messages[-1]
+    if last.role != "assistant" or last.content is None:
+        return ""
+    if isinstance(last.content, str):
+        return last.content
+    return "".join(part.text or "" for part in last.content)
+
+
+def _truncated(
+    token_ids: list[int], asked: GenerationFields, params: SamplingParams, info: EngineInfo
+) -> list[int]:
+    """The last `truncate_prompt_tokens` of them; for -1, as many as leave room for max_tokens."""
+    keep = asked.truncate_prompt_tokens
+    if keep is None:
+        return token_ids
+    if keep == -1:
+        keep = max(context_limit(info) - (params.max_tokens or 1), 1)
+    return token_ids[-keep:]
+
+
 def check_text(num_characters: int, info: EngineInfo, param: str) -> None:
     check_size(num_characters, "characters", MAX_TOKEN_CHARACTERS * info.max_context, info, param)
 
 
-def _prompts(prompt: str | list[Any] | None, info: EngineInfo) -> list[str | list[int]]:
-    """A string, token ids, or a list of either, as a list of prompts."""
+def _prompts(prompt: str | list[Any] | None, info: EngineInfo, slack: int) -> list[str | list[int]]:
+    """A string, token ids, or a list of either, as a list of prompts. Token ids may be `slack`
+    times as many as the context holds."""
     if prompt is None:
         raise bad_request("prompt: is required", "prompt")
     if isinstance(prompt, str):
@@ -123,7 +198,8 @@ def _prompts(prompt: str | list[Any] | None, info: EngineInfo) -> list[str | lis
     if not prompt:
         raise bad_request("prompt: must not be empty", "prompt")
     for ids in [prompt, *(one for one in prompt[:MAX_SEQUENCES] if isinstance(one, list))]:
-        check_size(len(ids), "tokens", max(info.max_context, MAX_SEQUENCES), info, "prompt")
+        limit = max(slack * info.max_context, MAX_SEQUENCES)
+        check_size(len(ids), "tokens", limit, info, "prompt")
     if all(isinstance(one, str) for one in prompt):
         return list(prompt)
     if _is_token_ids(prompt):

@@ -6,7 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 from trimtab.engine.client import EngineInfo
-from trimtab.engine.sampling_params import MAX_CHOICES, MAX_LOGIT_BIAS, SamplingParams
+from trimtab.engine.sampling_params import (
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
+    MAX_TOP_LOGPROBS,
+    SamplingParams,
+)
 from trimtab.server.api_errors import bad_request
 from trimtab.server.api_types import ChatRequest, CompletionRequest, GenerationFields
 
@@ -28,13 +33,10 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "json_schema": (None,),
     "use_beam_search": (None, False),
     "length_penalty": (None, 1, 1.0),
-    "bad_words": (None, []),
-    "allowed_token_ids": (None,),
     "logits_processors": (None, []),
-    "prompt_logprobs": (None,),
     "prompt_embeds": (None,),
-    "truncate_prompt_tokens": (None,),
-    "skip_special_tokens": (None, True),
+    "mm_processor_kwargs": (None, {}),
+    "spaces_between_special_tokens": (None, True),
 }
 _INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
     "functions": (None, []),
@@ -49,11 +51,10 @@ _INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
     "documents": (None, []),
     "add_generation_prompt": (None, True),
     "continue_final_message": (None, False),
-    "echo": (None, False),
+    "add_special_tokens": (None, False),
 }
 _INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
     "suffix": (None, ""),
-    "add_special_tokens": (None, True),
 }
 
 
@@ -70,9 +71,6 @@ def refuse_unsupported_chat(document: dict[str, Any]) -> None:
 def refuse_unsupported_completion(document: dict[str, Any]) -> None:
     """The same for /v1/completions."""
     refuse_all_but(document, _INERT_COMPLETION)
-    best_of = document.get("best_of")
-    if best_of is not None and best_of != (document.get("n") or 1):
-        raise bad_request("best_of is not supported by this server; use n.", "best_of")
 
 
 def refuse_all_but(document: dict[str, Any], inert: dict[str, tuple[Any, ...]]) -> None:
@@ -87,6 +85,25 @@ def check_stream_options(request: GenerationFields) -> None:
         raise bad_request("stream_options is only allowed when stream is true.", "stream_options")
 
 
+def check_prompt_fields(request: GenerationFields) -> None:
+    """What is asked of the prompt. Raises ApiError 400."""
+    num_logprobs = request.prompt_logprobs
+    if num_logprobs is not None:
+        if not 0 <= num_logprobs <= MAX_TOP_LOGPROBS:
+            raise bad_request(
+                f"prompt_logprobs={num_logprobs}: must be in [0, {MAX_TOP_LOGPROBS}]",
+                "prompt_logprobs",
+            )
+        if request.stream:
+            raise bad_request("prompt_logprobs are not given in a stream.", "prompt_logprobs")
+    keep = request.truncate_prompt_tokens
+    if keep is not None and keep != -1 and keep < 1:
+        raise bad_request(
+            f"truncate_prompt_tokens={keep}: must be at least 1, or -1 for as many as fit",
+            "truncate_prompt_tokens",
+        )
+
+
 def includes_usage(request: GenerationFields) -> bool:
     return bool(request.stream_options and request.stream_options.include_usage)
 
@@ -96,7 +113,26 @@ def completion_params(request: CompletionRequest, info: EngineInfo) -> SamplingP
     max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
     if not completes(request):
         max_tokens = 1
-    return _sampling_params(request, max_tokens, request.logprobs, info)
+    num_choices = num_completions(request)
+    logprobs = request.logprobs
+    if num_choices != (request.n or 1) and logprobs is None:
+        logprobs = 0  # the best are found by it
+    params = _sampling_params(request, max_tokens, logprobs, info)
+    return params if num_choices == params.n else replace(params, n=num_choices)
+
+
+def num_completions(request: CompletionRequest) -> int:
+    """Of each prompt: best_of, or n. Raises ApiError 400 for bounds that do not hold."""
+    check_num_choices(request.n, 1)
+    n = 1 if request.n is None else request.n
+    if request.best_of is None:
+        return n
+    check_num_choices(request.best_of, 1, "best_of")
+    if request.best_of < n:
+        raise bad_request(f"best_of={request.best_of}: must be at least n={n}", "best_of")
+    if request.best_of > n and request.stream:
+        raise bad_request("best_of: the best are only known at the end of a stream", "best_of")
+    return request.best_of
 
 
 def completes(request: CompletionRequest) -> bool:
@@ -123,7 +159,7 @@ def _sampling_params(
         raise bad_request(
             f"temperature={temperature!r}: must be in [0, {MAX_TEMPERATURE:g}]", "temperature"
         )
-    check_num_choices(request, 1)
+    check_num_choices(request.n, 1)
     return SamplingParams(
         max_tokens=max_tokens,
         min_tokens=request.min_tokens or 0,
@@ -142,18 +178,22 @@ def _sampling_params(
         include_stop_in_output=bool(request.include_stop_str_in_output),
         stop_token_ids=_stop_token_ids(request.stop_token_ids, info),
         ignore_eos=bool(request.ignore_eos),
+        allowed_token_ids=_allowed_token_ids(request.allowed_token_ids, info),
+        skip_special_tokens=request.skip_special_tokens is not False,
         logprobs=logprobs,
         n=1 if request.n is None else request.n,
     )
 
 
-def check_num_choices(request: GenerationFields, num_prompts: int) -> None:
-    """The bounds on n, before anything is copied n times."""
-    n = 1 if request.n is None else request.n
+def check_num_choices(n: int | None, num_prompts: int, name: str = "n") -> None:
+    """The bounds on n (or best_of), before anything is copied n times."""
+    n = 1 if n is None else n
     if not 1 <= n <= MAX_CHOICES:
-        raise bad_request(f"n={n}: must be in [1, {MAX_CHOICES}]", "n")
+        raise bad_request(f"{name}={n}: must be in [1, {MAX_CHOICES}]", name)
     if n * num_prompts > MAX_SEQUENCES:
-        raise bad_request(f"n * prompts = {n * num_prompts}: must be at most {MAX_SEQUENCES}", "n")
+        raise bad_request(
+            f"{name} * prompts = {n * num_prompts}: must be at most {MAX_SEQUENCES}", name
+        )
 
 
 def check_token_ids(token_ids: list[int], info: EngineInfo, param: str) -> None:
@@ -164,6 +204,17 @@ def check_token_ids(token_ids: list[int], info: EngineInfo, param: str) -> None:
                 f" (0 to {info.vocab_size - 1})",
                 param,
             )
+
+
+def _allowed_token_ids(token_ids: list[int] | None, info: EngineInfo) -> tuple[int, ...]:
+    if token_ids is None:
+        return ()
+    if not 1 <= len(token_ids) <= info.vocab_size:
+        raise bad_request(
+            f"allowed_token_ids: must be 1 to {info.vocab_size} ids", "allowed_token_ids"
+        )
+    check_token_ids(token_ids, info, "allowed_token_ids")
+    return tuple(dict.fromkeys(token_ids))
 
 
 def context_limit(info: EngineInfo) -> int:
