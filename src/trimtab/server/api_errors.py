@@ -85,6 +85,15 @@ def as_api_error(error: Exception) -> ApiError | None:
     return None
 
 
+def generation_failed(reason: str) -> ApiError:
+    return ApiError(
+        500,
+        f"The engine could not complete this request: {reason}",
+        type="server_error",
+        code="generation_failed",
+    )
+
+
 def internal_error() -> ApiError:
     return ApiError(
         500, "The server failed to answer this request.", type="server_error", code="internal_error"

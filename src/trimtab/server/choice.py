@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from trimtab.engine.client import TokenLogprobs, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.server.api_errors import ApiError
+from trimtab.server.api_errors import generation_failed
 from trimtab.tokenization import TextStream, Tokenizer
 
 
@@ -68,13 +68,7 @@ class Choice:
     def take(self, output: TokenOutput) -> ChoiceEvent:
         """Raises ApiError 500 if the engine gave the request up."""
         if output.finish_reason in ("error", "abort"):
-            raise ApiError(
-                500,
-                "The engine could not complete this request:"
-                f" {output.error or output.finish_reason}",
-                type="server_error",
-                code="generation_failed",
-            )
+            raise generation_failed(output.error or output.finish_reason)
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         text = self._stream.push(output.token_ids)
         known, self.num_tokens = self.num_tokens, len(self._stream.token_offsets)

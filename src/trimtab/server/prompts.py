@@ -44,7 +44,8 @@ class PromptMaker:
         """Raises ApiError 400 for a prompt that is empty, too long or not of a known shape."""
         check_prompt_fields(asked)
         truncates = asked.truncate_prompt_tokens is not None
-        prompts = _prompts(asked.prompt, info, MAX_TOKEN_CHARACTERS if truncates else 1)
+        slack = MAX_TOKEN_CHARACTERS if truncates else 1
+        prompts = prompt_list(asked.prompt, info, "prompt", MAX_SEQUENCES, slack)
         check_num_choices(params.n, len(prompts))
         params = self._with_bad_words(params, asked.bad_words, info)
         scored = bool(asked.echo) and asked.logprobs is not None
@@ -188,27 +189,32 @@ def check_text(num_characters: int, info: EngineInfo, param: str) -> None:
     check_size(num_characters, "characters", MAX_TOKEN_CHARACTERS * info.max_context, info, param)
 
 
-def _prompts(prompt: str | list[Any] | None, info: EngineInfo, slack: int) -> list[str | list[int]]:
-    """A string, token ids, or a list of either, as a list of prompts. Token ids may be `slack`
-    times as many as the context holds."""
+def prompt_list(
+    prompt: str | list[Any] | None, info: EngineInfo, param: str, most: int, slack: int = 1
+) -> list[str | list[int]]:
+    """A string, token ids, or a list of either, as a list of prompts; `most` of them are worth a
+    look. Token ids may be `slack` times as many as the context holds.
+
+    Raises ApiError 400 naming `param`.
+    """
     if prompt is None:
-        raise bad_request("prompt: is required", "prompt")
+        raise bad_request(f"{param}: is required", param)
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise bad_request("prompt: must not be empty", "prompt")
-    for ids in [prompt, *(one for one in prompt[:MAX_SEQUENCES] if isinstance(one, list))]:
-        limit = max(slack * info.max_context, MAX_SEQUENCES)
-        check_size(len(ids), "tokens", limit, info, "prompt")
-    if all(isinstance(one, str) for one in prompt):
-        return list(prompt)
+        raise bad_request(f"{param}: must not be empty", param)
+    for ids in [prompt, *(one for one in prompt[:most] if isinstance(one, list))]:
+        check_size(len(ids), "tokens", max(slack * info.max_context, most), info, param)
     if _is_token_ids(prompt):
         return [prompt]
+    if all(isinstance(one, str) for one in prompt):
+        return list(prompt)
     if all(isinstance(one, list) and _is_token_ids(one) for one in prompt):
         return list(prompt)
     raise bad_request(
-        "prompt: must be a string, a list of strings, a list of token ids, or a list of such lists",
-        "prompt",
+        f"{param}: must be a string, a list of strings, a list of token ids, or a list of such"
+        " lists",
+        param,
     )
 
 
