@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from trimtab.errors import ConfigError
 
 WeightFormat = Literal["f32", "bf16", "int8", "int4"]
+LogFormat = Literal["text", "json"]
 KVFormat = Literal["f32", "bf16", "int8"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("f32", "bf16", "int8", "int4")
 KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
 GROUP_SIZES = (32, 64, 128)
+_ORIGIN = re.compile(r"(\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+)\Z")
 
 
 def parse_weights(label: str) -> tuple[WeightFormat, int]:
@@ -27,9 +30,10 @@ def parse_weights(label: str) -> tuple[WeightFormat, int]:
     return name, int(group or 0)
 
 
-def knob(default: Any, help: str) -> Any:
-    """A documented dataclass field; `help` becomes the option's help text."""
-    return field(default=default, metadata={"help": help})
+def knob(default: Any, help: str, secret: bool = False) -> Any:
+    """A documented dataclass field; `help` becomes the option's help text. A secret stays out of
+    the repr."""
+    return field(default=default, metadata={"help": help}, repr=not secret)
 
 
 @dataclass(frozen=True)
@@ -104,20 +108,43 @@ class ServerConfig:
     host: str = knob("127.0.0.1", "address to listen on")
     port: int = knob(8000, "port to listen on")
     served_model_name: str | None = knob(None, "model name in the API; default: the model's own")
-    api_key: str | None = knob(None, "require this bearer token on every route but /health, /ready")
+    api_key: str | None = knob(
+        None,
+        "require this key on every route but /health and /ready; a process list shows it: "
+        "better TRIMTAB_API_KEY, or a file",
+        secret=True,
+    )
+    api_key_file: str | None = knob(
+        None, "more keys, with limits: lines of NAME KEY [REQUESTS_PER_MINUTE [TOKENS_PER_MINUTE]]"
+    )
+    admin_key: str | None = knob(
+        None,
+        "open /v1/admin to this key; better TRIMTAB_ADMIN_KEY. Without one there is no such route",
+        secret=True,
+    )
+    open_metrics: bool = knob(False, "let anybody read /metrics, without a key")
+    cors_origin: str = knob(
+        "", "origins whose web pages may call this server, separated by commas; * = all"
+    )
+    log_requests: bool = knob(False, "log each request: ids, status, tokens, times; never texts")
+    log_format: LogFormat = knob("text", "text, or json: one object a line, on standard error")
     max_body_bytes: int = knob(16 << 20, "largest request body")
     drain_seconds: float = knob(30.0, "how long SIGTERM waits for running requests")
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise ConfigError(f"port={self.port}: must be in [0, 65535] (0 = any free one)")
+        if self.log_format not in ("text", "json"):
+            raise ConfigError(f"log_format={self.log_format!r}: must be text or json")
         if self.max_body_bytes < 1:
             raise ConfigError(f"max_body_bytes={self.max_body_bytes}: must be at least 1")
         if not 0 <= self.drain_seconds < 1 << 31:
             raise ConfigError(f"drain_seconds={self.drain_seconds}: must not be negative")
-        for name in ("api_key", "served_model_name"):
+        for name in ("api_key", "api_key_file", "admin_key", "served_model_name"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{name}: must not be empty")
+        if not all(_ORIGIN.match(one) for one in self.cors_origin.replace(",", " ").split()):
+            raise ConfigError(f"cors_origin={self.cors_origin!r}: use https://host[:port], or *")
 
 
 def replace_from(cls: type[Any], values: dict[str, Any]) -> Any:

@@ -36,6 +36,11 @@ def api_key() -> str | None:
     return os.environ.get("TRIMTAB_API_KEY") or None
 
 
+def admin_key() -> str | None:
+    """`TRIMTAB_ADMIN_KEY`: the key of /v1/admin."""
+    return os.environ.get("TRIMTAB_ADMIN_KEY") or None
+
+
 def packed_cache_directory() -> Path | None:
     """`TRIMTAB_PACKED_CACHE`: where packed models are kept, or `off`; see docs/models.md.
 

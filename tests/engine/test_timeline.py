@@ -39,7 +39,10 @@ def run(engine: Engine) -> dict[str, TokenOutput]:
     last = {}
     while engine.num_live_requests:
         for output in engine.step():
-            assert (output.timeline is None) == (output.finish_reason is None)
+            if output.request_id not in last or output.finish_reason is not None:
+                assert output.timeline is not None
+            else:
+                assert output.timeline is None or output.timeline.num_preemptions > 0
             last[output.request_id] = output
     return last
 
@@ -130,6 +133,7 @@ def test_the_parts_of_the_steps_add_up() -> None:
     elapsed = time.perf_counter() - started
     stats = engine.stats()
     assert (stats.num_steps, stats.num_step_tokens) == (5, 10 + 2)
+    assert stats.step_size_counts[:2] == [2, 3]  # of one token, of two to eight
     assert stats.execute_seconds >= 5 * 0.002
     parts = (stats.schedule_seconds, stats.build_seconds, stats.commit_seconds)
     assert all(part > 0 for part in parts)

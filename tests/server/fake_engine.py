@@ -17,6 +17,8 @@ from trimtab.engine.client import (
     EngineInfo,
     EngineRequest,
     EngineStats,
+    PrefillChunk,
+    RequestTimeline,
     TokenLogprobs,
     TokenOutput,
 )
@@ -115,7 +117,11 @@ class FakeEngine:
             last = i == limit - 1
             scores = prompt_logprobs(request) if i == 0 else None
             reason = "length" if last else None
-            yield self._output(request, [token], reason, prompt_logprobs=scores)
+            output = self._output(request, [token], reason, prompt_logprobs=scores)
+            if i == 0 or last:
+                chunk = PrefillChunk(0.0005, 0.0015, 2)
+                output.timeline = RequestTimeline(0.0005, [chunk], 0.002, 0.002 * (i + 1))
+            yield output
 
     def _output(  # type: ignore[no-untyped-def]
         self,

@@ -31,6 +31,8 @@ def command(
 
     if server.api_key is None:
         server = replace(server, api_key=environment.api_key())
+    if server.admin_key is None:
+        server = replace(server, admin_key=environment.admin_key())
     if sys.stderr.isatty():
         print(f"loading {model} ...", file=sys.stderr)
     print_announcement = _print_json if as_json else _print_lines
@@ -49,7 +51,8 @@ def _curl(announcement: Announcement) -> str:
         path = "/v1/completions"
         del body["messages"]
         body["prompt"] = "Hello"
-    key = ' -H "Authorization: Bearer $TRIMTAB_API_KEY"' if announcement.server.api_key else ""
+    has_keys = announcement.server.api_key or announcement.server.api_key_file
+    key = ' -H "Authorization: Bearer $TRIMTAB_API_KEY"' if has_keys else ""
     return (
         f"curl -s {announcement.url}{path}{key}"
         f" -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"

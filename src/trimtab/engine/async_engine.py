@@ -42,6 +42,7 @@ def merge_outputs(first: TokenOutput, second: TokenOutput) -> TokenOutput:
         token_ids=first.token_ids + second.token_ids,
         logprobs=logprobs,
         prompt_logprobs=first.prompt_logprobs or second.prompt_logprobs,
+        timeline=second.timeline or first.timeline,
     )
 
 

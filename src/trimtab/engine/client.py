@@ -78,7 +78,8 @@ class TokenOutput:
     stop_logprobs: TokenLogprobs | None = None  # of stop_token_id, if logprobs were asked for
     # What the output head would read behind the prompt's last token: [hidden_size], not normalised.
     embedding: list[float] | None = None
-    timeline: RequestTimeline | None = field(default=None, compare=False)  # in the last one
+    # In the output with the first token, and, whole, in the last one.
+    timeline: RequestTimeline | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class EngineStats:
     build_seconds: float = 0.0
     execute_seconds: float = 0.0
     commit_seconds: float = 0.0
+    step_size_counts: list[int] = field(default_factory=list)  # see engine.timing.STEP_SIZES
 
 
 @dataclass(frozen=True)

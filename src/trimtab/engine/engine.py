@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from array import array
+from bisect import bisect_left
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from trimtab.engine.kv_cache import KVCacheManager, cache_root
 from trimtab.engine.request import Request, RequestState
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.scheduler import Scheduler, StepPlan
-from trimtab.engine.timing import StepClock, StepPart
+from trimtab.engine.timing import STEP_SIZES, StepClock, StepPart
 from trimtab.environment import debug_checks
 from trimtab.errors import QueueFullError, RequestError
 from trimtab.executors.base import Executor, Float32Array, StepResult, UInt32Array
@@ -63,6 +64,7 @@ class Engine:
         self._num_steps = 0
         self._num_generated_tokens = 0
         self._num_step_tokens = 0
+        self._step_size_counts = [0] * (len(STEP_SIZES) + 1)
         self._clock = StepClock()
 
     @property
@@ -124,6 +126,7 @@ class Engine:
         clock.lap(StepPart.COMMIT)
         self._num_steps += 1
         self._num_step_tokens += plan.num_rows
+        self._step_size_counts[bisect_left(STEP_SIZES, plan.num_rows)] += 1
         if self.debug:
             self.check()
         return outputs
@@ -153,6 +156,7 @@ class Engine:
             build_seconds=self._clock.seconds[StepPart.BUILD],
             execute_seconds=self._clock.seconds[StepPart.EXECUTE],
             commit_seconds=self._clock.seconds[StepPart.COMMIT],
+            step_size_counts=list(self._step_size_counts),
         )
 
     def check(self) -> None:
@@ -186,12 +190,15 @@ class Engine:
                 outputs.append(self._finish(request, "error", error=error))
                 continue
             self.scheduler.commit(chunk)
-            if chunk.start < request.num_prefill_tokens:
+            is_prefill = chunk.start < request.num_prefill_tokens
+            if is_prefill:
                 request.timer.prefilled(self._clock, chunk.count, chunk.emits)
             if request.num_prompt_logprobs is not None:
                 _score(request, result, row, end - row)
             if chunk.emits and request.completes:
                 outputs.append(self._emit(request, tokens[end - 1], result, end - 1))
+                if is_prefill:
+                    outputs[-1].timeline = request.timer.timeline(request.num_preemptions)
             elif embedding is not None:
                 outputs.append(self._embed(request, embedding))
             elif chunk.emits:

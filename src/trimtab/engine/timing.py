@@ -14,6 +14,10 @@ from trimtab.engine.client import PrefillChunk, RequestTimeline
 MAX_CHUNKS = 256  # in one timeline; what comes later is counted with the last of them
 
 
+# Steps are counted by their rows: those of at most 1, of at most 8 ..., of more than the last.
+STEP_SIZES = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+
 class StepPart(IntEnum):
     SCHEDULE = 0
     BUILD = 1
@@ -64,7 +68,7 @@ class RequestTimer:
         total = perf_counter() - self._arrival
         return RequestTimeline(
             queued=self._chunks[0].start if self._chunks else total,
-            prefill=self._chunks,
+            prefill=list(self._chunks),
             first_token=self._first_token,
             total=total,
             num_preemptions=num_preemptions,

@@ -41,6 +41,12 @@ class ApiError(Exception):
         self.document = ErrorDocument(ErrorBody(message, type, param, code))
         self.headers = headers or {}
 
+    @property
+    def name(self) -> str:
+        """What kind of error it is, in metrics and logs."""
+        error = self.document.error
+        return error.code or error.type
+
     def response(self) -> Response:
         return JSONResponse(self.document, self.status, self.headers)
 

@@ -18,7 +18,9 @@ from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, inte
 from trimtab.server.desk import Desk, SupervisedEngine
 from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
 from trimtab.server.generation import Generation, Placement, Prompt
-from trimtab.server.http import Guard
+from trimtab.server.guard import Guard
+from trimtab.server.logs import log_request
+from trimtab.server.observation import note_error
 from trimtab.server.prompts import echoed_text
 from trimtab.server.text import ServedModel
 
@@ -49,7 +51,8 @@ class ApiServer:
             },
         )
         routes.router.redirect_slashes = False
-        self.app = Guard(routes, config.api_key)
+        self._desk.observer.on_end.append(log_request)
+        self.app = Guard(routes, routes.routes, config, self._desk.observer)
 
     @property
     def draining(self) -> bool:
@@ -151,7 +154,7 @@ def _extras(asked: api.GenerationFields, prompts: list[Prompt]) -> Extras:
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return error.response()
+    return _refuse(error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -159,8 +162,13 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     messages = {404: "There is no such route.", 405: "This route does not take this method."}
     message = messages.get(error.status_code, "The request was not understood.")
-    return ApiError(error.status_code, message, headers=headers).response()
+    return _refuse(ApiError(error.status_code, message, headers=headers))
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return (as_api_error(error) or internal_error()).response()
+    return _refuse(as_api_error(error) or internal_error())
+
+
+def _refuse(error: ApiError) -> Response:
+    note_error(error)
+    return error.response()

@@ -22,15 +22,15 @@ from trimtab.engine.client import EngineClient
 from trimtab.errors import EngineDeadError
 from trimtab.server.api_errors import (
     ApiError,
-    JSONResponse,
     as_api_error,
     internal_error,
     unavailable,
 )
 from trimtab.server.formats import AnswerFormat, Collected, Header
 from trimtab.server.generation import Generation, Placement
-from trimtab.server.http import EventStream, Work, read_json_body
+from trimtab.server.http import EventStream, Work, read_json_body, with_timings
 from trimtab.server.json_body import parse
+from trimtab.server.observation import Observer, Timings, current_call, note_error
 from trimtab.server.prompts import PromptMaker
 from trimtab.server.text import ServedModel, TextWorkers
 
@@ -68,6 +68,7 @@ class Desk:
         self.model = model
         self.workers = TextWorkers()
         self.prompts = PromptMaker(model.tokenizer, self.workers)
+        self.observer = Observer()
         self.draining = False
 
     def close(self) -> None:
@@ -88,6 +89,8 @@ class Desk:
         model = getattr(asked, "model", None)
         if model is not None:
             self.check_model(model)
+        if getattr(asked, "timings", None) and (call := current_call.get()):
+            call.wants_timings = True
         return asked
 
     def check_model(self, name: str) -> None:
@@ -111,10 +114,11 @@ class Desk:
         self, prefix: str, priority: int | None = None, cache_salt: str | None = None
     ) -> Placement:
         """The cache namespace starts from the key: a caller's own salt only narrows it."""
+        call = current_call.get()
+        key = b"" if call is None or call.account is None else call.account.key.digest
         salt = ""
-        if self.config.api_key or cache_salt:
-            text = f"{self.config.api_key or ''}\0{cache_salt or ''}"
-            salt = hashlib.sha256(text.encode()).hexdigest()
+        if key or cache_salt:
+            salt = hashlib.sha256(key + b"\0" + (cache_salt or "").encode()).hexdigest()
         return Placement(f"{prefix}{secrets.token_hex(12)}", priority or 0, salt)
 
     def header(self, placement: Placement) -> Header:
@@ -142,6 +146,7 @@ class Desk:
             if known is None:
                 logger.error("a request failed", exc_info=error)
                 known = internal_error()
+            note_error(known)
             if stream.started:
                 await stream.event(answer.format.failure(known))
                 await stream.done()
@@ -150,12 +155,19 @@ class Desk:
 
 
 async def _stream(answer: Answer, stream: EventStream) -> None:
+    """Timings, where they are wanted, go into the last document, which is held back for them."""
+    call = current_call.get()
+    is_timed = call is not None and call.wants_timings
+    held: list[msgspec.Struct] = []
     async with aclosing(answer.generation.events()) as events:
         async for event in events:
-            for chunk in answer.format.chunks(event):
+            chunks = [*held, *answer.format.chunks(event)]
+            held = [chunks.pop()] if is_timed and chunks and event.finish_reason else []
+            for chunk in chunks:
                 await stream.event(chunk)
-    for chunk in answer.format.ending(answer.generation.usage()):
-        await stream.event(chunk)
+    ending = [*held, *answer.format.ending(answer.generation.usage())]
+    for chunk in ending:
+        await stream.event(chunk, _timings() if chunk is ending[-1] else None)
     await stream.done()
 
 
@@ -164,4 +176,11 @@ async def _collect(answer: Answer) -> Response:
     async with aclosing(answer.generation.events()) as events:
         async for event in events:
             choices[event.index].add(event)
-    return JSONResponse(answer.format.whole(choices, answer.generation.usage()))
+    whole = answer.format.whole(choices, answer.generation.usage())
+    return Response(with_timings(whole, _timings()), media_type="application/json")
+
+
+def _timings() -> Timings | None:
+    """Of this request, if it wants them."""
+    call = current_call.get()
+    return call.timings() if call is not None and call.wants_timings else None

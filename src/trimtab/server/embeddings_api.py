@@ -23,6 +23,7 @@ from trimtab.server.api_errors import JSONResponse, bad_request, generation_fail
 from trimtab.server.desk import Desk
 from trimtab.server.generation import Placement
 from trimtab.server.http import Work
+from trimtab.server.observation import current_call
 from trimtab.server.prompts import check_text, prompt_list
 from trimtab.server.validation import check_token_ids, refuse_all_but
 
@@ -68,6 +69,8 @@ def routes(desk: Desk) -> list[Route]:
         asked = await desk.parse(request, EmbeddingRequest, partial(refuse_all_but, inert=_INERT))
         inputs = await _token_ids(desk, asked)
         placement = desk.placement("embd-", asked.priority, asked.cache_salt)
+        if call := current_call.get():
+            call.prepare(sum(map(len, inputs)), len(inputs), placement.request_id)
 
         async def work(scope: Scope, receive: Receive, send: Send) -> None:
             vectors = await _embed_all(desk, inputs, placement)
@@ -120,7 +123,10 @@ async def _embed_all(
                 completes=False,
                 embeds=True,
             )
-            return await _embed(desk, request)
+            vector = await _embed(desk, request)
+            if call := current_call.get():
+                call.finish(index, "stop")
+            return vector
 
     tasks = [asyncio.ensure_future(embed(index)) for index in range(len(inputs))]
     try:

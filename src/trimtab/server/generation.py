@@ -12,6 +12,7 @@ from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams, choice_params
 from trimtab.server.api_types import PromptTokensDetails, Usage
 from trimtab.server.choice import Choice, ChoiceEvent
+from trimtab.server.observation import current_call
 from trimtab.tokenization import Tokenizer
 
 
@@ -59,7 +60,9 @@ class Generation:
         placement: Placement,
         tokenizer: Tokenizer,
     ) -> None:
+        """Raises ApiError 429 if the caller's key has not so many tokens left."""
         self._client = client
+        self._call = current_call.get()
         self._prompts = prompts
         self.choices: list[Choice] = []
         self._requests: list[EngineRequest] = []
@@ -96,6 +99,10 @@ class Generation:
                         completes=prompt.completes,
                     )
                 )
+
+        if self._call is not None:
+            num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+            self._call.prepare(num_prompt_tokens, len(self.choices), placement.request_id)
 
     def usage(self) -> Usage:
         """As far as the events went. Each prompt counts once, however many choices it has."""
@@ -148,13 +155,17 @@ class Generation:
             queue.put_nowait(error)
 
     async def _run(self, index: int) -> AsyncGenerator[ChoiceEvent, None]:
-        choice = self.choices[index]
+        choice, call = self.choices[index], self._call
         outputs = cast(
             "AsyncGenerator[TokenOutput, None]", self._client.generate(self._requests[index])
         )
         async with aclosing(outputs):
             async for output in outputs:
+                if call is not None:
+                    call.output(index, output)
                 event = choice.take(output)
+                if call is not None and event.finish_reason is not None:
+                    call.finish(index, event.finish_reason)
                 if event.text or event.tokens or event.finish_reason or event.token_ids:
                     yield event
                 if choice.finished:

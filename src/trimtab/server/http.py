@@ -1,11 +1,8 @@
-"""The HTTP border: who may enter, how bodies are read, how answers and streams are written."""
+"""The HTTP border: how bodies are read, how answers and streams are written."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -13,60 +10,13 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from trimtab.server.api_errors import ApiError
+from trimtab.server.observation import Timings, current_call
 
 MAX_HEADER_BYTES = 64 << 10
 BODY_SECONDS = 30.0
-OPEN_PATHS = frozenset({"/health", "/ready"})
-_HOST = re.compile(rb"[A-Za-z0-9._:\[\]-]*\Z")
-
-
-class Guard:
-    """The outermost layer: every request passes here before anything routes it.
-
-    It decides on the raw ASGI path, never on a URL put together from headers. With a key, every
-    path but the open ones is closed, routes that do not exist included.
-    """
-
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
-        self._app = app
-        self._key = None if api_key is None else _digest(api_key.encode())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        if error := self._refusal(scope):
-            await error.response()(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> ApiError | None:
-        headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
-            close = {"Connection": "close"}
-            return ApiError(431, "The request headers are too large.", headers=close)
-        for name, value in headers:
-            if name == b"host" and not _HOST.match(value):
-                return ApiError(400, "The Host header is not valid.")
-        if self._key is None or scope["path"] in OPEN_PATHS:
-            return None
-        tokens = [value for name, value in headers if name == b"authorization"]
-        scheme, _, token = tokens[0].partition(b" ") if len(tokens) == 1 else (b"", b"", b"")
-        given = _digest(token.strip())
-        if hmac.compare_digest(given, self._key) and scheme.lower() == b"bearer":
-            return None
-        return ApiError(
-            401,
-            "A valid API key is required: Authorization: Bearer KEY.",
-            code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
 
 
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
@@ -80,8 +30,7 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
     if not declared.isdecimal() or int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
     deadline = time.monotonic() + BODY_SECONDS
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()
     while True:
         try:
             message = await asyncio.wait_for(request.receive(), deadline - time.monotonic())
@@ -90,12 +39,13 @@ async def read_json_body(request: Request, max_bytes: int) -> bytes:
             raise ApiError(408, "The request body took too long.", headers=close) from None
         if message["type"] == "http.disconnect":
             raise ApiError(400, "The request body is incomplete.")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        if size > max_bytes:
+        body += message.get("body", b"")
+        if len(body) > max_bytes:
             raise _too_large(max_bytes)
         if not message.get("more_body", False):
-            return b"".join(chunks)
+            if call := current_call.get():
+                call.read = time.perf_counter()
+            return bytes(body)
 
 
 def _too_large(max_bytes: int) -> ApiError:
@@ -105,6 +55,14 @@ def _too_large(max_bytes: int) -> ApiError:
         code="request_too_large",
         headers={"Connection": "close"},
     )
+
+
+def with_timings(document: Any, timings: Timings | None) -> bytes:
+    """A document as JSON, with one more field where timings are wanted."""
+    data = msgspec.json.encode(document)
+    if timings is None:
+        return data
+    return data[:-1] + b',"timings":' + msgspec.json.encode(timings) + b"}"
 
 
 class EventStream:
@@ -119,8 +77,8 @@ class EventStream:
         self._named = named
         self.started = False
 
-    async def event(self, document: msgspec.Struct) -> None:
-        data = b"data: " + msgspec.json.encode(document) + b"\n\n"
+    async def event(self, document: msgspec.Struct, timings: Timings | None = None) -> None:
+        data = b"data: " + with_timings(document, timings) + b"\n\n"
         if self._named:
             data = b"event: %s\n%s" % (str(document.__struct_config__.tag).encode(), data)
         await self._write(data)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +15,9 @@ import uvloop
 from trimtab.config import ExecutorConfig, SchedulerConfig, ServerConfig
 from trimtab.engine.client import EngineInfo
 from trimtab.errors import UserError
+from trimtab.server import logs
 from trimtab.server.app import ApiServer
+from trimtab.server.keys import make_keys
 from trimtab.server.loading import find_model
 from trimtab.server.process_client import (
     DEFAULT_LOADER,
@@ -59,9 +59,8 @@ class Announcement:
 
 def serve(serving: Serving, announce: Callable[[Announcement], None]) -> None:
     """Serve until SIGTERM or SIGINT. Raises UserError for what the user can mend."""
-    logging.basicConfig(
-        level=logging.WARNING, stream=sys.stderr, format="trimtab: %(levelname)s: %(message)s"
-    )
+    make_keys(serving.server.api_key, serving.server.api_key_file)  # before anything is started
+    logs.configure(serving.server.log_format, serving.server.log_requests)
     with contextlib.closing(bind(serving.server.host, serving.server.port)) as listener:
         uvloop.run(_serve(serving, listener, announce))
 
