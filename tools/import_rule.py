@@ -12,7 +12,7 @@ from pathlib import Path
 
 # Rooms on the same line are beside each other and do not import one another.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "version"),
     ("environment",),
     ("config", "models", "numerics", "builtin"),
     ("checkpoints",),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from trimtab.version import VERSION
+
 if TYPE_CHECKING:
     from trimtab.engine.llm import LLM
     from trimtab.engine.sampling_params import SamplingParams
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["LLM", "SamplingParams", "__version__"]
 
 

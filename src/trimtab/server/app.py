@@ -13,7 +13,7 @@ from starlette.routing import Route
 from trimtab.config import ServerConfig
 from trimtab.errors import TrimtabError
 from trimtab.server import api_types as api
-from trimtab.server import embeddings_api, tokenize_api, validation
+from trimtab.server import embeddings_api, responses_api, tokenize_api, validation
 from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
 from trimtab.server.desk import Desk, SupervisedEngine
 from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
@@ -42,6 +42,7 @@ class ApiServer:
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
                 *tokenize_api.routes(self._desk),
                 *embeddings_api.routes(self._desk),
+                *responses_api.routes(self._desk),
             ],
             exception_handlers={
                 ApiError: _on_api_error,

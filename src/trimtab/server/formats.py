@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -212,17 +212,9 @@ class ChatFormat(OpenAIFormat):
     def _chat_logprobs(self, tokens: Sequence[TokenText]) -> api.ChatLogprobs | None:
         if not self._logprobs:
             return None
-        return api.ChatLogprobs([self._token_logprob(token) for token in tokens])
-
-    def _token_logprob(self, token: TokenText) -> api.TokenLogprob:
-        raw = self._tokenizer.token_bytes(token.token_id)
-        top = []
-        assert token.logprobs is not None  # chats are not echoed
-        for token_id, logprob in token.logprobs.top:
-            other = self._tokenizer.token_bytes(token_id)
-            top.append(api.TopLogprob(self._token_text(token_id), _finite(logprob), list(other)))
-        text = self._token_text(token.token_id)
-        return api.TokenLogprob(text, _finite(token.logprobs.logprob), list(raw), top)
+        return api.ChatLogprobs(
+            [token_logprob(self._tokenizer, token, self._token_text) for token in tokens]
+        )
 
 
 class CompletionFormat(OpenAIFormat):
@@ -337,6 +329,23 @@ class CompletionFormat(OpenAIFormat):
         for token_id, logprob in [*token.logprobs.top, (token.token_id, token.logprobs.logprob)]:
             top.setdefault(self._token_text(token_id), _finite(logprob))
         return top
+
+
+def token_logprob(
+    tokenizer: Tokenizer, token: TokenText, name: Callable[[int], str] | None = None
+) -> api.TokenLogprob:
+    """Of a generated token; `name` gives the text of a token where it is not its bytes'."""
+    assert token.logprobs is not None
+
+    def text(token_id: int) -> str:
+        return readable(tokenizer.token_bytes(token_id)) if name is None else name(token_id)
+
+    top = [
+        api.TopLogprob(text(other), _finite(logprob), list(tokenizer.token_bytes(other)))
+        for other, logprob in token.logprobs.top
+    ]
+    raw = list(tokenizer.token_bytes(token.token_id))
+    return api.TokenLogprob(text(token.token_id), _finite(token.logprobs.logprob), raw, top)
 
 
 def _with_stop(tokens: Sequence[TokenText], stop_token: TokenText | None) -> Sequence[TokenText]:

@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-import trimtab
 from trimtab.server.api_errors import JSONResponse, bad_request
 from trimtab.server.api_types import Message
 from trimtab.server.desk import Desk
 from trimtab.server.prompts import check_text
 from trimtab.server.validation import check_size, check_token_ids, context_limit, refuse_all_but
+from trimtab.version import VERSION
 
 MAX_DETOKENIZED = 1 << 20
 
@@ -80,7 +80,7 @@ def routes(desk: Desk) -> list[Route]:
         return JSONResponse(DetokenizeAnswer(await desk.workers.run(len(asked.tokens), decode)))
 
     async def version(request: Request) -> Response:
-        return JSONResponse(Version(trimtab.__version__))
+        return JSONResponse(Version(VERSION))
 
     return [
         Route("/tokenize", tokenize, methods=["POST"]),
