@@ -376,6 +376,9 @@ void bind_decoder(nb::module_& m) {
       .def(
           "times", [](BoundDecoder& self) { return self.decoder().times(); },
           "Seconds of the latest timed step by kind of work; see core/decoder.h.")
+      .def(
+          "progress", [](BoundDecoder& self) { return self.decoder().progress(); },
+          "Changes while a step gets on; any thread may ask.")
       .def("copy_blocks", &copy_blocks, "sources"_a.noconvert(), "destinations"_a.noconvert())
       .def("export_blocks", &export_blocks, "block_ids"_a.noconvert())
       .def("import_blocks", &import_blocks, "block_ids"_a.noconvert(), "data"_a.noconvert());

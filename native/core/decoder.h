@@ -31,6 +31,9 @@ class Decoder {
   // anything is written, if the batch is not valid. One caller at a time.
   void step(const StepInput& step, const StepOutput& out);
 
+  // Changes while a step gets on; may be asked by any thread at any time.
+  int64_t progress() const { return pool_->progress(); }
+
   // Whether later steps take their times; it costs them about ten microseconds.
   void set_timed(bool timed) { timed_ = timed; }
   // Of the latest step, if it was timed: seconds of wall time by kind of work, which together are

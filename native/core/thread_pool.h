@@ -51,6 +51,9 @@ class ThreadPool {
                  began});
   }
 
+  // Changes with every phase that begins or ends; may be asked by any thread at any time.
+  int64_t progress() const { return epoch_.load(std::memory_order_relaxed); }
+
   // Nanoseconds of a clock that never goes back.
   static int64_t time();
 

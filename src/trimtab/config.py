@@ -130,6 +130,12 @@ class ServerConfig:
     log_format: LogFormat = knob("text", "text, or json: one object a line, on standard error")
     max_body_bytes: int = knob(16 << 20, "largest request body")
     drain_seconds: float = knob(30.0, "how long SIGTERM waits for running requests")
+    timeout_seconds: float = knob(
+        0.0, "longest that a request may take, waiting included; 0 = as long as it takes"
+    )
+    stall_seconds: float = knob(
+        30.0, "replace an engine process that has work and got no further for so long"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -140,6 +146,10 @@ class ServerConfig:
             raise ConfigError(f"max_body_bytes={self.max_body_bytes}: must be at least 1")
         if not 0 <= self.drain_seconds < 1 << 31:
             raise ConfigError(f"drain_seconds={self.drain_seconds}: must not be negative")
+        if not 0 <= self.timeout_seconds < 1 << 31:
+            raise ConfigError(f"timeout_seconds={self.timeout_seconds}: must not be negative")
+        if not 1 <= self.stall_seconds < 1 << 31:
+            raise ConfigError(f"stall_seconds={self.stall_seconds}: must be at least 1")
         for name in ("api_key", "api_key_file", "admin_key", "served_model_name"):
             if getattr(self, name) == "":
                 raise ConfigError(f"{name}: must not be empty")

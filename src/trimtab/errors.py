@@ -39,5 +39,13 @@ class EngineDeadError(TrimtabError):
     """The engine process is gone; requests in flight could not be completed."""
 
 
+class FatalRequestError(EngineDeadError):
+    """The engine process ended whenever it ran this request alone: it must not be sent again."""
+
+
 class QueueFullError(TrimtabError):
-    """The waiting queue is at its limit; try again later (HTTP 429)."""
+    """The waiting queue is at its limit; try again in `retry_after` seconds (HTTP 429)."""
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

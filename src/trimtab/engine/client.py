@@ -100,6 +100,8 @@ class EngineStats:
     execute_seconds: float = 0.0
     commit_seconds: float = 0.0
     step_size_counts: list[int] = field(default_factory=list)  # see engine.timing.STEP_SIZES
+    num_non_finite_requests: int = 0  # ended with an error: the model's numbers were not finite
+    executor_progress: int = 0  # grows within a step, too, where the executor can tell
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class EngineInfo:
     kv_capacity_tokens: int
     executor: str  # for people: "cpu avx512 int4-g64, KV bf16, 2 threads"
     eos_token_ids: tuple[int, ...] = ()  # that the engine knows of
+    identity: str = ""  # the executor's: engines of equal ones give the same answers
 
 
 class EngineClient(Protocol):

@@ -57,6 +57,7 @@ class Engine:
             kv_capacity_tokens=capacity.num_tokens,
             executor=str(getattr(executor, "description", type(executor).__name__)),
             eos_token_ids=tuple(executor.spec.eos_token_ids),
+            identity=executor.identity,
         )
         self._batches = BatchBuilder()
         self._requests: dict[str, Request] = {}
@@ -66,6 +67,7 @@ class Engine:
         self._num_step_tokens = 0
         self._step_size_counts = [0] * (len(STEP_SIZES) + 1)
         self._clock = StepClock()
+        self._num_non_finite_requests = 0
 
     @property
     def max_live_requests(self) -> int:
@@ -157,6 +159,8 @@ class Engine:
             execute_seconds=self._clock.seconds[StepPart.EXECUTE],
             commit_seconds=self._clock.seconds[StepPart.COMMIT],
             step_size_counts=list(self._step_size_counts),
+            num_non_finite_requests=self._num_non_finite_requests,
+            executor_progress=getattr(self.executor, "progress", 0),
         )
 
     def check(self) -> None:
@@ -187,6 +191,7 @@ class Engine:
                 continue  # aborted while the step ran
             if not all_finite and min(tokens[row:end], default=0) < 0:
                 error = "the model's logits were not finite"
+                self._num_non_finite_requests += 1
                 outputs.append(self._finish(request, "error", error=error))
                 continue
             self.scheduler.commit(chunk)

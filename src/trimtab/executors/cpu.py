@@ -107,6 +107,12 @@ class CpuExecutor:
     def execute(self, batch: StepBatch) -> StepResult:
         return StepResult(*self._open_decoder().step(batch))
 
+    @property
+    def progress(self) -> int:
+        """Changes while a step gets on (with each of its phases, several a layer). Any thread."""
+        decoder = self._decoder
+        return 0 if decoder is None else decoder.progress()
+
     def set_timed(self, timed: bool) -> None:
         """Whether later steps take their times, which costs them about ten microseconds."""
         self._open_decoder().set_timed(timed)

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from trimtab.errors import EngineDeadError, QueueFullError, RequestError
+from trimtab.errors import EngineDeadError, FatalRequestError, QueueFullError, RequestError
 
 RETRY_AFTER_SECONDS = 1
+DO_NOT_RETRY = {"x-should-retry": "false"}  # obeyed by OpenAI's clients
 
 
 class ErrorBody(msgspec.Struct):
@@ -67,6 +68,16 @@ def unavailable(message: str, code: str) -> ApiError:
     return ApiError(503, message, type="unavailable_error", code=code, headers=headers)
 
 
+def timed_out() -> ApiError:
+    return ApiError(
+        408,
+        "The request was not complete within its timeout.",
+        type="timeout_error",
+        code="timeout",
+        headers=DO_NOT_RETRY,
+    )
+
+
 def as_api_error(error: Exception) -> ApiError | None:
     """The answer to a failure that we know; None for one that we do not, which is a bug."""
     if isinstance(error, ApiError):
@@ -79,7 +90,15 @@ def as_api_error(error: Exception) -> ApiError | None:
             "The server is at its limit of running and waiting requests; try again later.",
             type="rate_limit_error",
             code="queue_full",
-            headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+            headers={"Retry-After": str(error.retry_after)},
+        )
+    if isinstance(error, FatalRequestError):
+        return ApiError(
+            500,
+            "The engine ended each time it ran this request; it was given up.",
+            type="server_error",
+            code="request_ends_engine",
+            headers=DO_NOT_RETRY,
         )
     if isinstance(error, EngineDeadError):
         return ApiError(

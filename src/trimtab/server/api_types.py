@@ -39,6 +39,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     ignore_eos: bool | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    timeout: float | None = None  # seconds
     timings: bool | None = None
 
     allowed_token_ids: list[int] | None = None

@@ -67,18 +67,22 @@ class ApiServer:
         self._desk.close()
 
     async def _health(self, request: Request) -> Response:
-        """200 while the engine's loop runs, whether or not it takes requests."""
-        engine = self._desk.engine
-        status = "ok" if engine.healthy else engine.state
-        if status == "ready":
-            status = "unresponsive"
-        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+        """200 while this process can do its work: a lost engine is being replaced. 503 before the
+        first one is ready, and when none comes up."""
+        status = self._status()
+        alive = status in ("ok", "unresponsive", "restarting")
+        return JSONResponse({"status": status}, 200 if alive else 503)
 
     async def _ready(self, request: Request) -> Response:
-        """200 while a new request would be served."""
-        if self.draining:
-            return JSONResponse({"status": "draining"}, 503)
-        return await self._health(request)
+        """200 while a new request would be served at once: by an engine that gets on."""
+        status = "draining" if self.draining else self._status()
+        return JSONResponse({"status": status}, 200 if status == "ok" else 503)
+
+    def _status(self) -> str:
+        engine = self._desk.engine
+        if engine.healthy:
+            return "ok"
+        return "unresponsive" if engine.state == "ready" else engine.state
 
     async def _stats(self, request: Request) -> Response:
         """The engine's counters (EngineStats), half a second old at most."""
@@ -135,7 +139,7 @@ class ApiServer:
         return desk.respond(generation, answer_format, stream=bool(asked.stream))
 
     def _placement(self, prefix: str, asked: api.GenerationFields) -> Placement:
-        return self._desk.placement(prefix, asked.priority, asked.cache_salt)
+        return self._desk.placement(prefix, asked.priority, asked.cache_salt, asked.timeout)
 
     def _describe_model(self) -> api.Model:
         desk = self._desk

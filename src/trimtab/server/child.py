@@ -40,7 +40,7 @@ class EngineChild:
     """
 
     def __init__(self, context: zmq.asyncio.Context, launch: messages.Launch) -> None:
-        self.last_event = time.monotonic()
+        self.started_at = time.monotonic()
         self._directory: Path | None = private_directory()
         address = f"ipc://{self._directory / SOCKET_NAME}"
         self._socket = context.socket(zmq.DEALER)
@@ -82,7 +82,6 @@ class EngineChild:
     async def receive(self) -> messages.Event:
         """The next event. Raises msgspec errors for a malformed frame."""
         event = messages.decode_event(await self._socket.recv())
-        self.last_event = time.monotonic()
         self._close_the_door()
         return event
 

@@ -33,6 +33,7 @@ from trimtab.server.json_body import parse
 from trimtab.server.observation import Observer, Timings, current_call, note_error
 from trimtab.server.prompts import PromptMaker
 from trimtab.server.text import ServedModel, TextWorkers
+from trimtab.server.validation import timeout_seconds
 
 logger = logging.getLogger("trimtab.server")
 
@@ -107,19 +108,25 @@ class Desk:
             raise unavailable("The server is shutting down.", "draining")
         if self.engine.state == "loading":
             raise unavailable("The model is still loading.", "loading")
-        if self.engine.state != "ready":
-            raise unavailable("The engine is restarting; try again soon.", "engine_down")
+        if self.engine.state not in ("ready", "restarting"):
+            raise unavailable("The engine does not start again.", "engine_down")
 
     def placement(
-        self, prefix: str, priority: int | None = None, cache_salt: str | None = None
+        self,
+        prefix: str,
+        priority: int | None = None,
+        cache_salt: str | None = None,
+        timeout: float | None = None,
     ) -> Placement:
-        """The cache namespace starts from the key: a caller's own salt only narrows it."""
+        """The cache namespace starts from the key: a caller's own salt only narrows it. `timeout`
+        is in seconds; ApiError 400 for one that is none."""
         call = current_call.get()
         key = b"" if call is None or call.account is None else call.account.key.digest
         salt = ""
         if key or cache_salt:
             salt = hashlib.sha256(key + b"\0" + (cache_salt or "").encode()).hexdigest()
-        return Placement(f"{prefix}{secrets.token_hex(12)}", priority or 0, salt)
+        seconds = timeout_seconds(timeout, self.config.timeout_seconds)
+        return Placement(f"{prefix}{secrets.token_hex(12)}", priority or 0, salt, seconds)
 
     def header(self, placement: Placement) -> Header:
         return Header(placement.request_id, int(time.time()), self.model.name)

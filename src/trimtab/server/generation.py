@@ -10,6 +10,7 @@ from typing import cast
 
 from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams, choice_params
+from trimtab.server.api_errors import timed_out
 from trimtab.server.api_types import PromptTokensDetails, Usage
 from trimtab.server.choice import Choice, ChoiceEvent
 from trimtab.server.observation import current_call
@@ -36,6 +37,7 @@ class Placement:
     request_id: str
     priority: int = 0
     cache_salt: str = ""
+    timeout_seconds: float | None = None  # from here to its end, waiting included
 
 
 def _num_prompt_logprobs(prompt: Prompt, is_first: bool) -> int | None:
@@ -64,6 +66,9 @@ class Generation:
         self._client = client
         self._call = current_call.get()
         self._prompts = prompts
+        self._timeout_seconds = placement.timeout_seconds
+        self._expired = False
+        self._aborts: set[asyncio.Future[None]] = set()  # held until they are done
         self.choices: list[Choice] = []
         self._requests: list[EngineRequest] = []
         # A tokenizer may name an end token that the model's own config does not.
@@ -121,8 +126,29 @@ class Generation:
             PromptTokensDetails(cached),
         )
 
-    async def events(self) -> AsyncGenerator[ChoiceEvent, None]:
-        """Raises what the engine raises; every choice ends with one finish_reason otherwise."""
+    def events(self) -> AsyncGenerator[ChoiceEvent, None]:
+        """Raises what the engine raises, and ApiError 408 when its time is over; every choice ends
+        with one finish_reason otherwise."""
+        seconds = self._timeout_seconds
+        return self._all_events() if seconds is None else self._events_within(seconds)
+
+    async def _events_within(self, seconds: float) -> AsyncGenerator[ChoiceEvent, None]:
+        timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+        try:
+            async with aclosing(self._all_events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            timer.cancel()
+
+    def _expire(self) -> None:
+        self._expired = True
+        for request in self._requests:
+            aborting = asyncio.ensure_future(self._client.abort(request.request_id))
+            self._aborts.add(aborting)
+            aborting.add_done_callback(self._aborts.discard)
+
+    async def _all_events(self) -> AsyncGenerator[ChoiceEvent, None]:
         if len(self.choices) == 1:
             async with aclosing(self._run(0)) as events:
                 async for event in events:
@@ -161,6 +187,8 @@ class Generation:
         )
         async with aclosing(outputs):
             async for output in outputs:
+                if self._expired and output.finish_reason == "abort":
+                    raise timed_out()
                 if call is not None:
                     call.output(index, output)
                 event = choice.take(output)

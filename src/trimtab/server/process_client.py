@@ -1,19 +1,22 @@
 """ProcessEngineClient: an EngineClient whose engine lives in a supervised child process.
 
-    submit ──> live[request_id] ── Submit ──> engine process
+    generate ──> live[request_id] ── Submit ──> engine process
     consumer <── live[...].events <── Outputs, Rejected <──┘
 
-The front keeps the whole of each live request, so that a later version can hand it to a new
-process; today a request that loses its engine ends with EngineDeadError.
+When the process is lost another one starts, and every live request goes on there behind the tokens
+it has: by the law of docs/numerics.md exactly as it would have. What the lost process had emitted
+and nobody read is emitted again; its consumer notices nothing but a pause. Requests that come in
+the meantime wait for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -23,36 +26,27 @@ import zmq.asyncio
 from trimtab import environment
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineInfo, EngineRequest, EngineStats, TokenOutput
-from trimtab.errors import EngineDeadError, QueueFullError, RequestError, UserError
+from trimtab.errors import (
+    EngineDeadError,
+    FatalRequestError,
+    QueueFullError,
+    RequestError,
+    UserError,
+)
 from trimtab.server import messages
 from trimtab.server.child import EngineChild
+from trimtab.server.lineup import Lineup
+from trimtab.server.live_request import LiveRequest
+from trimtab.server.watchdog import Restarts, SupervisionPolicy, Watchdog
 
 logger = logging.getLogger("trimtab.server")
 
 DEFAULT_LOADER = "trimtab.server.loading:load"
+MAX_RETRY_AFTER_SECONDS = 60
 
-EngineState = Literal["loading", "ready", "down", "closed"]
-
-
-@dataclass(frozen=True)
-class SupervisionPolicy:
-    """When an engine process counts as lost, and how soon the next one starts."""
-
-    poll_seconds: float = 0.1
-    fresh_seconds: float = 5.0  # a heartbeat older than this makes /health fail
-    silent_seconds: float = 10.0  # without any message for so long, the process is killed
-    silent_loading_seconds: float = 300.0  # the same while it loads: packing may hold it up
-    stalled_seconds: float = 600.0  # with work but without a finished step for so long, too
-    first_backoff_seconds: float = 0.5
-    max_backoff_seconds: float = 30.0
-    last_words_seconds: float = 0.5  # for what a process said before it ended
-    stop_seconds: float = 5.0
-
-
-@dataclass
-class LiveRequest:
-    request: EngineRequest
-    events: asyncio.Queue[TokenOutput | Exception] = field(default_factory=asyncio.Queue)
+# loading: the first start. restarting: requests are taken and wait. down: it did not come back, and
+# they are refused; starts go on.
+EngineState = Literal["loading", "ready", "restarting", "down", "closed"]
 
 
 class ProcessEngineClient:
@@ -76,11 +70,21 @@ class ProcessEngineClient:
         self._state: EngineState = "loading"
         self._info: EngineInfo | None = None
         self._stats: EngineStats | None = None
-        self._live: dict[str, LiveRequest] = {}
+        self._earlier_stats: EngineStats | None = None  # of all processes that are gone
+        self._num_restarts = 0
+        self._live: dict[str, LiveRequest] = {}  # not finished, in the order of their arrival
+        self._num_open = 0  # requests whose consumer is not done
+        self._pace = _Pace()
+        self._lineup = Lineup()
+        self._restarts = Restarts(self._policy)
         self._child: EngineChild | None = None
+        self._watchdog = Watchdog(self._policy)
+        self._fruitful = False  # the present process has emitted something
+        self._ready_since: float | None = None  # of the present process
+        self._last_start_failed = False
+        self._first_load_seconds: float | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._first_start: asyncio.Future[None] | None = None
-        self._last_progress = 0.0
         self._context: zmq.asyncio.Context | None = None
 
     # -- what the layers above ask
@@ -91,13 +95,14 @@ class ProcessEngineClient:
 
     @property
     def healthy(self) -> bool:
-        """The engine's loop runs: it is ready and said so less than five seconds ago."""
-        child = self._child
-        return (
-            self._state == "ready"
-            and child is not None
-            and time.monotonic() - child.last_event < self._policy.fresh_seconds
-        )
+        """The engine is there, said so less than five seconds ago, and if it has work, its last
+        progress is not older either."""
+        return self._state == "ready" and self._watchdog.fresh
+
+    @property
+    def num_restarts(self) -> int:
+        """Engine processes that were lost since the first one was ready."""
+        return self._num_restarts
 
     @property
     def engine_pid(self) -> int | None:
@@ -110,48 +115,102 @@ class ProcessEngineClient:
         return self._info
 
     async def stats(self) -> EngineStats:
-        """As of the engine's last step or heartbeat, half a second ago at most."""
+        """As of the engine's last step or heartbeat, half a second ago at most. Counters go on over
+        restarts; while there is no engine, every live request is waiting."""
         if self._stats is None:
             raise EngineDeadError("the engine has not started yet")
-        return self._stats
+        stats = self._stats
+        if self._state != "ready":
+            stats = replace(
+                stats,
+                num_running=0,
+                num_waiting=len(self._live),
+                num_free_blocks=stats.num_blocks,
+                num_cached_blocks=0,
+            )
+        return stats if self._earlier_stats is None else _sum(self._earlier_stats, stats)
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
-        if self._state != "ready" or self._child is None:
+        if self._state not in ("ready", "restarting"):
             raise EngineDeadError(f"the engine is {self._state}")
-        if len(self._live) >= self._limit:
-            raise QueueFullError("too many requests are running and waiting")
+        if self._num_open >= self._limit:
+            raise QueueFullError(
+                "too many requests are running and waiting", self._pace.retry_after(self._limit)
+            )
         if request.request_id in self._live:
             raise RequestError(f"request_id {request.request_id!r} is in use")
-        live = LiveRequest(request)
+        live = LiveRequest.of(request)
         self._live[request.request_id] = live
-        finished = False
+        self._num_open += 1
         try:
-            self._child.send(messages.Submit(request))
-            while not finished:
+            self._submit(self._lineup.arrive(live))
+            while True:
                 event = await live.events.get()
                 if isinstance(event, Exception):
-                    finished = True
                     raise event
-                finished = event.finish_reason is not None
                 yield event
+                if event.finish_reason is not None:
+                    return
         finally:
-            self._live.pop(request.request_id, None)
-            if not finished and self._child is not None:
-                self._child.send(messages.Abort(request.request_id))
+            self._num_open -= 1
+            self._drop(live)
 
     async def abort(self, request_id: str) -> None:
-        live = self._live.pop(request_id, None)
-        if live is not None and self._child is not None:
-            self._child.send(messages.Abort(request_id))
+        live = self._live.get(request_id)
+        if live is not None:
+            self._drop(live)
             live.events.put_nowait(TokenOutput(request_id, [], finish_reason="abort"))
 
     def fail_all(self, message: str) -> None:
         """End every live request with EngineDeadError(message), and abort it in the engine."""
-        live, self._live = self._live, {}
-        for request_id, one in live.items():
-            one.events.put_nowait(EngineDeadError(message))
-            if self._child is not None and self._state == "ready":
-                self._child.send(messages.Abort(request_id))
+        for live in list(self._live.values()):
+            self._fail(live, EngineDeadError(message))
+
+    # -- requests
+
+    def _submit(self, requests: Iterable[LiveRequest]) -> None:
+        for live in requests:
+            if self._child is not None:
+                self._child.send(messages.Submit(live.to_submit()))
+
+    def _drop(self, live: LiveRequest) -> None:
+        """Forget a request that nobody wants any more; nothing if it is over."""
+        if self._live.get(live.request_id) is live:
+            del self._live[live.request_id]
+            if live.submitted and self._child is not None:
+                self._child.send(messages.Abort(live.request_id))
+            self._submit(self._lineup.leave(live))
+
+    def _fail(self, live: LiveRequest, error: Exception) -> None:
+        self._drop(live)
+        live.events.put_nowait(error)
+
+    def _take(self, output: TokenOutput) -> None:
+        live = self._live.get(output.request_id)
+        if live is None:
+            return
+        live.take(output)
+        self._fruitful = True
+        if output.finish_reason is not None:
+            del self._live[output.request_id]
+            self._pace.finished()
+            self._submit(self._lineup.leave(live))
+        elif self._lineup.in_trial:
+            self._submit(self._lineup.progress(live))
+
+    def _reject(self, event: messages.Rejected) -> None:
+        live = self._live.get(event.request_id)
+        if live is None:
+            return
+        del self._live[event.request_id]
+        self._submit(self._lineup.leave(live))
+        if event.reason == "request" and not live.begun:
+            error: Exception = RequestError(event.message, event.param, event.code)
+        elif event.reason == "queue_full" and not live.begun:
+            error = QueueFullError(event.message, self._pace.retry_after(self._limit))
+        else:
+            error = EngineDeadError(f"the engine failed to run the request: {event.message}")
+        live.events.put_nowait(error)
 
     # -- life and death of the process
 
@@ -192,35 +251,64 @@ class ProcessEngineClient:
     async def _supervise(self) -> None:
         """One engine process after another, for ever; only a failed first start ends it."""
         assert self._first_start is not None
-        backoff = self._policy.first_backoff_seconds
         while True:
-            started = time.monotonic()
-            error = await self._run_one()
+            loss = await self._run_one()
             if not self._first_start.done():
-                self._first_start.set_exception(error)
+                self._first_start.set_exception(loss)
                 return
-            if time.monotonic() - started > self._policy.max_backoff_seconds:
-                backoff = self._policy.first_backoff_seconds
-            logger.error("%s; starting another in %.1f s", error, backoff)
-            await asyncio.sleep(backoff)
-            backoff = min(2 * backoff, self._policy.max_backoff_seconds)
+            delay = self._after(loss)
+            await asyncio.sleep(delay)
 
     async def _run_one(self) -> Exception:
-        """One process from its start to its end, and what must follow; says why it ended."""
+        """One process from its start to its end; says why it ended. It is reaped then."""
         assert self._context is not None
-        assert self._first_start is not None
+        self._fruitful, self._ready_since = False, None
+        self._watchdog = Watchdog(self._policy)
         try:
-            child = EngineChild(self._context, self._launch)
+            child = EngineChild(self._context, self._next_launch())
         except (OSError, zmq.ZMQError) as error:
+            self._last_start_failed = True
             return EngineDeadError(f"the engine process cannot be started: {error}")
         self._child = child
         loss = await self._watch(child)
-        self._child = self._stats = None
-        if self._first_start.done():
-            self._state = "down"
-        self.fail_all("the engine stopped while the request was running")
+        self._note_loss()
         await child.stop(0)
+        self._child = None
         return loss
+
+    def _next_launch(self) -> messages.Launch:
+        """A restart gets the KV cache of the process before it, so that whatever was admitted there
+        fits; if it did not come up like that, whatever there is room for now."""
+        if self._stats is None or self._last_start_failed:
+            return self._launch
+        executor = replace(self._launch.executor, num_blocks=self._stats.num_blocks)
+        return msgspec.structs.replace(self._launch, executor=executor)
+
+    def _note_loss(self) -> None:
+        """The process is as good as gone: from here on requests are held for the next one."""
+        guilty = self._lineup.end(self._live.values())
+        if guilty is not None:
+            logger.error("giving up request %s: it ends the engine process", guilty.request_id)
+            self._fail(guilty, FatalRequestError("the engine process ended each time it ran this"))
+        self._last_start_failed = self._ready_since is None
+        if self._state == "ready":
+            self._state = "restarting"
+        if self._ready_since is not None and self._stats is not None:
+            self._earlier_stats = _sum(self._earlier_stats, self._stats)
+            self._stats = _cleared(self._stats)
+
+    def _after(self, loss: Exception) -> float:
+        """What follows a loss; seconds until the next start."""
+        served = 0.0 if self._ready_since is None else time.monotonic() - self._ready_since
+        fruitful = self._fruitful or served > self._policy.stable_seconds
+        delay = self._restarts.ended(fruitful=fruitful)
+        self._num_restarts += 1
+        when = f" in {delay:g} s" if delay else ""
+        logger.error("%s; starting another%s for %d requests", loss, when, len(self._live))
+        if self._restarts.hopeless:
+            self._state = "down"
+            self.fail_all(f"the engine does not start again: {loss}")
+        return delay
 
     async def _watch(self, child: EngineChild) -> Exception:
         """Serve one process until it is lost; says why."""
@@ -236,21 +324,16 @@ class ProcessEngineClient:
                     if reading.done():
                         return reading.result()
                     return EngineDeadError(f"the engine process {child.describe_exit()}")
-                if loss := self._loss(child):
-                    return EngineDeadError(f"the engine process {loss}")
+                if self._ready_since is None:
+                    trouble = self._watchdog.tick_loading(self._first_load_seconds)
+                else:
+                    busy = any(live.submitted for live in self._live.values())
+                    trouble = self._watchdog.tick(busy=busy)
+                if trouble:
+                    return EngineDeadError(f"the engine process {trouble}")
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-
-    def _loss(self, child: EngineChild) -> str | None:
-        now = time.monotonic()
-        ready = self._state == "ready"
-        limit = self._policy.silent_seconds if ready else self._policy.silent_loading_seconds
-        if now - child.last_event > limit:
-            return f"has been silent for {limit:g} s"
-        if ready and self._live and now - self._last_progress > self._policy.stalled_seconds:
-            return f"has not finished a step for {self._policy.stalled_seconds:g} s"
-        return None
 
     async def _read(self, child: EngineChild) -> Exception:
         """Take in events until the process says that it cannot go on."""
@@ -259,43 +342,87 @@ class ProcessEngineClient:
                 event = await child.receive()
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 return EngineDeadError(f"the engine process sent a malformed message: {error}")
+            self._watchdog.heard()
             if isinstance(event, messages.Outputs):
                 self._note_stats(event.stats)
                 for output in event.outputs:
-                    if live := self._live.get(output.request_id):
-                        live.events.put_nowait(output)
+                    self._take(output)
             elif isinstance(event, messages.Heartbeat):
                 if event.stats is not None:
                     self._note_stats(event.stats)
             elif isinstance(event, messages.Rejected):
-                if live := self._live.get(event.request_id):
-                    live.events.put_nowait(_rejection(event))
+                self._reject(event)
             elif isinstance(event, messages.Ready):
-                self._become_ready(event)
+                self._become_ready(event, child)
             else:
                 return (UserError if event.user_error else EngineDeadError)(event.message)
 
-    def _become_ready(self, event: messages.Ready) -> None:
-        self._info = event.info
-        self._stats = event.stats
-        self._state = "ready"
-        self._last_progress = time.monotonic()
+    def _become_ready(self, event: messages.Ready, child: EngineChild) -> None:
         assert self._first_start is not None
+        changed = self._info is not None and self._info.identity != event.info.identity
+        self._info = event.info
+        self._note_stats(event.stats)
+        self._state = "ready"
+        self._ready_since = time.monotonic()
+        seconds = self._ready_since - child.started_at
         if not self._first_start.done():
+            self._first_load_seconds = seconds
             self._first_start.set_result(None)
-        else:
-            logger.warning("the engine process is back")
+            return
+        if changed:
+            self._fail_begun("the model was changed while the engine restarted")
+        logger.warning(
+            "the engine process is back after %.1f s; %d requests go on", seconds, len(self._live)
+        )
+        self._submit(self._lineup.begin())
+
+    def _fail_begun(self, message: str) -> None:
+        """End those that another model would continue."""
+        logger.error("%s: requests that had begun are given up", message)
+        for live in list(self._live.values()):
+            if live.begun:
+                self._fail(live, EngineDeadError(message))
 
     def _note_stats(self, stats: EngineStats) -> None:
-        idle = stats.num_running == 0 and stats.num_waiting == 0
-        if self._stats is None or idle or stats.num_steps != self._stats.num_steps:
-            self._last_progress = time.monotonic()
+        self._watchdog.note(stats)
         self._stats = stats
 
 
-def _rejection(event: messages.Rejected) -> Exception:
-    if event.reason == "request":
-        return RequestError(event.message, event.param, event.code)
-    if event.reason == "queue_full":
-        return QueueFullError(event.message)
-    return EngineDeadError(f"the engine failed to run the request: {event.message}")
+class _Pace:
+    """How fast requests finish: a moving average of the seconds between two of them."""
+
+    WEIGHT = 1 / 16
+    LONGEST = 60.0  # nothing came in for some time: that is not the engine's pace
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._seconds: float | None = None
+
+    def finished(self) -> None:
+        now = time.monotonic()
+        passed, self._last = min(now - self._last, self.LONGEST), now
+        if self._seconds is None:
+            self._seconds = passed
+        else:
+            self._seconds += (passed - self._seconds) * self.WEIGHT
+
+    def retry_after(self, limit: int) -> int:
+        """Seconds in which a tenth of `limit` requests will probably have finished, 1 to 60."""
+        seconds = math.ceil((self._seconds or 0.0) * limit / 10)
+        return min(max(seconds, 1), MAX_RETRY_AFTER_SECONDS)
+
+
+_GAUGES = {"num_running", "num_waiting", "num_blocks", "num_free_blocks", "num_cached_blocks"}
+_COUNTERS = tuple(name for name in EngineStats.__dataclass_fields__ if name not in _GAUGES)
+
+
+def _sum(earlier: EngineStats | None, stats: EngineStats) -> EngineStats:
+    """`stats` with the counters of both."""
+    if earlier is None:
+        return stats
+    sums = {name: getattr(earlier, name) + getattr(stats, name) for name in _COUNTERS}
+    return replace(stats, **sums)
+
+
+def _cleared(stats: EngineStats) -> EngineStats:
+    return replace(stats, **dict.fromkeys(_COUNTERS, 0))

@@ -19,13 +19,10 @@ from trimtab.server import logs
 from trimtab.server.app import ApiServer
 from trimtab.server.keys import make_keys
 from trimtab.server.loading import find_model
-from trimtab.server.process_client import (
-    DEFAULT_LOADER,
-    ProcessEngineClient,
-    SupervisionPolicy,
-)
+from trimtab.server.process_client import DEFAULT_LOADER, ProcessEngineClient
 from trimtab.server.protocol import LimitedProtocol
 from trimtab.server.text import FoundModel, ServedModel
+from trimtab.server.watchdog import SupervisionPolicy
 from trimtab.tokenization import Tokenizer, load_tokenizer
 
 BACKLOG = 2048
@@ -95,7 +92,8 @@ async def _serve(
             serving.executor,
             serving.scheduler,
             loader=serving.loader,
-            policy=serving.policy,
+            policy=serving.policy
+            or SupervisionPolicy(stalled_seconds=serving.server.stall_seconds),
         )
         try:
             await engine.launch()  # it loads its weights while the tokenizer is read here

@@ -108,6 +108,14 @@ def includes_usage(request: GenerationFields) -> bool:
     return bool(request.stream_options and request.stream_options.include_usage)
 
 
+def timeout_seconds(asked: float | None, longest: float) -> float | None:
+    """The time that a request has: what it asks for, at most `longest` (0: any). None: any."""
+    if asked is not None and not 0 < asked < 1 << 31:
+        raise bad_request(f"timeout={asked!r}: must be a positive number of seconds", "timeout")
+    limits = [limit for limit in (asked, longest) if limit]
+    return min(limits, default=None)
+
+
 def completion_params(request: CompletionRequest, info: EngineInfo) -> SamplingParams:
     """max_tokens is 1 where nothing is to be completed."""
     max_tokens = DEFAULT_COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens

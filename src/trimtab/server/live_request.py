@@ -1,0 +1,67 @@
+"""A request that is not finished yet: what it asks, what it got, and who works on it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass, field, replace
+
+from trimtab.engine.client import EngineRequest, TokenOutput
+
+
+@dataclass(eq=False, slots=True)
+class LiveRequest:
+    """Everything that another engine process needs to go on with it.
+
+    `events` are for its consumer; an exception or an output with a finish_reason is the last.
+    """
+
+    request: EngineRequest  # as it came, with a seed
+    events: asyncio.Queue[TokenOutput | Exception] = field(default_factory=asyncio.Queue)
+    token_ids: list[int] = field(default_factory=list)  # emitted, and put into `events`
+    num_cached_tokens: int | None = None  # as first reported; None: nothing was yet
+    scored: bool = False  # its prompt's logprobs are out
+    submitted: bool = False  # the present engine process has it
+    progressed: bool = False  # that process has emitted something for it
+    barren_deaths: int = 0  # processes in a row that ended with it and had emitted nothing for it
+
+    @classmethod
+    def of(cls, request: EngineRequest) -> LiveRequest:
+        """Draws the seed here if the request has none: every process must sample with the same."""
+        if request.params.seed is None and request.params.temperature > 0:
+            params = replace(request.params, seed=secrets.randbits(64))
+            request = replace(request, params=params)
+        return cls(request)
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def begun(self) -> bool:
+        """Its consumer has something of it."""
+        return self.num_cached_tokens is not None
+
+    def take(self, output: TokenOutput) -> None:
+        """Pass on what an engine emitted, in its order. Changes `output` where a process that took
+        the request over counts otherwise than the first one did."""
+        self.progressed = True
+        self.token_ids += output.token_ids
+        if output.prompt_logprobs is not None:
+            self.scored = True
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = output.num_cached_tokens
+        else:
+            output.num_cached_tokens = self.num_cached_tokens
+        self.events.put_nowait(output)
+
+    def to_submit(self) -> EngineRequest:
+        """The request for an engine that knows nothing of it: it goes on behind what was emitted,
+        and repeats nothing."""
+        if not self.begun:
+            return self.request
+        return replace(
+            self.request,
+            completion_ids=[*self.request.completion_ids, *self.token_ids],
+            prompt_logprobs=None if self.scored else self.request.prompt_logprobs,
+        )
