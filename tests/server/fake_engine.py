@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -58,6 +59,27 @@ def prompt_logprobs(request: EngineRequest) -> list[TokenLogprobs] | None:
     return [TokenLogprobs(-float(i), top) for i in range(1, len(request.prompt_ids))]
 
 
+async def _misbehave(text: bytes) -> None:
+    """End or stop this process: in the way that the text names."""
+    if b"SEGV" in text:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif b"EXIT" in text:
+        os._exit(0)
+    elif b"LOOP" in text:
+        while True:
+            pass
+    elif b"STALL" in text:
+        await asyncio.sleep(60)
+    elif b"GARBAGE" in text:
+        messages.encode = lambda message: b"\xa1\xff nonsense"
+    elif b"DEAD" in text:
+        raise EngineDeadError("the engine thread died")
+    elif b"FREEZE" in text:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class FakeEngine:
     """An EngineClient. Words in the prompt make it misbehave: see the code."""
 
@@ -80,12 +102,6 @@ class FakeEngine:
             raise QueueFullError("full")
         if b"CRASH" in text:
             os.kill(os.getpid(), signal.SIGKILL)
-        if b"HANG" in text:
-            time.sleep(60)
-        if b"GARBAGE" in text:
-            messages.encode = lambda message: b"\xa1\xff nonsense"
-        if b"STOPPED" in text:
-            raise EngineDeadError("the engine thread died")
         self._running += 1
         try:
             async for output in self._tokens(request, text):
@@ -102,8 +118,10 @@ class FakeEngine:
         limit = MAX_CONTEXT - len(request.prompt_ids)
         limit = min(limit, request.params.max_tokens or limit)
         script = "é🙂".encode() if b"UTF8" in text else None
-        for i in range(limit):
-            await asyncio.sleep(60 if b"STALL" in text else 0.05 if b"SLOW" in text else 0.002)
+        for i in range(len(request.completion_ids), limit):
+            if i == 5 and (b"POISON" in text or (b"FALTER" in text and not request.completion_ids)):
+                await _misbehave(text)
+            await asyncio.sleep(0.05 if b"SLOW" in text else 0.002)
             if b"BROKEN" in text and i == 2:
                 yield self._output(request, [], "error", error="the model's logits were not finite")
                 return
@@ -115,7 +133,7 @@ class FakeEngine:
                 return
             token = script[i % len(script)] if script else next_token(request, i)
             last = i == limit - 1
-            scores = prompt_logprobs(request) if i == 0 else None
+            scores, request = prompt_logprobs(request), replace(request, prompt_logprobs=None)
             reason = "length" if last else None
             output = self._output(request, [token], reason, prompt_logprobs=scores)
             if i == 0 or last:
@@ -173,6 +191,12 @@ def load(model: str, executor: ExecutorConfig, scheduler: SchedulerConfig) -> Fa
         raise TypeError("a bug in the loader")
     if model == "slow-load":
         time.sleep(1.5)
+    if model.startswith("/"):  # what the file says happens as long as it exists
+        what = Path(model).read_text() if Path(model).exists() else ""
+        if what == "exit":
+            os._exit(7)
+        if what == "hang":
+            time.sleep(60)
     return FakeEngine(scheduler)
 
 

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -92,75 +91,6 @@ class Streaming(threading.Thread):
         self.join(10)
         assert not self.is_alive()
         return self.events
-
-
-def post_into(server: Live, results: dict[str, Any]) -> None:
-    results["whole"] = server.post(TEXT, json=SLOW)
-
-
-def assert_engine_stopped(response: httpx.Response) -> None:
-    assert response.status_code == 500
-    assert response.json()["error"]["code"] == "engine_stopped"
-
-
-def test_a_dead_engine_is_told_and_replaced() -> None:
-    with live_server(policy={"first_backoff_seconds": 0.2}) as server:
-        for how in ("kill", "CRASH", "STOPPED", "GARBAGE"):
-            (first,) = server.children()
-            results: dict[str, Any] = {}
-            waiting = threading.Thread(target=post_into, args=(server, results))
-            waiting.start()
-            streaming = Streaming(server, SLOW)
-            wait_until(lambda: running(server) == 2)
-            if how == "kill":
-                os.kill(first, signal.SIGKILL)
-            else:
-                assert_engine_stopped(server.post(TEXT, json={"prompt": how}))
-            wait_until(lambda: server.get("/health").status_code == 503)
-            events = streaming.finished()
-            assert events[-1] == "[DONE]"
-            assert json.loads(events[-2])["error"]["code"] == "engine_stopped"
-            waiting.join(10)
-            assert_engine_stopped(results["whole"])
-            wait_until(lambda: server.get("/ready").status_code == 200)
-            assert server.post(TEXT, json=QUICK).status_code == 200
-            (second,) = server.children()
-            assert second != first
-            assert not Path(f"/proc/{first}").exists()
-        assert server.stop() == 0
-
-
-def test_while_the_engine_is_down_requests_get_503() -> None:
-    with live_server(policy={"first_backoff_seconds": 30.0}) as server:
-        os.kill(server.children()[0], signal.SIGKILL)
-        wait_until(lambda: server.get("/health").status_code == 503)
-        response = server.post(TEXT, json=QUICK)
-        assert response.status_code == 503
-        assert response.json()["error"]["code"] == "engine_down"
-        assert "retry-after" in response.headers
-        assert server.get("/ready").json() == {"status": "down"}
-        assert server.stop() == 0
-
-
-def test_a_stuck_engine_is_killed_and_replaced() -> None:
-    """Stopped, in an endless loop, or running without ever finishing a step."""
-    policy = {
-        "fresh_seconds": 1.5,
-        "silent_seconds": 3.0,
-        "stalled_seconds": 4.0,
-        "first_backoff_seconds": 0.2,
-    }
-    with live_server(policy=policy) as server:
-        for how in ("SIGSTOP", "HANG", "STALL"):
-            (first,) = server.children()
-            if how == "SIGSTOP":
-                os.kill(first, signal.SIGSTOP)
-            else:
-                assert_engine_stopped(server.post(TEXT, json={"prompt": how}))
-            wait_until(lambda: server.get("/health").status_code == 503)
-            wait_until(lambda: server.get("/ready").status_code == 200)
-            assert not Path(f"/proc/{first}").exists()
-            assert server.post(TEXT, json=QUICK).status_code == 200
 
 
 def test_loading_is_503_and_then_ready() -> None:

@@ -368,12 +368,11 @@ class ProcessEngineClient:
         if not self._first_start.done():
             self._first_load_seconds = seconds
             self._first_start.set_result(None)
-            return
-        if changed:
-            self._fail_begun("the model was changed while the engine restarted")
-        logger.warning(
-            "the engine process is back after %.1f s; %d requests go on", seconds, len(self._live)
-        )
+        else:
+            if changed:
+                self._fail_begun("the model was changed while the engine restarted")
+            number = len(self._live)
+            logger.warning("the engine process is back after %.1f s; %d go on", seconds, number)
         self._submit(self._lineup.begin())
 
     def _fail_begun(self, message: str) -> None:
