@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from trimtab.engine.client import EngineRequest, EngineStats, TokenLogprobs, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams
+from trimtab.server.engine_counts import sum_stats, without_counts
 from trimtab.server.lineup import CONVICT_DEATHS, Lineup
 from trimtab.server.live_request import LiveRequest
 from trimtab.server.watchdog import Restarts, SupervisionPolicy, Watchdog
@@ -204,3 +206,14 @@ def test_restarts_wait_longer_while_nothing_comes_of_them() -> None:
     assert restarts.hopeless
     assert restarts.ended(fruitful=True) == 0.0
     assert not restarts.hopeless
+
+
+def test_counters_go_on_over_processes() -> None:
+    first = dataclasses.replace(stats(5, 7), step_size_counts=[1, 2], execute_seconds=0.5)
+    second = dataclasses.replace(stats(2, 1), num_running=4, step_size_counts=[3, 4])
+    both = sum_stats(first, second)
+    assert (both.num_steps, both.executor_progress, both.num_running) == (7, 8, 4)
+    assert (both.step_size_counts, both.execute_seconds) == ([4, 6], 0.5)
+    nothing = without_counts(second)
+    assert (nothing.num_steps, nothing.step_size_counts, nothing.num_blocks) == (0, [0, 0], 8)
+    assert sum_stats(first, nothing).step_size_counts == [1, 2]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
@@ -35,6 +34,7 @@ from trimtab.errors import (
 )
 from trimtab.server import messages
 from trimtab.server.child import EngineChild
+from trimtab.server.engine_counts import Pace, sum_stats, without_counts
 from trimtab.server.lineup import Lineup
 from trimtab.server.live_request import LiveRequest
 from trimtab.server.watchdog import Restarts, SupervisionPolicy, Watchdog
@@ -42,7 +42,6 @@ from trimtab.server.watchdog import Restarts, SupervisionPolicy, Watchdog
 logger = logging.getLogger("trimtab.server")
 
 DEFAULT_LOADER = "trimtab.server.loading:load"
-MAX_RETRY_AFTER_SECONDS = 60
 
 # loading: the first start. restarting: requests are taken and wait. down: it did not come back, and
 # they are refused; starts go on.
@@ -74,7 +73,7 @@ class ProcessEngineClient:
         self._num_restarts = 0
         self._live: dict[str, LiveRequest] = {}  # not finished, in the order of their arrival
         self._num_open = 0  # requests whose consumer is not done
-        self._pace = _Pace()
+        self._pace = Pace()
         self._lineup = Lineup()
         self._restarts = Restarts(self._policy)
         self._child: EngineChild | None = None
@@ -128,7 +127,7 @@ class ProcessEngineClient:
                 num_free_blocks=stats.num_blocks,
                 num_cached_blocks=0,
             )
-        return stats if self._earlier_stats is None else _sum(self._earlier_stats, stats)
+        return stats if self._earlier_stats is None else sum_stats(self._earlier_stats, stats)
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
         if self._state not in ("ready", "restarting"):
@@ -294,8 +293,8 @@ class ProcessEngineClient:
         if self._state == "ready":
             self._state = "restarting"
         if self._ready_since is not None and self._stats is not None:
-            self._earlier_stats = _sum(self._earlier_stats, self._stats)
-            self._stats = _cleared(self._stats)
+            self._earlier_stats = sum_stats(self._earlier_stats, self._stats)
+            self._stats = without_counts(self._stats)
 
     def _after(self, loss: Exception) -> float:
         """What follows a loss; seconds until the next start."""
@@ -385,43 +384,3 @@ class ProcessEngineClient:
     def _note_stats(self, stats: EngineStats) -> None:
         self._watchdog.note(stats)
         self._stats = stats
-
-
-class _Pace:
-    """How fast requests finish: a moving average of the seconds between two of them."""
-
-    WEIGHT = 1 / 16
-    LONGEST = 60.0  # nothing came in for some time: that is not the engine's pace
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._seconds: float | None = None
-
-    def finished(self) -> None:
-        now = time.monotonic()
-        passed, self._last = min(now - self._last, self.LONGEST), now
-        if self._seconds is None:
-            self._seconds = passed
-        else:
-            self._seconds += (passed - self._seconds) * self.WEIGHT
-
-    def retry_after(self, limit: int) -> int:
-        """Seconds in which a tenth of `limit` requests will probably have finished, 1 to 60."""
-        seconds = math.ceil((self._seconds or 0.0) * limit / 10)
-        return min(max(seconds, 1), MAX_RETRY_AFTER_SECONDS)
-
-
-_GAUGES = {"num_running", "num_waiting", "num_blocks", "num_free_blocks", "num_cached_blocks"}
-_COUNTERS = tuple(name for name in EngineStats.__dataclass_fields__ if name not in _GAUGES)
-
-
-def _sum(earlier: EngineStats | None, stats: EngineStats) -> EngineStats:
-    """`stats` with the counters of both."""
-    if earlier is None:
-        return stats
-    sums = {name: getattr(earlier, name) + getattr(stats, name) for name in _COUNTERS}
-    return replace(stats, **sums)
-
-
-def _cleared(stats: EngineStats) -> EngineStats:
-    return replace(stats, **dict.fromkeys(_COUNTERS, 0))
