@@ -128,6 +128,7 @@ class ServerConfig:
     )
     log_requests: bool = knob(False, "log each request: ids, status, tokens, times; never texts")
     log_format: LogFormat = knob("text", "text, or json: one object a line, on standard error")
+    max_connections: int = knob(16384, "open connections; one more is refused with 503")
     max_body_bytes: int = knob(16 << 20, "largest request body")
     drain_seconds: float = knob(30.0, "how long SIGTERM waits for running requests")
     timeout_seconds: float = knob(
@@ -142,8 +143,9 @@ class ServerConfig:
             raise ConfigError(f"port={self.port}: must be in [0, 65535] (0 = any free one)")
         if self.log_format not in ("text", "json"):
             raise ConfigError(f"log_format={self.log_format!r}: must be text or json")
-        if self.max_body_bytes < 1:
-            raise ConfigError(f"max_body_bytes={self.max_body_bytes}: must be at least 1")
+        for name in ("max_body_bytes", "max_connections"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
         if not 0 <= self.drain_seconds < 1 << 31:
             raise ConfigError(f"drain_seconds={self.drain_seconds}: must not be negative")
         if not 0 <= self.timeout_seconds < 1 << 31:

@@ -176,7 +176,19 @@ class FakeEngine:
         raise AssertionError("the host cancels streams instead")
 
     async def stats(self) -> EngineStats:
-        return EngineStats(self._running, 0, 8, 8, 0, self._steps, 0, 0, 0, self._generated)
+        used = min(self._running, 5)
+        return EngineStats(
+            num_running=self._running,
+            num_waiting=0,
+            num_blocks=8,
+            num_free_blocks=8 - used,
+            num_cached_blocks=3,
+            num_steps=self._steps,
+            num_preemptions=0,
+            num_prompt_tokens=0,
+            num_cached_prompt_tokens=0,
+            num_generated_tokens=self._generated,
+        )
 
     async def close(self) -> None:
         pass

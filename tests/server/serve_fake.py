@@ -51,6 +51,8 @@ def main(options: dict[str, Any]) -> int:
         _print_bound()
     protocol.HEADER_SECONDS = options.get("header_seconds", protocol.HEADER_SECONDS)
     http.BODY_SECONDS = options.get("body_seconds", http.BODY_SECONDS)
+    protocol.READ_SECONDS = options.get("read_seconds", protocol.READ_SECONDS)
+    protocol.LEFTOVER_SECONDS = options.get("leftover_seconds", protocol.LEFTOVER_SECONDS)
     if tmp := options.get("tmp"):
         tempfile.tempdir = tmp
     try:

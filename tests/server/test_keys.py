@@ -16,7 +16,7 @@ import pytest
 from fake_engine import byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from live import HERE, Live, environment, live_server
+from live import HERE, Live, environment, live_server, wait_until
 
 from trimtab.config import ServerConfig
 from trimtab.errors import ConfigError
@@ -219,8 +219,9 @@ def test_no_key_reaches_the_logs(tmp_path: Path) -> None:
     with live_server(server={"api_key_file": str(path), "log_requests": True}) as server:
         for key in ("s3cret-one", "s3cret-two"):
             ask(server, key, "PRIVATE prompt")
+        wait_until(lambda: server.error_text().count("INFO: request") == 2)
         text = server.error_text()
-        assert "ann" in text
+        assert "key=ann" in text
         assert "s3cret" not in text
         assert "PRIVATE" not in text
         command = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()

@@ -115,6 +115,7 @@ class EngineInfo:
     executor: str  # for people: "cpu avx512 int4-g64, KV bf16, 2 threads"
     eos_token_ids: tuple[int, ...] = ()  # that the engine knows of
     identity: str = ""  # the executor's: engines of equal ones give the same answers
+    max_running_requests: int = 0  # in one step
 
 
 class EngineClient(Protocol):

@@ -54,6 +54,7 @@ class Engine:
             vocab_size=executor.spec.vocab_size,
             max_context=executor.spec.max_context,
             max_queued_requests=self.config.max_queued_requests,
+            max_running_requests=self.config.max_num_requests,
             kv_capacity_tokens=capacity.num_tokens,
             executor=str(getattr(executor, "description", type(executor).__name__)),
             eos_token_ids=tuple(executor.spec.eos_token_ids),

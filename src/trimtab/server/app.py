@@ -13,7 +13,7 @@ from starlette.routing import Route
 from trimtab.config import ServerConfig
 from trimtab.errors import TrimtabError
 from trimtab.server import api_types as api
-from trimtab.server import embeddings_api, responses_api, tokenize_api, validation
+from trimtab.server import embeddings_api, metrics, responses_api, tokenize_api, validation
 from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
 from trimtab.server.desk import Desk, SupervisedEngine
 from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
@@ -43,6 +43,7 @@ class ApiServer:
                 *tokenize_api.routes(self._desk),
                 *embeddings_api.routes(self._desk),
                 *responses_api.routes(self._desk),
+                *metrics.routes(self._desk),
             ],
             exception_handlers={
                 ApiError: _on_api_error,

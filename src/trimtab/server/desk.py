@@ -49,6 +49,11 @@ class SupervisedEngine(EngineClient, Protocol):
     @property
     def healthy(self) -> bool: ...
 
+    @property
+    def num_restarts(self) -> int:
+        """Engine processes that were lost since the first one was ready."""
+        ...
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -20,7 +20,7 @@ from trimtab.server.app import ApiServer
 from trimtab.server.keys import make_keys
 from trimtab.server.loading import find_model
 from trimtab.server.process_client import DEFAULT_LOADER, ProcessEngineClient
-from trimtab.server.protocol import LimitedProtocol
+from trimtab.server.protocol import LimitedProtocol, max_connections
 from trimtab.server.text import FoundModel, ServedModel
 from trimtab.server.watchdog import SupervisionPolicy
 from trimtab.tokenization import Tokenizer, load_tokenizer
@@ -120,7 +120,7 @@ async def _answer(
 ) -> None:
     """Answer requests until told to stop: with 503 as long as the launched engine is loading."""
     api = ApiServer(serving.server, engine, model)
-    front = Front(api, engine, serving.server.drain_seconds)
+    front = Front(api, engine, serving.server.drain_seconds, serving.server.max_connections)
     starting = asyncio.create_task(engine.started())
     answering = asyncio.create_task(front.serve(sockets=[listener]))
     stop.handler = front.stop
@@ -161,7 +161,9 @@ class _StopSignals:
 class Front(uvicorn.Server):
     """uvicorn, with our own way to stop: first refuse, then drain, then cut off."""
 
-    def __init__(self, api: ApiServer, engine: ProcessEngineClient, drain_seconds: float) -> None:
+    def __init__(
+        self, api: ApiServer, engine: ProcessEngineClient, drain_seconds: float, most: int
+    ) -> None:
         config = uvicorn.Config(
             api.app,
             http=LimitedProtocol,
@@ -177,6 +179,7 @@ class Front(uvicorn.Server):
             timeout_graceful_shutdown=drain_seconds + SECONDS_AFTER_DRAIN,  # type: ignore[arg-type]
         )
         super().__init__(config)
+        LimitedProtocol.most = max_connections(most)
         self._api = api
         self._engine = engine
         self._drain_seconds = drain_seconds

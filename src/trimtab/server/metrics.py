@@ -1,0 +1,315 @@
+"""`/metrics`, as Prometheus reads it, and `/dashboard.json`: what the Observer and the engine know.
+
+Names and bounds are those that vLLM's dashboards use, behind `trimtab:`. Nothing is counted here: a
+scrape reads the Observer's counters, so that a token costs the same whether anybody looks or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from time import perf_counter
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from trimtab.engine.client import EngineStats
+from trimtab.engine.timing import STEP_SIZES
+from trimtab.errors import EngineDeadError
+from trimtab.server.api_errors import JSONResponse
+from trimtab.server.desk import Desk
+from trimtab.server.observation import Observer
+from trimtab.server.tally import (
+    CHOICES_BOUNDS,
+    COUNT_BOUNDS,
+    FIRST_TOKEN_BOUNDS,
+    REQUEST_BOUNDS,
+    TOKEN_BOUNDS,
+    WINDOW_SECONDS,
+    Distribution,
+    Second,
+    percentile,
+)
+
+PREFIX = "trimtab:"
+SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+RATE_SECONDS = 5  # whole seconds that the present rates are means of
+
+
+def routes(desk: Desk) -> list[Route]:
+    async def metrics(request: Request) -> Response:
+        """Answered while the engine loads or is gone, too, without its part."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Scrape(desk, await engine_stats(desk)))
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def dashboard(request: Request) -> Response:
+        return JSONResponse(dashboard_of(desk, await engine_stats(desk)))
+
+    return [
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/dashboard.json", dashboard, methods=["GET"]),
+    ]
+
+
+async def engine_stats(desk: Desk) -> EngineStats | None:
+    try:
+        return await desk.engine.stats()
+    except EngineDeadError:
+        return None
+
+
+class _Scrape(Collector):
+    """Everything, at one moment."""
+
+    def __init__(self, desk: Desk, stats: EngineStats | None) -> None:
+        self._desk = desk
+        self._stats = stats
+        self._labels = {"model_name": desk.model.name}
+
+    def collect(self) -> Iterator[Metric]:
+        observer = self._desk.observer
+        yield from self._requests(observer)
+        yield from self._latencies(observer)
+        yield from self._server(observer)
+        if self._stats is not None:
+            yield from self._engine(self._stats)
+
+    def _requests(self, observer: Observer) -> Iterator[Metric]:
+        totals = observer.totals
+        yield self._counter("prompt_tokens", "Prompt tokens taken.", totals.num_prompt_tokens)
+        yield self._counter(
+            "prompt_tokens_cached",
+            "Prompt tokens found in the prefix cache.",
+            observer.num_cached_prompt_tokens,
+        )
+        yield self._counter("generation_tokens", "Tokens generated.", totals.num_generated_tokens)
+        finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
+        yield self._counters(
+            "request_success",
+            "Choices that ended, by finish reason.",
+            ("finished_reason",),
+            [((reason,), count) for reason, count in (finished | observer.finished).items()],
+        )
+        for name, help_text, counted, bounds in (
+            ("request_prompt_tokens", "Prompt tokens of a request.", observer.prompt_tokens,
+             COUNT_BOUNDS),
+            ("request_generation_tokens", "Tokens of a choice.", observer.completion_tokens,
+             COUNT_BOUNDS),
+            ("request_params_n", "Choices of a request.", observer.num_choices, CHOICES_BOUNDS),
+        ):  # fmt: skip
+            yield self._histogram(name, help_text, counted, bounds)
+
+    def _latencies(self, observer: Observer) -> Iterator[Metric]:
+        totals = observer.totals
+        for name, help_text, counted, bounds in (
+            ("time_to_first_token_seconds", "From a request's headers to its first token.",
+             totals.first_token, FIRST_TOKEN_BOUNDS),
+            ("inter_token_latency_seconds", "Between two tokens of a choice.", totals.token,
+             TOKEN_BOUNDS),
+            ("request_time_per_output_token_seconds",
+             "Mean time between the tokens of a choice.", observer.per_token, TOKEN_BOUNDS),
+            ("e2e_request_latency_seconds", "From a request's headers to the end of its answer.",
+             observer.latency, REQUEST_BOUNDS),
+            ("request_queue_time_seconds", "A choice in the engine before its first step.",
+             observer.queue, REQUEST_BOUNDS),
+            ("request_prefill_time_seconds", "From a choice's first step to its first token.",
+             observer.prefill, REQUEST_BOUNDS),
+            ("request_decode_time_seconds", "From a choice's first token to its last.",
+             observer.decode, REQUEST_BOUNDS),
+            ("request_inference_time_seconds", "Prefill and decode of a choice.",
+             observer.inference, REQUEST_BOUNDS),
+        ):  # fmt: skip
+            yield self._histogram(name, help_text, counted, bounds)
+
+    def _server(self, observer: Observer) -> Iterator[Metric]:
+        engine = self._desk.engine
+        yield self._gauge("http_requests_open", "HTTP requests being answered.", observer.num_open)
+        yield self._counters(
+            "http_requests",
+            "HTTP requests answered; status 499: the client did not wait for it.",
+            ("method", "route", "status"),
+            [((method, route, str(status)), n) for (method, route, status), n in
+             observer.http.items()],
+        )  # fmt: skip
+        yield self._counters(
+            "requests_rejected",
+            "Requests answered with an error, by its code.",
+            ("reason",),
+            [((reason,), count) for reason, count in observer.refused.items()],
+        )
+        yield self._gauge("engine_up", "1 while the engine takes requests.", int(engine.healthy))
+        yield self._counter(
+            "engine_restarts", "Engine processes that were lost and replaced.", engine.num_restarts
+        )
+        yield self._gauge(
+            "uptime_seconds", "Since the server began.", perf_counter() - observer.started
+        )
+
+    def _engine(self, stats: EngineStats) -> Iterator[Metric]:
+        held = stats.num_blocks - stats.num_free_blocks
+        for name, help_text, value in (
+            ("num_requests_running", "Requests in the running batch.", stats.num_running),
+            ("num_requests_waiting", "Requests that wait for a step.", stats.num_waiting),
+            ("kv_cache_usage_perc", "Share of KV blocks that requests hold; 1 = all.",
+             held / stats.num_blocks if stats.num_blocks else 0.0),
+        ):  # fmt: skip
+            yield self._gauge(name, help_text, value)
+        blocks = GaugeMetricFamily(
+            PREFIX + "kv_blocks",
+            "KV blocks: held by requests, cached and free to be taken, empty.",
+            labels=[*self._labels, "state"],
+        )
+        for state, count in blocks_of(stats).items():
+            blocks.add_metric([*self._labels.values(), state], count)
+        yield blocks
+        for name, help_text, count in (
+            ("prefix_cache_queries", "Prompt tokens looked up.", stats.num_prompt_tokens),
+            ("prefix_cache_hits", "Of those, found.", stats.num_cached_prompt_tokens),
+            ("num_preemptions", "Requests that gave their blocks back.", stats.num_preemptions),
+            ("engine_steps", "Steps of the engine.", stats.num_steps),
+        ):
+            yield self._counter(name, help_text, count)
+        yield self._counters(
+            "engine_step_seconds",
+            "Time of the engine's steps, by part.",
+            ("part",),
+            [((part,), seconds) for part, seconds in parts_of(stats).items()],
+        )
+        if stats.step_size_counts:
+            sizes = Distribution(STEP_SIZES)
+            sizes.counts, sizes.sum = stats.step_size_counts, float(stats.num_step_tokens)
+            yield self._histogram(
+                "iteration_tokens_total", "Tokens of a step: prefill and decode.", sizes, STEP_SIZES
+            )
+
+    def _gauge(self, name: str, help_text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, help_text, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _counter(self, name: str, help_text: str, value: float) -> Metric:
+        return self._counters(name, help_text, (), [((), value)])
+
+    def _counters(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[str],
+        values: Iterable[tuple[Sequence[str], float]],
+    ) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, help_text, labels=[*self._labels, *labels])
+        for own, value in values:
+            family.add_metric([*self._labels.values(), *own], value)
+        return family
+
+    def _histogram(
+        self, name: str, help_text: str, counted: Distribution, bounds: Sequence[float]
+    ) -> Metric:
+        family = HistogramMetricFamily(PREFIX + name, help_text, labels=list(self._labels))
+        names = [str(float(bound)) for bound in bounds] + ["+Inf"]
+        buckets = list(zip(names, map(float, counted.cumulative(bounds)), strict=True))
+        family.add_metric(list(self._labels.values()), buckets, counted.sum)
+        return family
+
+
+def blocks_of(stats: EngineStats) -> dict[str, int]:
+    """KV blocks by state; they add up to all."""
+    return {
+        "used": stats.num_blocks - stats.num_free_blocks,
+        "cached": stats.num_cached_blocks,
+        "empty": stats.num_free_blocks - stats.num_cached_blocks,
+    }
+
+
+def parts_of(stats: EngineStats) -> dict[str, float]:
+    """Seconds of all steps by part."""
+    return {
+        "schedule": stats.schedule_seconds,
+        "build": stats.build_seconds,
+        "execute": stats.execute_seconds,
+        "commit": stats.commit_seconds,
+    }
+
+
+def dashboard_of(desk: Desk, stats: EngineStats | None) -> dict[str, Any]:
+    """What a live page shows: the present, the last minute, the engine. Times in milliseconds."""
+    now = perf_counter()
+    observer = desk.observer
+    seconds = observer.recent.seconds(now)
+    engine = desk.engine
+    document: dict[str, Any] = {
+        "model": desk.model.name,
+        "plan": None if stats is None else engine.info.executor,
+        "uptime_seconds": round(now - observer.started, 1),
+        "state": "draining" if desk.draining else engine.state,
+        "engine_restarts": engine.num_restarts,
+        "open_requests": observer.num_open,
+        "tokens_per_second": _rates(observer, seconds, now),
+        "last_minute": {
+            "requests": sum(one.num_finished for one in seconds),
+            "prompt_tokens": sum(one.num_prompt_tokens for one in seconds),
+            "generated_tokens": sum(one.num_generated_tokens for one in seconds),
+            "first_token_ms": _percentiles(
+                observer.totals.first_token, [one.first_token for one in seconds]
+            ),
+            "inter_token_ms": _percentiles(observer.totals.token, [one.token for one in seconds]),
+            "generated_tokens_by_second": _by_second(seconds, now),
+        },
+        "engine": None,
+    }
+    if stats is not None:
+        config = desk.engine.info
+        document["engine"] = {
+            "running": stats.num_running,
+            "waiting": stats.num_waiting,
+            "max_running": config.max_running_requests,
+            "max_waiting": config.max_queued_requests,
+            "blocks": blocks_of(stats),
+            "preemptions": stats.num_preemptions,
+            "steps": stats.num_steps,
+            "mean_step_tokens": _share(stats.num_step_tokens, stats.num_steps),
+            "prefix_cache_hit_rate": _share(
+                stats.num_cached_prompt_tokens, stats.num_prompt_tokens
+            ),
+            "step_seconds": {name: round(one, 3) for name, one in parts_of(stats).items()},
+        }
+    return document
+
+
+def _rates(observer: Observer, seconds: Sequence[Second], now: float) -> dict[str, float]:
+    """Means of the last whole seconds, or of all since the start."""
+    last = int(now)
+    span = min(float(RATE_SECONDS), max(1.0, last - observer.started))
+    window = [one for one in seconds if last - RATE_SECONDS <= one.second < last]
+    return {
+        "prompt": round(sum(one.num_prompt_tokens for one in window) / span, 2),
+        "generated": round(sum(one.num_generated_tokens for one in window) / span, 2),
+    }
+
+
+def _by_second(seconds: Sequence[Second], now: float) -> list[int]:
+    """Tokens of each whole second of the last minute, the oldest first."""
+    known = {one.second: one.num_generated_tokens for one in seconds}
+    last = int(now)
+    return [known.get(second, 0) for second in range(last - WINDOW_SECONDS + 1, last)]
+
+
+def _percentiles(counted: Distribution, counts: Sequence[list[int]]) -> dict[str, float | None]:
+    total = [sum(column) for column in zip(*counts, strict=True)] or [0]
+    found = {name: percentile(counted.bounds, total, share) for name, share in SHARES.items()}
+    return {name: None if one is None else round(one * 1000, 3) for name, one in found.items()}
+
+
+def _share(part: float, whole: float) -> float | None:
+    return round(part / whole, 4) if whole else None
