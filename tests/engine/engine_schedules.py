@@ -51,7 +51,7 @@ class Answer:
         self.num_cached_tokens = output.num_cached_tokens
         if output.prompt_logprobs is not None:
             assert self.prompt_logprobs is None, "reported twice"
-            assert len(self.token_ids) <= 1, "not in the first output"
+            assert len(self.token_ids) == len(output.token_ids), "not in the first output"
             self.prompt_logprobs = output.prompt_logprobs
         if output.finish_reason is not None:
             self.num_finishes += 1

@@ -29,6 +29,7 @@ def validate_request(request: EngineRequest, info: EngineInfo) -> None:
     for sequence in params.banned_sequences:
         _check_ids(sequence, "banned_sequences", info.vocab_size)
     check_choosable(params, info)
+    _check_grammar(request, info)
     _check_scoring(request)
     _check_length(request, info)
     num_known = len(request.prompt_ids) + len(request.completion_ids)
@@ -72,6 +73,18 @@ def check_choosable(params: SamplingParams, info: EngineInfo) -> None:
     if num_left <= 0:
         param = "allowed_token_ids" if allowed else "banned_sequences"
         raise RequestError(f"{param}: it may come to it that no token is left to choose", param)
+
+
+def _check_grammar(request: EngineRequest, info: EngineInfo) -> None:
+    if request.grammar is None:
+        return
+    _check_ids(request.grammar.after, "grammar.after", info.vocab_size)
+    if request.params.allowed_token_ids:
+        raise RequestError(
+            "allowed_token_ids cannot be combined with a grammar", param="allowed_token_ids"
+        )
+    if not request.completes:
+        raise RequestError("a grammar is for a completion, and none is asked for", param="grammar")
 
 
 def _check_scoring(request: EngineRequest) -> None:

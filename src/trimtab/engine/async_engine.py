@@ -1,6 +1,7 @@
 """AsyncEngine: an Engine on a thread of its own, streamed to asyncio.
 
     event loops                      engine thread
+    (a grammar is compiled first, on a thread for that)
     generate() -- inbox: submit -->  add_request
                                      step, step, step ...
     stream     <-- one call a step and loop -- outputs
@@ -20,11 +21,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from trimtab.engine.admission import validate_request
 from trimtab.engine.client import EngineInfo, EngineRequest, EngineStats, TokenOutput
 from trimtab.engine.engine import Engine
+from trimtab.engine.grammar import GrammarState
 from trimtab.errors import EngineDeadError, QueueFullError, RequestError, TrimtabError
 
 logger = logging.getLogger(__name__)
@@ -78,6 +81,7 @@ class _Stream:
 class _Submit:
     request: EngineRequest
     stream: _Stream
+    grammar: GrammarState | None
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class AsyncEngine:
         self._death: BaseException | None = None
         self._live: dict[str, _Stream] = {}  # the engine thread's own
         self._next_check = 0.0
+        # One, so that what waits for a slow grammar is other grammars and nothing else.
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="trimtab-grammars")
         self._thread = threading.Thread(target=self._run, name="trimtab-engine", daemon=True)
         self._thread.start()
         # A daemon thread must not be inside native code while the interpreter goes down.
@@ -109,7 +115,8 @@ class AsyncEngine:
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
         """See EngineClient. The request is submitted, or refused, at the first `anext`."""
-        stream = self._submit(request)
+        grammar = None if request.grammar is None else await self._read_grammar(request)
+        stream = self._submit(request, grammar)
         try:
             while True:
                 output = await stream.next()
@@ -143,11 +150,21 @@ class AsyncEngine:
         with self._changed:
             self._closed = self._stopping = True
             self._changed.notify()
+        self._compiling.shutdown(wait=False, cancel_futures=True)
         if threading.current_thread() is not self._thread:
             self._thread.join()
         atexit.unregister(self.shutdown)
 
-    def _submit(self, request: EngineRequest) -> _Stream:
+    async def _read_grammar(self, request: EngineRequest) -> GrammarState | None:
+        validate_request(request, self._engine.info)
+        loop = asyncio.get_running_loop()
+        try:
+            read = loop.run_in_executor(self._compiling, self._engine.read_grammar, request)
+        except RuntimeError:  # the thread is gone
+            raise EngineDeadError("the engine is closed") from None
+        return await read
+
+    def _submit(self, request: EngineRequest, grammar: GrammarState | None) -> _Stream:
         validate_request(request, self._engine.info)
         stream = _Stream(asyncio.get_running_loop())
         with self._changed:
@@ -164,7 +181,7 @@ class AsyncEngine:
                     f"{len(self._streams)} requests are running or waiting; try again later"
                 )
             self._streams[request.request_id] = stream
-            self._inbox.append(_Submit(request, stream))
+            self._inbox.append(_Submit(request, stream, grammar))
             self._changed.notify()
         return stream
 
@@ -188,7 +205,7 @@ class AsyncEngine:
             logger.critical("the engine thread died", exc_info=error)
         finally:
             self._bury(death)
-            self._engine.executor.close()
+            self._engine.close()
 
     def _process_inbox(self) -> bool:
         """Apply what came in, waiting for it when idle. False when the thread should end."""
@@ -212,7 +229,7 @@ class AsyncEngine:
     def _add(self, command: _Submit) -> None:
         request_id = command.request.request_id
         try:
-            self._engine.add_request(command.request)
+            self._engine.add_request(command.request, command.grammar)
         except TrimtabError as error:
             self._forget(request_id, command.stream)
             _post(command.stream.loop, [(command.stream, error)])

@@ -25,11 +25,11 @@ _ONE = np.array(1, np.int32)
 
 def logit_span(chunk: Chunk) -> tuple[int, int]:
     """[first, last) of the chunk's rows whose logits are needed: its last one if a token is chosen
-    there, and those whose next token is a prompt token to be scored."""
+    there, and those whose next token is to be scored."""
     request = chunk.request
-    if request.num_prompt_logprobs is None:
-        return chunk.count - (chunk.emits and request.completes), chunk.count
-    owed, chooses = _owed_in(chunk), chunk.emits and request.completes
+    if request.num_prompt_logprobs is None and not request.num_unscored:
+        return chunk.count - (chunk.emits and request.chooses), chunk.count
+    owed, chooses = _owed_in(chunk), chunk.emits and request.chooses
     if not owed:
         return chunk.count - chooses, chunk.count
     return owed.start, chunk.count if chooses else owed.stop
@@ -71,12 +71,13 @@ class _Decodes:
         self.seq_starts, self.logit_rows = batch.seq_starts, batch.logit_rows
         names = (name for name in SamplingBatch.__slots__ if name != "positions")
         self.sampling = {name: getattr(batch.sampling, name) for name in names}
+        self.has_grammars = any(request.grammar is not None for request in self.requests)
 
     @staticmethod
     def are(chunks: Sequence[Chunk]) -> bool:
         for chunk in chunks:
             request = chunk.request
-            if chunk.count != 1 or not chunk.emits or not request.completes:
+            if chunk.count != 1 or not chunk.emits or not request.chooses or request.owed_rows:
                 return False
             if _has_bans(request) or _has_penalties(request):
                 return False
@@ -88,6 +89,8 @@ class _Decodes:
         for chunk, request, start in zip(chunks, self.requests, self.next_starts, strict=True):
             if chunk.request is not request or chunk.start != start or chunk.count != 1:
                 return False
+            if request.num_unscored or not chunk.emits:
+                return False  # its grammar forced tokens
         return True
 
 
@@ -122,6 +125,8 @@ class BatchBuilder:
         decodes.next_positions = positions + _ONE
         decodes.next_starts = [start + 1 for start in decodes.next_starts]
         block_starts, block_ids = self._block_tables(chunks)
+        if decodes.has_grammars:
+            decodes.sampling["mask_rows"], decodes.sampling["mask"] = _mask_arrays(decodes.requests)
         return StepBatch(
             _int32(token_ids),
             positions,
@@ -170,13 +175,17 @@ class BatchBuilder:
         output_starts, output_ids = self._outputs(
             [r.token_ids[r.num_prompt_tokens :] if _has_penalties(r) else () for r in requests]
         )
+        fixed = self._fixed(requests)
+        if any(request.grammar is not None for request in requests):
+            mask_rows, mask = _mask_arrays(requests)
+            fixed = fixed | {"mask_rows": mask_rows, "mask": mask}
         return SamplingBatch(
             positions=positions,
             banned_starts=banned_starts,
             banned_ids=banned_ids,
             output_starts=output_starts,
             output_ids=output_ids,
-            **self._fixed(requests),
+            **fixed,
         )
 
 
@@ -210,13 +219,15 @@ def _choosers(chunk: Chunk, first: int, last: int) -> list[Request]:
     owed = _owed_in(chunk)
     if not owed:
         return [request] * (last - first)
-    scored = [_scorer(request.num_prompt_logprobs or 0)] * len(owed)
+    of_prompt = min(max(request.num_prompt_tokens - 1 - chunk.start - owed.start, 0), len(owed))
+    scored = [_scorer(request.num_prompt_logprobs or 0)] * of_prompt
+    scored += [_scorer(request.params.logprobs or 0)] * (len(owed) - of_prompt)
     return scored + [request] * (last - owed.stop)
 
 
 @functools.cache
 def _scorer(num_logprobs: int) -> Request:
-    """Stands in for a request where its prompt is scored and nothing is chosen."""
+    """Stands in for a request where its tokens are scored and nothing is chosen."""
     return Request(
         request_id="scorer",
         params=SamplingParams(temperature=0, logprobs=num_logprobs or None),
@@ -265,9 +276,10 @@ def _mask_arrays(requests: list[Request]) -> tuple[Int32Array, UInt32Array]:
     rows = np.full(len(requests), -1, np.int32)
     masks: list[UInt32Array] = []
     for index, request in enumerate(requests):
-        if request.allowed_mask is not None:
+        mask = request.mask
+        if mask is not None:
             rows[index] = len(masks)
-            masks.append(request.allowed_mask)
+            masks.append(mask)
     return rows, np.stack(masks) if masks else np.zeros((0, 0), np.uint32)
 
 

@@ -15,6 +15,23 @@ from trimtab.engine.sampling_params import SamplingParams
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a completion's text must be. Its tokens are counted and sampled like any others; those
+    that it leaves no choice about are emitted without running the model for each.
+
+    `source`: the schema as JSON text; the pattern; a JSON array of strings; the grammar in
+    llguidance's dialect of Lark (or llama.cpp's GBNF). Ignored for json_object.
+    """
+
+    kind: GrammarKind
+    source: str = ""
+    after: tuple[int, ...] = ()  # it begins behind the first of these tokens; at once, if empty
+
+
 @dataclass(frozen=True)
 class EngineRequest:
     """One sequence to complete. `params.n` and `params.stop` are not the engine's business:
@@ -32,6 +49,7 @@ class EngineRequest:
     prompt_logprobs: int | None = None
     completes: bool = True  # False: the prompt's logprobs, or its embedding, are all that is wanted
     embeds: bool = False  # report the prompt's embedding; then it neither completes nor is scored
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from trimtab.engine.client import (
     TokenLogprobs,
     TokenOutput,
 )
+from trimtab.engine.grammar import GrammarCompiler, GrammarError, GrammarState
 from trimtab.engine.kv_cache import KVCacheManager, cache_root
 from trimtab.engine.request import Request, RequestState
 from trimtab.engine.sampling_params import SamplingParams
@@ -40,9 +41,15 @@ class Engine:
     """
 
     def __init__(
-        self, executor: Executor, config: SchedulerConfig | None = None, debug: bool | None = None
+        self,
+        executor: Executor,
+        config: SchedulerConfig | None = None,
+        debug: bool | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
+        """Without `grammars`, requests that have one are refused."""
         self.executor = executor
+        self.grammars = grammars
         self.config = config or SchedulerConfig()
         self.debug = debug_checks() if debug is None else debug
         capacity = executor.capacity
@@ -62,6 +69,7 @@ class Engine:
         )
         self._batches = BatchBuilder()
         self._requests: dict[str, Request] = {}
+        self._moved: list[Request] = []  # whose grammar has moved since its mask was made
         self._arrivals = 0
         self._num_steps = 0
         self._num_generated_tokens = 0
@@ -79,8 +87,28 @@ class Engine:
     def num_live_requests(self) -> int:
         return len(self._requests)
 
-    def add_request(self, request: EngineRequest) -> None:
-        """Queue it. RequestError for what can never be served, QueueFullError beyond the limit."""
+    def read_grammar(self, request: EngineRequest) -> GrammarState | None:
+        """What `add_request` needs of a request's grammar. Blocks for two seconds at most; in any
+        thread, also while a step runs. RequestError for a grammar that cannot be used."""
+        if request.grammar is None:
+            return None
+        if self.grammars is None:
+            raise RequestError("this engine takes no grammars", param="grammar")
+        eos_ids = () if request.params.ignore_eos else self.executor.spec.eos_token_ids
+        grammar = GrammarState(
+            self.grammars.compile(request.grammar),
+            request.grammar.after,
+            (*request.params.stop_token_ids, *eos_ids),
+            self.info.vocab_size,
+        )
+        grammar.replay(request.completion_ids)
+        return grammar
+
+    def add_request(self, request: EngineRequest, grammar: GrammarState | None = None) -> None:
+        """Queue it. RequestError for what can never be served, QueueFullError beyond the limit.
+
+        `grammar` is what `read_grammar` gave for it; if it was not asked, it is now.
+        """
         validate_request(request, self.info)
         if request.request_id in self._requests:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
@@ -88,6 +116,7 @@ class Engine:
             raise QueueFullError(
                 f"{len(self._requests)} requests are running or waiting; try again later"
             )
+        grammar = grammar or self.read_grammar(request)
         params = request.params
         eos_ids = () if params.ignore_eos else self.executor.spec.eos_token_ids
         live = Request(
@@ -104,19 +133,24 @@ class Engine:
             completes=request.completes,
             embeds=request.embeds,
             allowed_mask=_allowed_mask(params, self.info),
+            grammar=grammar,
         )
         self._arrivals += 1
         self._requests[live.request_id] = live
         self.scheduler.add(live)
+        if grammar is not None:
+            live.num_reported = len(live.token_ids)
+            self._moved.append(live)
 
     def step(self) -> list[TokenOutput]:
         """Plan, execute, commit. Empty if nothing is live, or nothing was chosen."""
         clock = self._clock
         clock.start()
+        ended = self._follow_grammars() if self._moved else []
         plan = self.scheduler.schedule()
         clock.lap(StepPart.SCHEDULE)
         if not plan.chunks:
-            return []
+            return ended
         try:
             batch = self._batches.build(plan.chunks)
             clock.lap(StepPart.BUILD)
@@ -132,7 +166,7 @@ class Engine:
         self._step_size_counts[bisect_left(STEP_SIZES, plan.num_rows)] += 1
         if self.debug:
             self.check()
-        return outputs
+        return ended + outputs
 
     def abort(self, request_id: str) -> TokenOutput | None:
         """Forget a request, at any moment; its last output, or None if it is not live.
@@ -175,6 +209,8 @@ class Engine:
         """Abort everything and close the executor."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        if self.grammars is not None:
+            self.grammars.close()
         self.executor.close()
 
     def _commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
@@ -199,14 +235,16 @@ class Engine:
             is_prefill = chunk.start < request.num_prefill_tokens
             if is_prefill:
                 request.timer.prefilled(self._clock, chunk.count, chunk.emits)
-            if request.num_prompt_logprobs is not None:
+            if request.num_prompt_logprobs is not None or request.num_unscored:
                 _score(request, result, row, end - row)
-            if chunk.emits and request.completes:
+            if chunk.emits and request.chooses:
                 outputs.append(self._emit(request, tokens[end - 1], result, end - 1))
                 if is_prefill:
                     outputs[-1].timeline = request.timer.timeline(request.num_preemptions)
             elif embedding is not None:
                 outputs.append(self._embed(request, embedding))
+            elif chunk.emits and request.ending is not None:
+                outputs.append(self._report(request, request.ending))
             elif chunk.emits:
                 outputs.append(self._finish(request, "length"))
         return outputs
@@ -217,10 +255,14 @@ class Engine:
         if request.params.logprobs is not None:
             logprobs = [_token_logprobs(result, row, request.params.logprobs, result.logprobs)]
         if reason == "stop":
-            output = self._finish(request, "stop", stop_token_id=token_id)
+            end = self._finish if request.grammar is None else self._report
+            output = end(request, "stop")
+            output.stop_token_id = token_id
             output.stop_logprobs = logprobs[0] if logprobs else None
             return output
         self._num_generated_tokens += 1
+        if request.grammar is not None:
+            return self._emit_with_grammar(request, token_id, reason, logprobs)
         if reason is not None:
             return self._finish(request, reason, [token_id], logprobs)
         return _output(request, [token_id], logprobs)
@@ -231,6 +273,86 @@ class Engine:
         output = self._finish(request, "stop")
         output.embedding = embedding.tolist()
         return output
+
+    def _emit_with_grammar(
+        self,
+        request: Request,
+        token_id: int,
+        reason: FinishReason | None,
+        logprobs: list[TokenLogprobs] | None,
+    ) -> TokenOutput:
+        """Of a token that was appended, and of those that the grammar makes follow."""
+        assert request.grammar is not None
+        request.unreported_logprobs += logprobs or []
+        if reason is None:
+            self._moved.append(request)
+            try:
+                request.grammar.consume([token_id])
+                reason = self._take_forced(request)
+            except GrammarError as error:
+                return self._report(request, "error", str(error))
+        return self._report(request, reason)
+
+    def _take_forced(self, request: Request) -> FinishReason | None:
+        """Append what the grammar forces; why the request ends there, if it does."""
+        grammar = request.grammar
+        assert grammar is not None
+        while tokens := grammar.forced():
+            reason, first = None, len(request.token_ids)
+            for token_id in tokens:
+                reason = request.accept(token_id)
+                if reason is not None:
+                    break
+            num_taken = len(request.token_ids) - first
+            self._num_generated_tokens += num_taken
+            if request.params.logprobs is not None:
+                request.num_unscored += num_taken
+            if reason is not None:
+                return reason
+            grammar.consume(tokens)
+        return "stop" if grammar.is_over else None
+
+    def _follow_grammars(self) -> list[TokenOutput]:
+        """Masks for requests whose grammar has moved; the last outputs of those that end here."""
+        moved, self._moved = self._moved, []
+        ended = []
+        for request in moved:
+            if request.state is RequestState.FINISHED or request.ending is not None:
+                continue
+            grammar = request.grammar
+            assert grammar is not None
+            reason: FinishReason | None = None
+            try:
+                if request.num_computed_tokens == 0 and request.num_cached_tokens is None:
+                    reason = self._take_forced(request)  # it is new: nothing was chosen yet
+                if reason is None and not grammar.prepare(request.unwanted_ids):
+                    reason = "stop"
+            except GrammarError as error:
+                ended.append(self._report(request, "error", str(error)))
+                continue
+            if reason is not None and request.owed_rows:
+                request.ending = reason
+            elif reason is not None:
+                ended.append(self._report(request, reason))
+        return ended
+
+    def _report(
+        self, request: Request, reason: FinishReason | None, error: str | None = None
+    ) -> TokenOutput:
+        """What is not out yet of a request whose tokens need not come one by one. An end comes when
+        nothing is owed: until then it is kept."""
+        logprobs: list[TokenLogprobs] | None = None
+        end = len(request.token_ids)
+        if request.params.logprobs is not None:
+            logprobs, request.unreported_logprobs = request.unreported_logprobs, []
+            end = request.num_reported + len(logprobs)
+        tokens = request.token_ids[request.num_reported : end].tolist()
+        request.num_reported = end
+        if reason is not None and error is None and request.num_unscored:
+            request.ending, reason = reason, None
+        if reason is None:
+            return _output(request, tokens, logprobs)
+        return self._finish(request, reason, tokens, logprobs, error=error)
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[TokenOutput]:
         logger.error("step %d failed", self._num_steps, exc_info=error)
@@ -247,12 +369,11 @@ class Engine:
         reason: FinishReason,
         token_ids: list[int] | None = None,
         logprobs: list[TokenLogprobs] | None = None,
-        stop_token_id: int | None = None,
         error: str | None = None,
     ) -> TokenOutput:
         self.scheduler.finish(request, reason)
         del self._requests[request.request_id]
-        output = _output(request, token_ids or [], logprobs, reason, stop_token_id, error)
+        output = _output(request, token_ids or [], logprobs, reason, error)
         output.timeline = request.timer.timeline(request.num_preemptions)
         return output
 
@@ -264,15 +385,25 @@ def _allowed_mask(params: SamplingParams, info: EngineInfo) -> UInt32Array | Non
 
 
 def _score(request: Request, result: StepResult, row: int, num_rows: int) -> None:
-    """Keep the logprobs of the prompt tokens that follow on these rows of the result."""
-    num_scored = min(num_rows, len(request.owed_rows))
+    """Keep the logprobs of the prompt tokens, and of the forced ones, that follow on these rows of
+    the result."""
+    owed = request.owed_rows
+    num_scored = min(num_rows, len(owed))
     if not num_scored:
         return
-    targets, num_top = result.target_logprobs, request.num_prompt_logprobs or 0
+    targets = result.target_logprobs
     assert targets is not None
-    request.prompt_logprobs += [
-        _token_logprobs(result, place, num_top, targets) for place in range(row, row + num_scored)
-    ]
+    first_forced = request.num_tokens - request.num_unscored
+    for place in range(num_scored):
+        token = owed.start + place + 1
+        if token < request.num_prompt_tokens:
+            num_top = request.num_prompt_logprobs or 0
+            request.prompt_logprobs.append(_token_logprobs(result, row + place, num_top, targets))
+        elif token >= first_forced:
+            num_top = request.params.logprobs or 0
+            own = _token_logprobs(result, row + place, num_top, targets)
+            request.unreported_logprobs.append(own)
+            request.num_unscored -= 1
 
 
 def _output(
@@ -280,7 +411,6 @@ def _output(
     token_ids: list[int],
     logprobs: list[TokenLogprobs] | None,
     reason: FinishReason | None = None,
-    stop_token_id: int | None = None,
     error: str | None = None,
 ) -> TokenOutput:
     output = TokenOutput(
@@ -288,12 +418,12 @@ def _output(
         token_ids,
         logprobs,
         reason,
-        stop_token_id,
+        None,
         error,
         request.num_cached_tokens or 0,
     )
     wanted = request.num_prompt_logprobs is not None and not request.has_reported
-    if wanted and not request.owed_rows:
+    if wanted and len(request.prompt_logprobs) >= request.num_prompt_tokens - 1:
         request.has_reported = True
         output.prompt_logprobs = request.prompt_logprobs
     return output

@@ -50,7 +50,7 @@ class KVCacheManager:
         `num_computed_tokens` counts the tokens found in the cache; at least one is left to compute.
         """
         hits = self._cached_prefix(request)
-        num_new = self.blocks_for(request.num_tokens) - len(hits)
+        num_new = self.blocks_for(request.num_needed) - len(hits)
         hits_free = sum(self.pool.references(block_id) == 0 for block_id in hits)
         if num_new + reserve > self.pool.num_free - hits_free:
             return False
@@ -65,12 +65,14 @@ class KVCacheManager:
         return True
 
     def grow(self, request: Request) -> bool:
-        """Room for the newest token. False, with nothing changed, when no block is free."""
-        if len(request.token_ids) <= len(request.block_ids) * self.block_size:
+        """Room for the newest tokens. False, with nothing changed, if too few blocks are free."""
+        num_needed = request.num_needed
+        if num_needed <= len(request.block_ids) * self.block_size:
             return True
-        if not self.pool.num_free:
+        num_new = self.blocks_for(num_needed) - len(request.block_ids)
+        if num_new > self.pool.num_free:
             return False
-        request.block_ids.append(self.pool.take())
+        request.block_ids.extend(self.pool.take() for _ in range(num_new))
         return True
 
     def commit(self, request: Request) -> None:
@@ -150,7 +152,7 @@ class KVCacheManager:
 
     def _num_sharable(self, request: Request) -> int:
         """Leading blocks without a row whose logits are needed: the last token's, and those that
-        score the prompt."""
+        score the prompt or forced tokens."""
         owed = request.owed_rows
         return (owed.start if owed else request.num_tokens - 1) // self.block_size
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab.config import ExecutorConfig, SchedulerConfig, replace_from
 from trimtab.engine.admission import validate_request
-from trimtab.engine.client import EngineRequest
+from trimtab.engine.client import EngineRequest, Grammar
 from trimtab.engine.completion import Completion, CompletionDelta, RequestResult
 from trimtab.engine.engine import Engine
 from trimtab.engine.sampling_params import SamplingParams, choice_params
@@ -39,7 +39,7 @@ class LLM:
         path = resolve_model(str(model))
         # One after the other: parsing a vocabulary holds the GIL, so that threads gain nothing.
         tokenizer = load_tokenizer(path)
-        self._start(load_engine(path, executor_config, scheduler_config), tokenizer)
+        self._start(load_engine(path, executor_config, scheduler_config, tokenizer), tokenizer)
 
     @classmethod
     def from_engine(cls, engine: Engine, tokenizer: Tokenizer) -> LLM:
@@ -63,18 +63,20 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        grammar: Grammar | None = None,
     ) -> list[RequestResult]:
         """Complete prompts, texts or token ids: one result for each, in their order.
 
-        `params` is one for all, or one for each prompt. Raises RequestError, before anything runs,
-        if any of them can never be served.
+        `params` is one for all, or one for each prompt; `grammar` is what every completion must
+        be. Raises RequestError, before anything runs, if any of them can never be served.
         """
-        return self._complete(_prompt_list(prompts), params)
+        return self._complete(_prompt_list(prompts), params, grammar)
 
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        grammar: Grammar | None = None,
         **template_variables: Any,
     ) -> list[RequestResult]:
         """The assistant's answer to a conversation, or to each of several.
@@ -87,16 +89,20 @@ class LLM:
             self.tokenizer.encode_chat(conversation, **template_variables)
             for conversation in conversations
         ]
-        return self._complete(prompts, params)
+        return self._complete(prompts, params, grammar)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        grammar: Grammar | None = None,
     ) -> Iterator[CompletionDelta]:
         """Complete one prompt step by step; choices interleave. Closing the iterator aborts.
 
         RequestError is raised here, not at the first step.
         """
-        return self._follow(self._prepare([prompt], params or SamplingParams())[0])
+        prepared = self._prepare([prompt], params or SamplingParams(), grammar=grammar)
+        return self._follow(prepared[0])
 
     def score(self, prompts: Prompt | Sequence[Prompt]) -> list[list[float]]:
         """Of each prompt, the log-probability of its tokens 1, 2, ... given those before.
@@ -132,8 +138,9 @@ class LLM:
         self,
         prompts: list[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        grammar: Grammar | None,
     ) -> list[RequestResult]:
-        prepared = self._prepare(prompts, params or SamplingParams())
+        prepared = self._prepare(prompts, params or SamplingParams(), grammar=grammar)
         self._run([choice for choices in prepared for choice in choices])
         return [
             RequestResult(
@@ -150,15 +157,16 @@ class LLM:
         prompts: list[Prompt],
         params: SamplingParams | Sequence[SamplingParams],
         completes: bool = True,
+        grammar: Grammar | None = None,
     ) -> list[list[Completion]]:
         """Of each prompt, its choices, validated and not yet submitted."""
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts, but {len(each)} SamplingParams")
-        prepared = []
+        prepared: list[list[Completion]] = []
         for prompt, own in zip(prompts, each, strict=True):
             ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            choices = []
+            choices: list[Completion] = []
             for index in range(own.n):
                 request = EngineRequest(
                     request_id=f"llm-{next(self._ids)}",
@@ -166,8 +174,11 @@ class LLM:
                     params=choice_params(own, index, self._eos_token_ids),
                     prompt_logprobs=None if completes else 0,
                     completes=completes,
+                    grammar=grammar,
                 )
                 validate_request(request, self.engine.info)
+                if not prepared and not choices:
+                    self.engine.read_grammar(request)  # the same for all of them
                 choices.append(Completion.start(index, request, self.tokenizer))
             prepared.append(choices)
         return prepared

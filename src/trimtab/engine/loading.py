@@ -6,20 +6,30 @@ from pathlib import Path
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.engine import Engine
+from trimtab.tokenization import Tokenizer
 
 
 def load_engine(
     model: str | Path,
     executor_config: ExecutorConfig | None = None,
     scheduler_config: SchedulerConfig | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Engine:
     """Load the weights into a CPU executor; takes as long as reading the checkpoint does.
+
+    `tokenizer`, the model's own, is read when the first grammar comes if it is not given.
 
     Raises CheckpointError for the model, ConfigError for settings that cannot work here.
     """
     from trimtab.checkpoints import open_checkpoint, resolve_model
+    from trimtab.engine.llguidance_grammars import LlguidanceGrammars
     from trimtab.executors.cpu import CpuExecutor
+    from trimtab.tokenization import load_tokenizer
 
     executor_config = executor_config or ExecutorConfig()
-    checkpoint = open_checkpoint(resolve_model(str(model)), executor_config.max_context)
-    return Engine(CpuExecutor(checkpoint, executor_config), scheduler_config)
+    path = resolve_model(str(model))
+    checkpoint = open_checkpoint(path, executor_config.max_context)
+    grammars = LlguidanceGrammars(
+        lambda: tokenizer or load_tokenizer(path), checkpoint.spec.vocab_size
+    )
+    return Engine(CpuExecutor(checkpoint, executor_config), scheduler_config, grammars=grammars)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from trimtab.engine.client import FinishReason, TokenLogprobs
+from trimtab.engine.grammar import GrammarState
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.timing import RequestTimer
 from trimtab.executors.base import UInt32Array
@@ -26,8 +27,8 @@ class Request:
         computed    | x x x x x x x x x x   x x   .      K and V of these are in the blocks
         block_ids   | b0      | b1      | b2      |      append-only while running
 
-    A running request holds blocks for all of `token_ids` or, just after it emitted a token, for
-    all but the last of them.
+    A running request holds blocks for all of `token_ids` or, just after tokens were appended, for
+    all but those.
     """
 
     request_id: str
@@ -56,6 +57,12 @@ class Request:
     num_prefill_tokens: int = 0  # num_tokens when last admitted: steps up to there are prefill
     timer: RequestTimer = field(default_factory=RequestTimer)
 
+    grammar: GrammarState | None = None
+    num_reported: int = 0  # of token_ids, those that are out; only kept if there is a grammar
+    num_unscored: int = 0  # tokens at the end, forced by the grammar, whose logprobs are owed
+    unreported_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    ending: FinishReason | None = None  # how it ends as soon as nothing is owed
+
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
@@ -65,21 +72,42 @@ class Request:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_needed(self) -> int:
+        """Tokens whose K and V are needed: all, but for the last of a completion."""
+        return len(self.token_ids) - (self.ending is not None)
+
+    @property
     def num_missing(self) -> int:
-        """Tokens whose K and V are not computed yet."""
-        return len(self.token_ids) - self.num_computed_tokens
+        """Tokens whose K and V are needed and not computed yet."""
+        return self.num_needed - self.num_computed_tokens
+
+    @property
+    def chooses(self) -> bool:
+        """A token is wanted behind those it has."""
+        return self.completes and self.ending is None
 
     @property
     def owed_rows(self) -> range:
-        """Positions whose logits must still be computed to score the prompt token behind each."""
-        if self.num_prompt_logprobs is None:
-            return range(0)
-        return range(len(self.prompt_logprobs), self.num_prompt_tokens - 1)
+        """Positions whose logits must still be computed to score the token behind each: prompt
+        tokens, and those that the grammar forced. What lies between the two is scored with them."""
+        stop = len(self.token_ids) - 1
+        if self.num_prompt_logprobs is not None:
+            first = len(self.prompt_logprobs)
+            if first < self.num_prompt_tokens - 1:
+                return range(first, stop if self.num_unscored else self.num_prompt_tokens - 1)
+        return range(stop - self.num_unscored, stop)
 
     @property
     def banned_ids(self) -> frozenset[int]:
-        """Tokens that must not be chosen next: whatever would end it before min_tokens, or complete
-        a banned sequence."""
+        """Tokens that must not be chosen next. A grammar that has begun bans them itself, unless it
+        allows nothing else."""
+        if self.grammar is not None and self.grammar.active:
+            return frozenset()
+        return self.unwanted_ids
+
+    @property
+    def unwanted_ids(self) -> frozenset[int]:
+        """What would end it before min_tokens, or complete a banned sequence."""
         stops = self.stop_ids if self.num_generated < self.params.min_tokens else frozenset()
         if not self.params.banned_sequences:
             return stops
@@ -88,6 +116,13 @@ class Request:
             for sequence in self.params.banned_sequences
             if self._ends_in(sequence[:-1])
         )
+
+    @property
+    def mask(self) -> UInt32Array | None:
+        """[ceil(vocab / 32)] the tokens that may be chosen next; None: all."""
+        if self.grammar is not None and self.grammar.active:
+            return self.grammar.mask
+        return self.allowed_mask
 
     def _ends_in(self, tokens: tuple[int, ...]) -> bool:
         """Whether these are the latest tokens of the completion."""

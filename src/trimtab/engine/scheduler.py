@@ -2,13 +2,14 @@
 
 One step, one token budget, three passes:
 
-1. *Decodes*: running requests that lack one token, in order of (priority, arrival).
+1. *Decodes*: running requests that lack one token, in order of (priority, arrival); and room for
+   the tokens that a grammar has appended to any of them.
 2. *Prefills*: running requests that lack more, in the same order, cut to what is left.
 3. *Admission*: waiting requests, in the same order, until one does not fit. Not in a step that
    preempted.
 
-A request gets blocks for all its tokens when it is admitted, so only a decode ever needs a block
-while running. If none is free, the last request in the order is preempted: it gives its blocks
+A request gets blocks for all its tokens when it is admitted, so only tokens that were appended
+since need one. If none is free, the last request in the order is preempted: it gives its blocks
 back, waits again at its old place and is recomputed later (mostly out of the prefix cache).
 
 Progress: the first running request can take the blocks of all the others, and the engine admits
@@ -152,9 +153,9 @@ class Scheduler:
         index = 0
         while index < len(self._running) and budget:
             request = self._running[index]
+            if not self._make_room(request, plan):
+                break  # it was the last one, and preempted itself
             if request.num_missing == 1:
-                if not self._make_room(request, plan):
-                    break  # it was the last one, and preempted itself
                 plan.chunks.append(_chunk(request, 1))
                 budget -= 1
             index += 1
@@ -230,7 +231,7 @@ class Scheduler:
 
 def _chunk(request: Request, count: int) -> Chunk:
     start = request.num_computed_tokens
-    return Chunk(request, start, count, emits=start + count == request.num_tokens)
+    return Chunk(request, start, count, emits=start + count == request.num_needed)
 
 
 def _insert(queue: list[Request], request: Request) -> None:
