@@ -128,6 +128,9 @@ class ServerConfig:
     )
     log_requests: bool = knob(False, "log each request: ids, status, tokens, times; never texts")
     log_format: LogFormat = knob("text", "text, or json: one object a line, on standard error")
+    otlp_endpoint: str | None = knob(
+        None, "send traces there: http://host:4318, a collector of OpenTelemetry; trimtab[otel]"
+    )
     max_connections: int = knob(16384, "open connections; one more is refused with 503")
     max_body_bytes: int = knob(16 << 20, "largest request body")
     drain_seconds: float = knob(30.0, "how long SIGTERM waits for running requests")

@@ -23,6 +23,7 @@ from trimtab.server.logs import log_request
 from trimtab.server.observation import note_error
 from trimtab.server.prompts import echoed_text
 from trimtab.server.text import ServedModel
+from trimtab.server.tracing import tracing_to
 
 
 class ApiServer:
@@ -54,7 +55,12 @@ class ApiServer:
         )
         routes.router.redirect_slashes = False
         self._desk.observer.on_end.append(log_request)
-        self.app = Guard(routes, routes.routes, config, self._desk.observer)
+        observer = self._desk.observer
+        self._tracing = None
+        if config.otlp_endpoint is not None:
+            self._tracing = tracing_to(config.otlp_endpoint, model.name)
+            observer.on_end.append(self._tracing.end)
+        self.app = Guard(routes, routes.routes, config, observer, self._tracing)
 
     @property
     def draining(self) -> bool:
@@ -66,6 +72,8 @@ class ApiServer:
 
     def close(self) -> None:
         self._desk.close()
+        if self._tracing is not None:
+            self._tracing.close()
 
     async def _health(self, request: Request) -> Response:
         """200 while this process can do its work: a lost engine is being replaced. 503 before the

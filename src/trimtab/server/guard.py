@@ -20,6 +20,7 @@ from trimtab.server.api_errors import ApiError
 from trimtab.server.http import MAX_HEADER_BYTES
 from trimtab.server.keys import Account, Key, KeyRing, digest_of, make_keys
 from trimtab.server.observation import Call, Observer, current_call, note_error
+from trimtab.server.tracing import Tracing
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 ADMIN_PREFIX = "/v1/admin/"
@@ -47,11 +48,17 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, routes: Iterable[BaseRoute], config: ServerConfig, observer: Observer
+        self,
+        app: ASGIApp,
+        routes: Iterable[BaseRoute],
+        config: ServerConfig,
+        observer: Observer,
+        tracing: Tracing | None = None,
     ) -> None:
         now = perf_counter()
         self._app = app
         self._observer = observer
+        self._tracing = tracing
         self._keys = KeyRing(make_keys(config.api_key, config.api_key_file), now)
         admin = [] if config.admin_key is None else [Key("admin", digest_of(config.admin_key))]
         self._admin_keys = KeyRing(admin, now)
@@ -67,6 +74,8 @@ class Guard:
         current_call.set(call)
         outgoing = _Outgoing(send, call, self._cors(headers))
         self._observer.begin(call)
+        if self._tracing is not None and call.method == "POST":
+            self._tracing.begin(call, headers)
         try:
             if outgoing.cors and _is_preflight(scope["method"], headers):
                 await _answer_preflight(headers, outgoing)

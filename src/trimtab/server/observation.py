@@ -151,7 +151,7 @@ class Call:
             self.observer.tokens(self, life, num_tokens, now)
         if output.timeline is not None:
             life.timeline = output.timeline
-            life.num_cached_tokens = output.num_cached_tokens
+            life.num_cached_tokens = max(life.num_cached_tokens, output.num_cached_tokens)
 
     def finish(self, index: int, reason: str) -> None:
         """One of its choices has come to its end."""

@@ -22,6 +22,7 @@ from trimtab.server.loading import find_model
 from trimtab.server.process_client import DEFAULT_LOADER, ProcessEngineClient
 from trimtab.server.protocol import LimitedProtocol, max_connections
 from trimtab.server.text import FoundModel, ServedModel
+from trimtab.server.tracing import traces_url
 from trimtab.server.watchdog import SupervisionPolicy
 from trimtab.tokenization import Tokenizer, load_tokenizer
 
@@ -56,7 +57,10 @@ class Announcement:
 
 def serve(serving: Serving, announce: Callable[[Announcement], None]) -> None:
     """Serve until SIGTERM or SIGINT. Raises UserError for what the user can mend."""
-    make_keys(serving.server.api_key, serving.server.api_key_file)  # before anything is started
+    server = serving.server  # what is wrong with it is told before anything is started
+    make_keys(server.api_key, server.api_key_file)
+    if server.otlp_endpoint is not None:
+        traces_url(server.otlp_endpoint)
     logs.configure(serving.server.log_format, serving.server.log_requests)
     with contextlib.closing(bind(serving.server.host, serving.server.port)) as listener:
         uvloop.run(_serve(serving, listener, announce))
