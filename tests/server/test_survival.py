@@ -10,86 +10,13 @@ import random
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
+from asking import PATIENCE, TEXT, ask_all, shapes
 from live import Live, live_server, wait_until
 
-TEXT = "/v1/completions"
 QUICK = {"prompt": "quick", "max_tokens": 3}
-PATIENCE = httpx.Timeout(60)
-
-
-def shapes() -> list[tuple[str, dict[str, Any]]]:
-    """Requests of every kind, all of them exact: greedy or with a seed. Half a second each."""
-    text: dict[str, Any] = {"max_tokens": 150, "temperature": 0.8, "seed": 7}
-    chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 150, "seed": 3}
-    usage = {"stream": True, "stream_options": {"include_usage": True}}
-    kinds: list[tuple[str, dict[str, Any]]] = [
-        (TEXT, text | {"prompt": "a", "temperature": 0}),
-        (TEXT, text | {"prompt": "b", "n": 2}),
-        (TEXT, text | {"prompt": ["c", "d"], "logprobs": 2}),
-        (TEXT, text | {"prompt": "e", "logprobs": 1, "echo": True}),
-        (TEXT, text | {"prompt": "f UTF8"}),
-        (TEXT, text | {"prompt": "g", "stop": "zzz"}),
-        ("/v1/chat/completions", chat),
-        ("/v1/chat/completions", chat | {"logprobs": True, "top_logprobs": 1, "n": 2}),
-    ]
-    return [(path, body | extra) for path, body in kinds for extra in ({}, usage)]
-
-
-async def ask(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any:
-    """The answer, or all events of the stream, without what differs from answer to answer."""
-    if not body.get("stream"):
-        answer = (await client.post(path, json=body)).json()
-        return {key: value for key, value in answer.items() if key not in ("id", "created")}
-    events = []
-    async with client.stream("POST", path, json=body) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("data: {"):
-                event = json.loads(line[6:])
-                events.append({k: v for k, v in event.items() if k not in ("id", "created")})
-            elif line:
-                events.append(line)
-    return joined(events)
-
-
-def joined(events: list[Any]) -> Any:
-    """A stream, however its tokens fell into events."""
-    texts: dict[int, str] = {}
-    logprobs: dict[int, list[Any]] = {}
-    rest = []
-    for event in events:
-        if isinstance(event, str) or not event.get("choices"):
-            rest.append(event)
-            continue
-        for choice in event["choices"]:
-            index = choice["index"]
-            text = choice.get("text") or choice.get("delta", {}).get("content") or ""
-            texts[index] = texts.get(index, "") + text
-            logprobs.setdefault(index, []).append(choice.get("logprobs"))
-            if choice.get("finish_reason"):
-                rest.append((index, choice["finish_reason"]))
-    kept = {index: [one for one in entries if one] for index, entries in logprobs.items()}
-    return texts, {i: flat(entries) for i, entries in kept.items()}, sorted(map(str, rest))
-
-
-def flat(entries: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Logprobs of all events as those of one."""
-    result: dict[str, list[Any]] = {}
-    for entry in entries:
-        for key, values in entry.items():
-            if values is not None:
-                result.setdefault(key, []).extend(values)
-    return result
-
-
-async def ask_all(server: Live, *others: Any) -> list[Any]:
-    """All shapes at once."""
-    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, verify=False) as client:
-        asking = [ask(client, path, body) for path, body in shapes()]
-        return (await asyncio.gather(*asking, *others))[: len(asking)]
 
 
 async def kill_now_and_then(server: Live, times: int, number: int, draw: random.Random) -> None:
@@ -104,11 +31,11 @@ async def kill_now_and_then(server: Live, times: int, number: int, draw: random.
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_nobody_notices_that_the_engine_is_killed(number: int) -> None:
     with live_server() as server:
-        undisturbed = asyncio.run(ask_all(server))
+        undisturbed = asyncio.run(ask_all(server, 150))
         killing = kill_now_and_then(server, 3, number, random.Random(number))
-        assert asyncio.run(ask_all(server, killing)) == undisturbed
+        assert asyncio.run(ask_all(server, 150, killing)) == undisturbed
         stats = server.get("/stats").json()
-        assert stats["num_generated_tokens"] >= 2 * 150 * len(shapes())
+        assert stats["num_generated_tokens"] >= 2 * 150 * len(shapes(150))
         assert server.stop() == 0
 
 

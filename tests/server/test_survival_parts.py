@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.engine.async_engine import merge_outputs
 from trimtab.engine.client import EngineRequest, EngineStats, TokenLogprobs, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.server.engine_counts import sum_stats, without_counts
@@ -217,3 +218,10 @@ def test_counters_go_on_over_processes() -> None:
     nothing = without_counts(second)
     assert (nothing.num_steps, nothing.step_size_counts, nothing.num_blocks) == (0, [0, 0], 8)
     assert sum_stats(first, nothing).step_size_counts == [1, 2]
+
+
+def test_outputs_that_are_merged_lose_no_scores() -> None:
+    """Of a prompt of one token they are an empty list, which is not none."""
+    for scores in ([], [TokenLogprobs(-1.0)]):
+        first = TokenOutput("r", [1], prompt_logprobs=scores)
+        assert merge_outputs(first, TokenOutput("r", [2])).prompt_logprobs == scores

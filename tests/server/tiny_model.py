@@ -30,7 +30,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def write_tiny_model(directory: Path, chat_template: str | None = TEMPLATE) -> Path:
+def write_tiny_model(
+    directory: Path, chat_template: str | None = TEMPLATE, nan_token: int | None = None
+) -> Path:
+    """A prompt with `nan_token` in it gives logits that are not finite."""
     directory.mkdir(parents=True)
     generator = np.random.default_rng(7)
     hidden, inner = CONFIG["hidden_size"], CONFIG["intermediate_size"]
@@ -49,8 +52,12 @@ def write_tiny_model(directory: Path, chat_template: str | None = TEMPLATE) -> P
         tensors[f"{name}.mlp.gate_proj.weight"] = matrix(inner, hidden)
         tensors[f"{name}.mlp.up_proj.weight"] = matrix(inner, hidden)
         tensors[f"{name}.mlp.down_proj.weight"] = matrix(hidden, inner)
+    config = CONFIG | {"tie_word_embeddings": nan_token is None}
+    if nan_token is not None:
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["model.embed_tokens.weight"][nan_token] = np.nan
     save_file(tensors, directory / "model.safetensors")
-    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "config.json").write_text(json.dumps(config))
     byte_tokenizer()._backend.save(str(directory / "tokenizer.json"))
     tokenizer_config = {"eos_token": "<eos>"}
     if chat_template is not None:

@@ -37,6 +37,7 @@ IDLE_CHECK_SECONDS = 10.0  # at most one invariant check in that time, and only 
 
 def merge_outputs(first: TokenOutput, second: TokenOutput) -> TokenOutput:
     """What a consumer that missed `first` gets instead of both."""
+    scores = second.prompt_logprobs if first.prompt_logprobs is None else first.prompt_logprobs
     logprobs = first.logprobs
     if second.logprobs is not None:
         logprobs = (logprobs or []) + second.logprobs
@@ -44,7 +45,7 @@ def merge_outputs(first: TokenOutput, second: TokenOutput) -> TokenOutput:
         second,
         token_ids=first.token_ids + second.token_ids,
         logprobs=logprobs,
-        prompt_logprobs=first.prompt_logprobs or second.prompt_logprobs,
+        prompt_logprobs=scores,
         timeline=second.timeline or first.timeline,
     )
 
