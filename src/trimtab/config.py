@@ -108,6 +108,7 @@ class ServerConfig:
     host: str = knob("127.0.0.1", "address to listen on")
     port: int = knob(8000, "port to listen on")
     served_model_name: str | None = knob(None, "model name in the API; default: the model's own")
+    page: bool = knob(True, "serve a page at / to chat and to watch; it is open, its calls are not")
     api_key: str | None = knob(
         None,
         "require this key on every route but /health and /ready; a process list shows it: "

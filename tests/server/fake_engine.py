@@ -118,6 +118,7 @@ class FakeEngine:
         limit = MAX_CONTEXT - len(request.prompt_ids)
         limit = min(limit, request.params.max_tokens or limit)
         script = "é🙂".encode() if b"UTF8" in text else None
+        said = text.rpartition(b"SAY[")[2].partition(b"]YAS")[0] if b"SAY[" in text else None
         for i in range(len(request.completion_ids), limit):
             if i == 5 and (b"POISON" in text or (b"FALTER" in text and not request.completion_ids)):
                 await _misbehave(text)
@@ -125,12 +126,14 @@ class FakeEngine:
             if b"BROKEN" in text and i == 2:
                 yield self._output(request, [], "error", error="the model's logits were not finite")
                 return
-            if b"EOS" in text and i == 3 and not request.params.ignore_eos:
+            ends = i == 3 if said is None else i == len(said)
+            if (b"EOS" in text or said) and ends and not request.params.ignore_eos:
                 stop_logprobs = None if request.params.logprobs is None else TokenLogprobs(-0.125)
                 yield self._output(
                     request, [], "stop", stop_token_id=EOS, stop_logprobs=stop_logprobs
                 )
                 return
+            script = said or script
             token = script[i % len(script)] if script else next_token(request, i)
             last = i == limit - 1
             scores, request = prompt_logprobs(request), replace(request, prompt_logprobs=None)
@@ -240,4 +243,4 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise CheckpointError(f"{path}: the tokenizer is read before there is an engine process")
     if path == "no-tokenizer":
         raise CheckpointError("no-tokenizer: no such vocabulary")
-    return byte_tokenizer()
+    return byte_tokenizer(None if path == "no-template" else TEMPLATE)

@@ -21,6 +21,7 @@ from trimtab.server.generation import Generation, Placement, Prompt
 from trimtab.server.guard import Guard
 from trimtab.server.logs import log_request
 from trimtab.server.observation import note_error
+from trimtab.server.page_routes import read_page
 from trimtab.server.prompts import echoed_text
 from trimtab.server.text import ServedModel
 from trimtab.server.tracing import tracing_to
@@ -34,6 +35,7 @@ class ApiServer:
         self._created = int(time.time())
         routes = Starlette(
             routes=[
+                *(read_page() if config.page else ()),
                 Route("/health", self._health, methods=["GET"]),
                 Route("/ready", self._ready, methods=["GET"]),
                 Route("/stats", self._stats, methods=["GET"]),

@@ -20,6 +20,7 @@ from trimtab.server.api_errors import ApiError
 from trimtab.server.http import MAX_HEADER_BYTES
 from trimtab.server.keys import Account, Key, KeyRing, digest_of, make_keys
 from trimtab.server.observation import Call, Observer, current_call, note_error
+from trimtab.server.page_routes import PAGE_PATHS
 from trimtab.server.tracing import Tracing
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -63,6 +64,8 @@ class Guard:
         admin = [] if config.admin_key is None else [Key("admin", digest_of(config.admin_key))]
         self._admin_keys = KeyRing(admin, now)
         self._open = OPEN_PATHS | ({"/metrics"} if config.open_metrics else set())
+        if config.page:
+            self._open |= PAGE_PATHS
         self._origins = frozenset(config.cors_origin.encode().replace(b",", b" ").split())
         self._paths = {route.endpoint: route.path for route in routes if isinstance(route, Route)}
 
