@@ -13,6 +13,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_CHOICES = 128
+SMALLEST = 2.0**-126  # the engine computes in float32, where less may be nothing
 MAX_BANNED_SEQUENCES = 256
 MAX_BANNED_TOKENS = 4096  # of all banned sequences together
 
@@ -73,13 +74,13 @@ class SamplingParams:
         # Written so that NaN fails every one of them.
         _check(0 <= self.temperature <= 100, "temperature", self.temperature, "in [0, 100]")
         _check(self.top_k >= -1, "top_k", self.top_k, ">= 0 (0 or -1 = off)")
-        _check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        _check(SMALLEST <= self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         _check(0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
         _check(
-            0 < self.repetition_penalty <= 100,
+            0.01 <= self.repetition_penalty <= 100,
             "repetition_penalty",
             self.repetition_penalty,
-            "in (0, 100]",
+            "in [0.01, 100]",
         )
         for name in ("presence_penalty", "frequency_penalty"):
             _check(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "in [-2, 2]")

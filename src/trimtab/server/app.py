@@ -13,7 +13,14 @@ from starlette.routing import Route
 from trimtab.config import ServerConfig
 from trimtab.errors import TrimtabError
 from trimtab.server import api_types as api
-from trimtab.server import embeddings_api, metrics, responses_api, tokenize_api, validation
+from trimtab.server import (
+    embeddings_api,
+    metrics,
+    openapi,
+    responses_api,
+    tokenize_api,
+    validation,
+)
 from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
 from trimtab.server.desk import Desk, SupervisedEngine
 from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
@@ -47,6 +54,7 @@ class ApiServer:
                 *embeddings_api.routes(self._desk),
                 *responses_api.routes(self._desk),
                 *metrics.routes(self._desk),
+                *openapi.routes(self._desk),
             ],
             exception_handlers={
                 ApiError: _on_api_error,
@@ -56,6 +64,7 @@ class ApiServer:
             },
         )
         routes.router.redirect_slashes = False
+        self.routes = [route for route in routes.routes if isinstance(route, Route)]
         self._desk.observer.on_end.append(log_request)
         observer = self._desk.observer
         self._tracing = None

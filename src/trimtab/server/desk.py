@@ -23,6 +23,7 @@ from trimtab.errors import EngineDeadError
 from trimtab.server.api_errors import (
     ApiError,
     as_api_error,
+    bad_request,
     internal_error,
     unavailable,
 )
@@ -124,7 +125,10 @@ class Desk:
         timeout: float | None = None,
     ) -> Placement:
         """The cache namespace starts from the key: a caller's own salt only narrows it. `timeout`
-        is in seconds; ApiError 400 for one that is none."""
+        is in seconds. Raises ApiError 400 for one that is none, and for a priority that the engine
+        cannot hold."""
+        if priority is not None and not -(1 << 63) <= priority < 1 << 63:
+            raise bad_request(f"priority={priority}: must be a 64-bit integer", "priority")
         call = current_call.get()
         key = b"" if call is None or call.account is None else call.account.key.digest
         salt = ""

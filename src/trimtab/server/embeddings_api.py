@@ -31,7 +31,7 @@ MAX_INPUTS = 2048  # as OpenAI's API
 MAX_AT_ONCE = 32  # inputs of one request that the engine has at a time
 
 # What would change the vectors and is not obeyed, and the values that ask for nothing.
-_INERT: dict[str, tuple[Any, ...]] = {
+INERT: dict[str, tuple[Any, ...]] = {
     "dimensions": (None,),
     "truncate_prompt_tokens": (None,),
     "normalize": (None, True),
@@ -66,7 +66,7 @@ class EmbeddingAnswer(msgspec.Struct, tag_field="object", tag="list"):
 
 def routes(desk: Desk) -> list[Route]:
     async def embeddings(request: Request) -> Response:
-        asked = await desk.parse(request, EmbeddingRequest, partial(refuse_all_but, inert=_INERT))
+        asked = await desk.parse(request, EmbeddingRequest, partial(refuse_all_but, inert=INERT))
         inputs = await _token_ids(desk, asked)
         placement = desk.placement("embd-", asked.priority, asked.cache_salt)
         if call := current_call.get():

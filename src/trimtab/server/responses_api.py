@@ -38,7 +38,7 @@ async def _respond(desk: Desk, asked: ResponsesRequest) -> Response:
     info, tokenizer = desk.engine.info, desk.model.tokenizer
     params = validation.chat_params(chat, info)
     prompt = await desk.prompts.chat(chat, params, info)
-    placement = desk.placement("resp_", asked.priority, asked.cache_salt)
+    placement = desk.placement("resp_", asked.priority, asked.cache_salt, asked.timeout)
     generation = Generation(desk.engine, [prompt], placement, tokenizer)
     logprobs = params.logprobs is not None
     answer_format = ResponsesFormat(desk.header(placement), tokenizer, asked, logprobs)

@@ -8,6 +8,7 @@ import msgspec
 
 from trimtab.server.api_errors import ApiError, bad_request
 from trimtab.server.responses_types import ResponsesRequest
+from trimtab.server.validation import refuse_all_but
 
 # What would change the answer and is not obeyed, and the values that ask for nothing.
 INERT: dict[str, tuple[Any, ...]] = {
@@ -62,15 +63,13 @@ WITH_LOGPROBS = "message.output_text.logprobs"
 
 def refuse_unsupported(document: dict[str, Any]) -> None:
     """Raises ApiError 400 for a field that we would have to ignore although it matters."""
-    if document.get("store"):
+    if not (document.get("store") is None or document["store"] is False):
         raise bad_request(
             "store: this server keeps no responses; send store=false, and with each request the"
             " items of the turns before it as input",
             "store",
         )
-    for name in document.keys() & INERT.keys():
-        if document[name] not in INERT[name]:
-            raise bad_request(f"{name} is not supported by this server.", name)
+    refuse_all_but(document, INERT)
 
 
 def renamed(error: ApiError) -> ApiError:

@@ -58,6 +58,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     bad_words: list[str] | None = None
     truncate_prompt_tokens: int | None = None
     skip_special_tokens: bool | None = None
+    timeout: float | None = None
+    timings: bool | None = None
 
 
 # -- answers

@@ -20,7 +20,7 @@ from trimtab.version import VERSION
 MAX_DETOKENIZED = 1 << 20
 
 # What would change the ids and is not obeyed, and the values that ask for nothing.
-_INERT: dict[str, tuple[Any, ...]] = {
+INERT: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (None, False),
     "chat_template": (None, ""),
     "chat_template_kwargs": (None, {}),
@@ -62,7 +62,7 @@ class Version(msgspec.Struct):
 
 def routes(desk: Desk) -> list[Route]:
     async def tokenize(request: Request) -> Response:
-        asked = await desk.parse(request, TokenizeRequest, partial(refuse_all_but, inert=_INERT))
+        asked = await desk.parse(request, TokenizeRequest, partial(refuse_all_but, inert=INERT))
         token_ids = await _token_ids(desk, asked)
         tokenizer = desk.model.tokenizer
         pieces = None

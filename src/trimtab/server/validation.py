@@ -38,7 +38,7 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": (None, {}),
     "spaces_between_special_tokens": (None, True),
 }
-_INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
+INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
     "functions": (None, []),
     "function_call": (None, "none"),
     "audio": (None,),
@@ -53,14 +53,14 @@ _INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
     "continue_final_message": (None, False),
     "add_special_tokens": (None, False),
 }
-_INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
+INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
     "suffix": (None, ""),
 }
 
 
 def refuse_unsupported_chat(document: dict[str, Any]) -> None:
     """Raises ApiError 400 for a field that we would have to ignore although it matters."""
-    refuse_all_but(document, _INERT_CHAT)
+    refuse_all_but(document, INERT_CHAT)
     tool_choice = document.get("tool_choice")
     if document.get("tools") and tool_choice != "none":
         raise bad_request("Tools are not supported by this server yet.", "tools")
@@ -70,14 +70,19 @@ def refuse_unsupported_chat(document: dict[str, Any]) -> None:
 
 def refuse_unsupported_completion(document: dict[str, Any]) -> None:
     """The same for /v1/completions."""
-    refuse_all_but(document, _INERT_COMPLETION)
+    refuse_all_but(document, INERT_COMPLETION)
 
 
 def refuse_all_but(document: dict[str, Any], inert: dict[str, tuple[Any, ...]]) -> None:
     """Raises ApiError 400 for a field of `inert` with another value than those listed there."""
     for name in document.keys() & inert.keys():
-        if document[name] not in inert[name]:
+        if not any(same_json(document[name], value) for value in inert[name]):
             raise bad_request(f"{name} is not supported by this server.", name)
+
+
+def same_json(value: Any, other: Any) -> bool:
+    """As JSON has it: 0 is not false."""
+    return type(value) is type(other) and bool(value == other)
 
 
 def check_stream_options(request: GenerationFields) -> None:
