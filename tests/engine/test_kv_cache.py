@@ -72,6 +72,31 @@ def test_roots_differ_by_identity_and_salt() -> None:
     assert len(roots) == 16
 
 
+@pytest.mark.parametrize("step", range(12))
+def test_a_reset_at_any_step_forgets_everything_and_changes_no_answer(step: int) -> None:
+    executor = toy(block_size=2, num_blocks=32)
+    engine = engine_on(executor, max_batch_tokens=4)
+    requests = [ask("a", STEM, max_tokens=6), ask("b", [*STEM, 3], max_tokens=6)]
+    for request in requests:
+        engine.add_request(request)
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    steps = 0
+    while engine.num_live_requests:
+        if steps == step:
+            engine.reset_prefix_cache()
+            engine.check()
+            assert engine.stats().num_cached_blocks == 0
+        for output in engine.step():
+            answers[output.request_id] += output.token_ids
+        steps += 1
+    for request in requests:
+        assert answers[request.request_id] == toy_reference(executor, request).token_ids
+    engine.reset_prefix_cache()
+    engine.check()
+    assert engine.stats().num_cached_blocks == 0
+    assert cached(engine, ask("later", STEM)) == 0
+
+
 def test_nothing_is_found_when_the_cache_is_off() -> None:
     engine = engine_on(toy(block_size=4), prefix_cache=False)
     run(engine, ask("first", STEM))

@@ -77,6 +77,7 @@ SAMPLES: list[messages.Command | messages.Event] = [
         )
     ),
     messages.Abort("r"),
+    messages.ResetPrefixCache(),
     messages.Shutdown(),
     messages.Heartbeat(),
     messages.Heartbeat(SAMPLE_STATS),

@@ -90,13 +90,17 @@ class _Abort:
     request_id: str
 
 
+class _ResetPrefixCache:
+    pass
+
+
 class AsyncEngine:
     """EngineClient in this process. Usable from any number of event loops; owns the engine."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._changed = threading.Condition()  # guards the four below
-        self._inbox: deque[_Submit | _Abort] = deque()
+        self._inbox: deque[_Submit | _Abort | _ResetPrefixCache] = deque()
         self._streams: dict[str, _Stream] = {}
         self._closed = False  # takes no more requests
         self._stopping = False
@@ -133,6 +137,12 @@ class AsyncEngine:
             if request_id in self._streams:
                 self._inbox.append(_Abort(request_id))
                 self._changed.notify()
+
+    async def reset_prefix_cache(self) -> None:
+        """See EngineClient."""
+        with self._changed:
+            self._inbox.append(_ResetPrefixCache())
+            self._changed.notify()
 
     async def stats(self) -> EngineStats:
         return self._engine.stats()
@@ -220,6 +230,8 @@ class AsyncEngine:
         for command in commands:
             if isinstance(command, _Submit):
                 self._add(command)
+            elif isinstance(command, _ResetPrefixCache):
+                self._engine.reset_prefix_cache()
             else:
                 self._deliver(filter(None, [self._engine.abort(command.request_id)]))
         if stopping:

@@ -91,6 +91,11 @@ class BlockPool:
             del self._cached[block_id]
             self._plain.append(block_id)
 
+    def unpublish_all(self) -> None:
+        """Nobody finds any block any more."""
+        for block_id in list(self._by_hash.values()):
+            self.unpublish(block_id)
+
     def check(self, tables: Sequence[Sequence[int]]) -> None:
         """RuntimeError unless the books agree with these tables, which are all there are."""
         counted = [0] * self.num_blocks

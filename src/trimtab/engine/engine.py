@@ -176,6 +176,10 @@ class Engine:
         request = self._requests.get(request_id)
         return None if request is None else self._finish(request, "abort")
 
+    def reset_prefix_cache(self) -> None:
+        """Between steps, or while one runs."""
+        self.kv_cache.reset_prefix_cache()
+
     def stats(self) -> EngineStats:
         return EngineStats(
             num_running=self.scheduler.num_running,

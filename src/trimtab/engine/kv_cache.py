@@ -106,6 +106,10 @@ class KVCacheManager:
         request.num_computed_tokens = 0
         request.num_published_blocks = 0
 
+    def reset_prefix_cache(self) -> None:
+        """No request finds what was computed so far; those that run keep what they hold."""
+        self.pool.unpublish_all()
+
     def is_being_computed(self, request: Request) -> bool:
         """Whether a running request is about to publish the next block that this one lacks."""
         if not self.prefix_cache or not self._pending:

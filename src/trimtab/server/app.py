@@ -12,8 +12,8 @@ from starlette.routing import Route
 
 from trimtab.config import ServerConfig
 from trimtab.errors import TrimtabError
-from trimtab.server import api_types as api
 from trimtab.server import (
+    admin_api,
     embeddings_api,
     metrics,
     openapi,
@@ -21,11 +21,13 @@ from trimtab.server import (
     tokenize_api,
     validation,
 )
+from trimtab.server import api_types as api
 from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
 from trimtab.server.desk import Desk, SupervisedEngine
 from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
 from trimtab.server.generation import Generation, Placement, Prompt
 from trimtab.server.guard import Guard
+from trimtab.server.keys import KeyRing, make_keys
 from trimtab.server.logs import log_request
 from trimtab.server.observation import note_error
 from trimtab.server.page_routes import read_page
@@ -40,6 +42,7 @@ class ApiServer:
     def __init__(self, config: ServerConfig, engine: SupervisedEngine, model: ServedModel) -> None:
         self._desk = Desk(config, engine, model)
         self._created = int(time.time())
+        keys = KeyRing(make_keys(config.api_key, config.api_key_file), time.perf_counter())
         routes = Starlette(
             routes=[
                 *(read_page() if config.page else ()),
@@ -55,6 +58,7 @@ class ApiServer:
                 *responses_api.routes(self._desk),
                 *metrics.routes(self._desk),
                 *openapi.routes(self._desk),
+                *(admin_api.routes(self._desk, keys) if config.admin_key is not None else []),
             ],
             exception_handlers={
                 ApiError: _on_api_error,
@@ -71,7 +75,7 @@ class ApiServer:
         if config.otlp_endpoint is not None:
             self._tracing = tracing_to(config.otlp_endpoint, model.name)
             observer.on_end.append(self._tracing.end)
-        self.app = Guard(routes, routes.routes, config, observer, self._tracing)
+        self.app = Guard(routes, routes.routes, config, keys, observer, self._tracing)
 
     @property
     def draining(self) -> bool:

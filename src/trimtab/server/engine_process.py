@@ -26,7 +26,7 @@ import zmq.asyncio
 from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
 from trimtab.errors import EngineDeadError, QueueFullError, RequestError, UserError
 from trimtab.server import messages
-from trimtab.server.messages import Abort, Launch, Shutdown, Submit
+from trimtab.server.messages import Abort, Launch, ResetPrefixCache, Shutdown, Submit
 
 PR_SET_PDEATHSIG = 1
 EXIT_ENGINE_DEAD = 3
@@ -56,6 +56,8 @@ class EngineHost:
                     # Cancelled rather than aborted by name: it may not have reached the engine yet.
                     if task := self._streams.get(command.request_id):
                         task.cancel()
+                elif isinstance(command, ResetPrefixCache):
+                    await self._engine.reset_prefix_cache()
                 elif isinstance(command, Shutdown):
                     return
         finally:

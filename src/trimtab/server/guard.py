@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.config import ServerConfig
 from trimtab.server.api_errors import ApiError
 from trimtab.server.http import MAX_HEADER_BYTES
-from trimtab.server.keys import Account, Key, KeyRing, digest_of, make_keys
+from trimtab.server.keys import Account, Key, KeyRing, digest_of
 from trimtab.server.observation import Call, Observer, current_call, note_error
 from trimtab.server.page_routes import PAGE_PATHS
 from trimtab.server.tracing import Tracing
@@ -53,16 +53,16 @@ class Guard:
         app: ASGIApp,
         routes: Iterable[BaseRoute],
         config: ServerConfig,
+        keys: KeyRing,
         observer: Observer,
         tracing: Tracing | None = None,
     ) -> None:
-        now = perf_counter()
         self._app = app
         self._observer = observer
         self._tracing = tracing
-        self._keys = KeyRing(make_keys(config.api_key, config.api_key_file), now)
+        self._keys = keys
         admin = [] if config.admin_key is None else [Key("admin", digest_of(config.admin_key))]
-        self._admin_keys = KeyRing(admin, now)
+        self._admin_keys = KeyRing(admin, perf_counter())
         self._open = OPEN_PATHS | ({"/metrics"} if config.open_metrics else set())
         if config.page:
             self._open |= PAGE_PATHS

@@ -7,7 +7,7 @@ import hmac
 import math
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,13 @@ class Account:
         if self._tokens is not None:
             self._tokens.take(num_tokens, now)
 
+    def left(self, now: float) -> dict[str, float | None]:
+        """Of each limit, now; below zero what is owed; None without a limit."""
+        return {
+            "requests": None if self._requests is None else round(self._requests.level(now), 1),
+            "tokens": None if self._tokens is None else round(self._tokens.level(now), 1),
+        }
+
     def headers(self, now: float) -> list[tuple[bytes, bytes]]:
         """OpenAI's x-ratelimit-*: limit, what is left, and when all of it is there again."""
         found = []
@@ -123,6 +130,9 @@ class KeyRing:
 
     def __len__(self) -> int:
         return len(self._accounts)
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(self._accounts)
 
     def find(self, given: bytes) -> Account | None:
         """Whose key this is. Looks at every key, however many have matched."""

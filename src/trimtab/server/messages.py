@@ -40,6 +40,10 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     request_id: str
 
 
+class ResetPrefixCache(msgspec.Struct, frozen=True, tag="reset_prefix_cache"):
+    """Requests that are submitted after this find nothing of what was computed before it."""
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish the running step, release everything, exit 0."""
 
@@ -79,7 +83,7 @@ class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
     code: str | None = None
 
 
-Command = Submit | Abort | Shutdown
+Command = Submit | Abort | ResetPrefixCache | Shutdown
 Event = Heartbeat | Ready | StartFailed | Outputs | Rejected
 
 _encoder = msgspec.msgpack.Encoder()

@@ -160,6 +160,11 @@ class ProcessEngineClient:
             self._drop(live)
             live.events.put_nowait(TokenOutput(request_id, [], finish_reason="abort"))
 
+    async def reset_prefix_cache(self) -> None:
+        """See EngineClient. A process that is yet to come has nothing to forget."""
+        if self._child is not None:
+            self._child.send(messages.ResetPrefixCache())
+
     def fail_all(self, message: str) -> None:
         """End every live request with EngineDeadError(message), and abort it in the engine."""
         for live in list(self._live.values()):
