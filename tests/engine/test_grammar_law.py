@@ -163,7 +163,7 @@ def test_a_grammar_begins_behind_the_first_of_its_tokens() -> None:
 def test_completions_that_do_not_follow_the_grammar_are_refused() -> None:
     engine = Engine(toy(), grammars=compiler())
     wrong = replace(
-        ask(Grammar("choice", '["yes", "no"]')), completion_ids=tokenizer().encode("maybe")
+        ask(Grammar("choice", '["yes", "no"]')), completion_ids=tokenizer().encode("maybe", False)
     )
     with pytest.raises(Exception, match="does not follow the grammar"):
         engine.add_request(wrong)

@@ -12,11 +12,13 @@ import resource
 import signal
 import sys
 import threading
+import time
 from typing import Any
 
 STACK_BYTES = 1 << 20  # of a compilation; threads of the engine have 2 MiB at least, 8 as a rule
 MEMORY_BYTES = 2 << 30  # of address space
 NUM_STEPS = 16  # of a walk through the grammar: a mask each
+STEP_SECONDS = 0.1  # of processor time: the engine would have to wait as long
 
 # One blank, or a new line and its indentation: what pretty-printed JSON has, and no more, since a
 # model that may write blanks for ever will.
@@ -112,11 +114,14 @@ def examine(tokenizer: Any, kind: str, source: str) -> dict[str, str]:
     limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     if matcher.is_error():
-        return {"error": _first_line(matcher.get_error())}
+        return {"error": _reason(matcher.get_error())}
     for step in range(NUM_STEPS):
+        started = time.process_time()
         matcher.consume_tokens(matcher.compute_ff_tokens())
         if matcher.is_stopped():
             break
+        if time.process_time() - started > STEP_SECONDS:
+            return {"error": "it is too costly to follow: too much text is forced at once"}
         bits = int.from_bytes(matcher.compute_bitmask(), "little")
         if matcher.is_error():
             break
@@ -125,15 +130,20 @@ def examine(tokenizer: Any, kind: str, source: str) -> dict[str, str]:
             break
         matcher.consume_token(allowed[(step * 7919) % len(allowed)])
     if matcher.is_error():
-        reason = _first_line(matcher.get_error())
+        reason = _reason(matcher.get_error())
         if reason.startswith("NoExtension"):
             return {"error": "no text matches it"}
         return {"error": f"it is too costly to follow: {reason}"}
     return {"grammar": grammar}
 
 
-def _first_line(text: str) -> str:
-    return text.strip().split("\n", 1)[0] or "it is not valid"
+def _reason(text: str) -> str:
+    """The one line of llguidance's message that says what is wrong."""
+    lines = text.strip().split("\n")
+    marked = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if marked:
+        return f"invalid regex: {marked[-1]}"
+    return lines[0] or "it is not valid"
 
 
 def main() -> None:

@@ -45,6 +45,8 @@ def check_source(grammar: Grammar) -> None:
         raise refused("it has a lone surrogate, which is not valid Unicode") from None
     if size > MAX_SOURCE_BYTES:
         raise refused(f"it has {size} bytes; the limit is {MAX_SOURCE_BYTES}")
+    if not grammar.source and grammar.kind == "lark":
+        raise refused("it is empty")
     if grammar.kind == "json_schema":
         _check_schema(_parse(grammar.source))
     elif grammar.kind == "choice":

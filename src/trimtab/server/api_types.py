@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from trimtab.server.structured import GrammarFields
+
 # -- requests. A null is the same as an absent field.
 
 
@@ -14,7 +16,7 @@ class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
 
 
-class GenerationFields(msgspec.Struct, kw_only=True):
+class GenerationFields(GrammarFields, kw_only=True):
     """What both kinds of request share: OpenAI's parameters, then the usual extensions."""
 
     model: str | None = None

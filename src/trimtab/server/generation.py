@@ -10,10 +10,12 @@ from typing import cast
 
 from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams, choice_params
+from trimtab.errors import RequestError
 from trimtab.server.api_errors import timed_out
 from trimtab.server.api_types import PromptTokensDetails, Usage
 from trimtab.server.choice import Choice, ChoiceEvent
 from trimtab.server.observation import current_call
+from trimtab.server.structured import AskedGrammar
 from trimtab.tokenization import Tokenizer
 
 
@@ -28,6 +30,7 @@ class Prompt:
     completes: bool = True  # False: nothing is wanted behind the prompt
     num_logprobs: int | None = None  # of the most likely tokens at each place of the prompt
     reports_token_ids: bool = False
+    grammar: AskedGrammar | None = None  # what each completion must be
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,18 @@ class Placement:
     priority: int = 0
     cache_salt: str = ""
     timeout_seconds: float | None = None  # from here to its end, waiting included
+
+
+async def _in_words_of(
+    asked: AskedGrammar, outputs: AsyncGenerator[TokenOutput, None]
+) -> AsyncGenerator[TokenOutput, None]:
+    """What the engine has against the grammar is told with the name of the client's field."""
+    async with aclosing(outputs):
+        try:
+            async for output in outputs:
+                yield output
+        except RequestError as error:
+            raise asked.refusal(error) if error.param == "grammar" else error from None
 
 
 def _num_prompt_logprobs(prompt: Prompt, is_first: bool) -> int | None:
@@ -71,6 +86,7 @@ class Generation:
         self._aborts: set[asyncio.Future[None]] = set()  # held until they are done
         self.choices: list[Choice] = []
         self._requests: list[EngineRequest] = []
+        self._asked_grammar = prompts[0].grammar if prompts else None  # the same for all
         # A tokenizer may name an end token that the model's own config does not.
         vocab_size = client.info.vocab_size
         eos_token_ids = tuple(i for i in tokenizer.eos_token_ids if i < vocab_size)
@@ -102,6 +118,7 @@ class Generation:
                         cache_salt=placement.cache_salt,
                         prompt_logprobs=_num_prompt_logprobs(prompt, j == 0),
                         completes=prompt.completes,
+                        grammar=None if prompt.grammar is None else prompt.grammar.grammar,
                     )
                 )
 
@@ -185,6 +202,8 @@ class Generation:
         outputs = cast(
             "AsyncGenerator[TokenOutput, None]", self._client.generate(self._requests[index])
         )
+        if self._asked_grammar is not None:
+            outputs = _in_words_of(self._asked_grammar, outputs)
         async with aclosing(outputs):
             async for output in outputs:
                 if self._expired and output.finish_reason == "abort":

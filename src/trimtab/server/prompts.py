@@ -14,6 +14,7 @@ from trimtab.errors import RequestError
 from trimtab.server.api_errors import bad_request
 from trimtab.server.api_types import ChatRequest, CompletionRequest, GenerationFields, Message
 from trimtab.server.generation import Prompt
+from trimtab.server.structured import asked_grammar
 from trimtab.server.text import TextWorkers
 from trimtab.server.validation import (
     MAX_SEQUENCES,
@@ -48,6 +49,7 @@ class PromptMaker:
         prompts = prompt_list(asked.prompt, info, "prompt", MAX_SEQUENCES, slack)
         check_num_choices(params.n, len(prompts))
         params = self._with_bad_words(params, asked.bad_words, info)
+        grammar = asked_grammar(asked)
         scored = bool(asked.echo) and asked.logprobs is not None
         result = []
         for prompt in prompts:
@@ -88,6 +90,7 @@ class PromptMaker:
                     completes(asked),
                     asked.prompt_logprobs,
                     bool(asked.return_token_ids),
+                    grammar,
                 )
             )
         return result
@@ -105,6 +108,7 @@ class PromptMaker:
             fit_context(params, len(token_ids), info, named=params.max_tokens is not None),
             num_logprobs=asked.prompt_logprobs,
             reports_token_ids=bool(asked.return_token_ids),
+            grammar=asked_grammar(asked),
         )
 
     async def encode_messages(

@@ -23,14 +23,8 @@ DEFAULT_COMPLETION_TOKENS = 16
 # Fields that would change the answer if they were obeyed, and the values that ask for nothing.
 # Whatever is neither here nor in api_types is ignored, as other servers do (user, metadata ...).
 _INERT: dict[str, tuple[Any, ...]] = {
-    "response_format": (None, {"type": "text"}),
-    "guided_json": (None,),
-    "guided_regex": (None,),
-    "guided_choice": (None,),
-    "guided_grammar": (None,),
-    "structured_outputs": (None,),
-    "grammar": (None, ""),
-    "json_schema": (None,),
+    "guided_whitespace_pattern": (None,),
+    "structural_tag": (None,),
     "use_beam_search": (None, False),
     "length_penalty": (None, 1, 1.0),
     "logits_processors": (None, []),
