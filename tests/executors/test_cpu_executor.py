@@ -254,6 +254,24 @@ def test_logits_that_are_not_finite_fail_no_other_row(kv_cache: str) -> None:
     assert (bad.logits[0] == run_alone(executor, [1])[0]).all()
 
 
+def test_progress_grows_with_the_parts_of_a_step_and_rests_between_steps() -> None:
+    """A watchdog reads it from another thread, so that a long step is no hung one."""
+    executor = make()
+    before = executor.progress
+    seen = set()
+    stepping = threading.Thread(target=run_alone, args=(executor, TOKENS * 10))
+    stepping.start()
+    while stepping.is_alive():
+        seen.add(executor.progress)
+    stepping.join()
+    after = executor.progress
+    assert after - before > 4 * executor.spec.num_layers
+    assert all(before <= one <= after for one in seen)
+    assert executor.progress == after
+    executor.close()
+    assert executor.progress == 0
+
+
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "token": ({"token_ids": as_int32([5, 77, 3])}, r"token_ids\[1\]=77"),
     "negative token": ({"token_ids": as_int32([5, -1, 3])}, r"token_ids\[1\]=-1"),

@@ -83,7 +83,8 @@ async def _misbehave(text: bytes) -> None:
 class FakeEngine:
     """An EngineClient. Words in the prompt make it misbehave: see the code."""
 
-    def __init__(self, config: SchedulerConfig) -> None:
+    def __init__(self, config: SchedulerConfig, identity: str = "") -> None:
+        self._identity = identity
         self._config = config
         self._limit = config.max_num_requests + config.max_queued_requests
         self._running = 0
@@ -92,7 +93,8 @@ class FakeEngine:
 
     @property
     def info(self) -> EngineInfo:
-        return EngineInfo(VOCAB_SIZE, MAX_CONTEXT, self._config.max_queued_requests, 4096, "fake")
+        queued = self._config.max_queued_requests
+        return EngineInfo(VOCAB_SIZE, MAX_CONTEXT, queued, 4096, "fake", identity=self._identity)
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
         text = bytes(token for token in request.prompt_ids if token < 256)
@@ -211,7 +213,9 @@ def load(model: str, executor: ExecutorConfig, scheduler: SchedulerConfig) -> Fa
         if what == "exit":
             os._exit(7)
         if what == "hang":
+            Path(model).with_suffix(".hanging").touch()
             time.sleep(60)
+        return FakeEngine(scheduler, identity=what)
     return FakeEngine(scheduler)
 
 

@@ -178,7 +178,9 @@ class _Scrape(Collector):
             ("prefix_cache_hits", "Of those, found.", stats.num_cached_prompt_tokens),
             ("num_preemptions", "Requests that gave their blocks back.", stats.num_preemptions),
             ("engine_steps", "Steps of the engine.", stats.num_steps),
-        ):
+            ("non_finite_requests", "Requests whose logits were not finite.",
+             stats.num_non_finite_requests),
+        ):  # fmt: skip
             yield self._counter(name, help_text, count)
         yield self._counters(
             "engine_step_seconds",

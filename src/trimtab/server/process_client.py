@@ -323,8 +323,10 @@ class ProcessEngineClient:
                 if done:
                     return reading.result()
                 if child.exit_status() is not None:
-                    # What it said last may still be on its way.
-                    await asyncio.wait({reading}, timeout=self._policy.last_words_seconds)
+                    # What it said last may still be on its way: tokens, or why it did not start.
+                    serving = self._ready_since is not None
+                    seconds = 0.1 if serving else self._policy.last_words_seconds
+                    await asyncio.wait({reading}, timeout=seconds)
                     if reading.done():
                         return reading.result()
                     return EngineDeadError(f"the engine process {child.describe_exit()}")
