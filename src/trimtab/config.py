@@ -134,6 +134,16 @@ class ServerConfig:
     )
     max_connections: int = knob(16384, "open connections; one more is refused with 503")
     max_body_bytes: int = knob(16 << 20, "largest request body")
+    tool_parser: str = knob(
+        "auto",
+        "how the model writes tool calls: hermes (Qwen, too), llama3, mistral, json, none; "
+        "auto = by its chat template and vocabulary",
+    )
+    reasoning_parser: str = knob(
+        "auto",
+        "how the model marks its reasoning: think, magistral, cohere, seed, thought, none; "
+        "auto = by its chat template and vocabulary",
+    )
     drain_seconds: float = knob(30.0, "how long SIGTERM waits for running requests")
     timeout_seconds: float = knob(
         0.0, "longest that a request may take, waiting included; 0 = as long as it takes"

@@ -32,6 +32,7 @@ from trimtab.server.generation import Generation, Placement
 from trimtab.server.http import EventStream, Work, read_json_body, with_timings
 from trimtab.server.json_body import parse
 from trimtab.server.observation import Observer, Timings, current_call, note_error
+from trimtab.server.parsing.choose import ModelParsers
 from trimtab.server.prompts import PromptMaker
 from trimtab.server.text import ServedModel, TextWorkers
 from trimtab.server.validation import timeout_seconds
@@ -74,8 +75,9 @@ class Desk:
         self.engine = engine
         self.model = model
         self.workers = TextWorkers()
-        self.prompts = PromptMaker(model.tokenizer, self.workers)
         self.observer = Observer()
+        self.parsers = ModelParsers(model.tokenizer, config.tool_parser, config.reasoning_parser)
+        self.prompts = PromptMaker(model.tokenizer, self.workers, self.parsers)
         self.draining = False
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
@@ -13,8 +13,9 @@ from msgspec import UNSET, UnsetType
 from trimtab.engine.client import TokenLogprobs
 from trimtab.server import api_types as api
 from trimtab.server.api_errors import ApiError
-from trimtab.server.choice import ChoiceEvent, TokenText
+from trimtab.server.choice import ChoiceEvent, TokenText, ToolCallDelta
 from trimtab.server.generation import Prompt
+from trimtab.server.parsing.pieces import Piece
 from trimtab.tokenization import Tokenizer
 
 LOWEST_LOGPROB = -9999.0  # JSON has no infinity
@@ -51,6 +52,9 @@ class Collected:
     stop_reason: str | int | None = None
     token_ids: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs] | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)  # whole ones, by index
+    pieces: list[Piece] = field(default_factory=list)
 
     def add(self, event: ChoiceEvent) -> None:
         self.text += event.text
@@ -60,6 +64,17 @@ class Collected:
         self.stop_reason = event.stop_reason
         self.token_ids += event.token_ids
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
+        if event.pieces:
+            self.reasoning += event.reasoning
+            self.pieces += event.pieces
+            for delta in event.tool_calls:
+                self._add_call(delta)
+
+    def _add_call(self, delta: ToolCallDelta) -> None:
+        if delta.index == len(self.tool_calls):
+            self.tool_calls.append(replace(delta))
+        else:
+            self.tool_calls[delta.index].arguments += delta.arguments
 
 
 class AnswerFormat(Protocol):
@@ -150,7 +165,7 @@ class ChatFormat(OpenAIFormat):
         self._greeted: set[int] = set()  # choices whose role has been sent
 
     def chunks(self, event: ChoiceEvent) -> list[msgspec.Struct]:
-        """Role first, then content, then one empty delta with the finish_reason."""
+        """Role first, then what was written, then one empty delta with the finish_reason."""
         chunks: list[msgspec.Struct] = []
         if event.index not in self._greeted:
             self._greeted.add(event.index)
@@ -158,9 +173,9 @@ class ChatFormat(OpenAIFormat):
             if event.index == 0:
                 greeting.prompt_token_ids = self._prompt_ids(0)
             chunks.append(greeting)
-        if event.text or event.tokens or event.token_ids:
+        if event.text or event.tokens or event.token_ids or event.reasoning or event.tool_calls:
             logprobs = self._chat_logprobs(event.tokens)
-            chunk = self._chunk(event.index, api.Delta(content=event.text), logprobs)
+            chunk = self._chunk(event.index, _delta(event), logprobs)
             chunk.choices[0].token_ids = self._token_ids(event.token_ids)
             chunks.append(chunk)
         if event.finish_reason is not None:
@@ -180,7 +195,7 @@ class ChatFormat(OpenAIFormat):
         answers = [
             api.ChatChoice(
                 index,
-                api.AssistantMessage(self._echo + choice.text),
+                _message(choice, self._echo),
                 self._chat_logprobs(choice.tokens),
                 choice.finish_reason,
                 choice.stop_reason,
@@ -215,6 +230,37 @@ class ChatFormat(OpenAIFormat):
         return api.ChatLogprobs(
             [token_logprob(self._tokenizer, token, self._token_text) for token in tokens]
         )
+
+
+def _delta(event: ChoiceEvent) -> api.Delta:
+    if not event.pieces:
+        return api.Delta(content=event.text)
+    reasoning = event.reasoning or None
+    calls = [
+        api.ToolCallChunk(
+            call.index,
+            api.FunctionChunk(call.arguments, call.name),
+            call.id,
+            None if call.id is None else "function",
+        )
+        for call in event.tool_calls
+    ]
+    return api.Delta(None, event.text or None, reasoning, reasoning, calls or None)
+
+
+def _message(choice: Collected, echo: str) -> api.AssistantMessage:
+    """Where there are calls or reasoning, content may be null."""
+    message = api.AssistantMessage(echo + choice.text)
+    if choice.reasoning:
+        message.reasoning_content = message.reasoning = choice.reasoning
+    if choice.tool_calls:
+        message.tool_calls = [
+            api.ToolCall(call.id or "", api.Function(call.name or "", call.arguments))
+            for call in choice.tool_calls
+        ]
+    if choice.pieces and not message.content:
+        message.content = None
+    return message
 
 
 class CompletionFormat(OpenAIFormat):

@@ -12,9 +12,10 @@ from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams, choice_params
 from trimtab.errors import RequestError
 from trimtab.server.api_errors import timed_out
-from trimtab.server.api_types import PromptTokensDetails, Usage
+from trimtab.server.api_types import CompletionTokensDetails, PromptTokensDetails, Usage
 from trimtab.server.choice import Choice, ChoiceEvent
 from trimtab.server.observation import current_call
+from trimtab.server.parsing.choose import Parsing
 from trimtab.server.structured import AskedGrammar
 from trimtab.tokenization import Tokenizer
 
@@ -31,6 +32,7 @@ class Prompt:
     num_logprobs: int | None = None  # of the most likely tokens at each place of the prompt
     reports_token_ids: bool = False
     grammar: AskedGrammar | None = None  # what each completion must be
+    parsing: Parsing | None = None  # None: the output is text and nothing else
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Generation:
                         echoed,
                         () if params.ignore_eos else end_ids,
                         prompt.reports_token_ids,
+                        prompt.parsing,
                     )
                 )
                 self._requests.append(
@@ -130,6 +133,7 @@ class Generation:
         """As far as the events went. Each prompt counts once, however many choices it has."""
         num_prompt_tokens = sum(len(prompt.token_ids) for prompt in self._prompts)
         num_completion_tokens = sum(choice.num_tokens for choice in self.choices)
+        num_reasoning_tokens = sum(choice.num_reasoning_tokens for choice in self.choices)
         cached = 0
         first = 0
         for prompt in self._prompts:
@@ -141,6 +145,7 @@ class Generation:
             num_completion_tokens,
             num_prompt_tokens + num_completion_tokens,
             PromptTokensDetails(cached),
+            CompletionTokensDetails(num_reasoning_tokens),
         )
 
     def events(self) -> AsyncGenerator[ChoiceEvent, None]:
@@ -213,7 +218,7 @@ class Generation:
                 event = choice.take(output)
                 if call is not None and event.finish_reason is not None:
                     call.finish(index, event.finish_reason)
-                if event.text or event.tokens or event.finish_reason or event.token_ids:
+                if not event.is_empty:
                     yield event
                 if choice.finished:
                     return

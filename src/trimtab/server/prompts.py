@@ -13,9 +13,12 @@ from trimtab.engine.sampling_params import SamplingParams
 from trimtab.errors import RequestError
 from trimtab.server.api_errors import bad_request
 from trimtab.server.api_types import ChatRequest, CompletionRequest, GenerationFields, Message
+from trimtab.server.conversation import Conversation, read_conversation, read_messages
 from trimtab.server.generation import Prompt
+from trimtab.server.parsing.choose import ModelParsers
 from trimtab.server.structured import asked_grammar
 from trimtab.server.text import TextWorkers
+from trimtab.server.tools import ToolUse
 from trimtab.server.validation import (
     MAX_SEQUENCES,
     check_num_choices,
@@ -31,12 +34,12 @@ from trimtab.tokenization import TextStream, Tokenizer
 MAX_TOKEN_CHARACTERS = 128  # no text has longer tokens on average
 MAX_BAD_WORDS = 64
 MAX_BAD_CHARACTERS = 128
-ROLES = ("system", "developer", "user", "assistant")
 
 
 class PromptMaker:
-    def __init__(self, tokenizer: Tokenizer, workers: TextWorkers) -> None:
+    def __init__(self, tokenizer: Tokenizer, workers: TextWorkers, parsers: ModelParsers) -> None:
         self._tokenizer = tokenizer
+        self._parsers = parsers
         self._workers = workers
 
     async def completion(
@@ -99,7 +102,18 @@ class PromptMaker:
         """Raises ApiError or RequestError 400 for messages that cannot be served."""
         check_prompt_fields(asked)
         params = self._with_bad_words(params, asked.bad_words, info)
-        token_ids = await self.encode_messages(asked.messages, info)
+        conversation = read_conversation(asked, self._tokenizer.chat_template)
+        tool_use = conversation.tool_use
+        if tool_use.is_forced:
+            raise bad_request(
+                "tool_choice: calls cannot be forced by this server yet; use auto", "tool_choice"
+            )
+        if tool_use.tools and self._parsers.syntax is None:
+            raise bad_request(
+                "tools: this server does not know how this model writes calls; set tool_parser",
+                "tools",
+            )
+        text, token_ids = await self.render(conversation, info)
         if not token_ids:
             raise bad_request("messages: must not be empty", "messages")
         token_ids = _truncated(token_ids, asked, params, info)
@@ -109,6 +123,12 @@ class PromptMaker:
             num_logprobs=asked.prompt_logprobs,
             reports_token_ids=bool(asked.return_token_ids),
             grammar=asked_grammar(asked),
+            parsing=self._parsers.parsing(
+                opened=self._parsers.opens_reasoning(text, conversation.continued_text),
+                names=tool_use.names,
+                parallel=tool_use.parallel,
+                named=tool_use.mode == "named",
+            ),
         )
 
     async def encode_messages(
@@ -119,13 +139,33 @@ class PromptMaker:
         add_generation_prompt: bool = True,
     ) -> list[int]:
         """Token ids of a conversation. Raises ApiError or RequestError 400, as `chat` does."""
-        messages = [_message(i, message) for i, message in enumerate(asked)]
-        if not messages:
-            raise bad_request("messages: must not be empty", "messages")
-        size = sum(_size(message["content"]) for message in messages)
+        tool_use = ToolUse([dict(tool) for tool in tools or []], "auto")
+        messages = read_messages(asked)
+        conversation = Conversation(messages, tool_use, add_generation_prompt)
+        _, token_ids = await self.render(conversation, info)
+        return token_ids
+
+    async def render(self, conversation: Conversation, info: EngineInfo) -> tuple[str, list[int]]:
+        """The text of a conversation and its tokens. The template writes BOS itself where the model
+        wants one. Raises ApiError or RequestError 400."""
+        size = conversation.num_characters
         check_text(size, info, "messages")
-        encode = partial(self._tokenizer.encode_chat, messages, tools, add_generation_prompt)
-        return await self._workers.run(size, encode)
+        return await self._workers.run(size, partial(self._render, conversation))
+
+    def _render(self, conversation: Conversation) -> tuple[str, list[int]]:
+        template = self._tokenizer.chat_template
+        if template is None:
+            raise bad_request(
+                "this model has no chat template; use the completions API", "messages"
+            )
+        text = template.render(
+            conversation.messages,
+            conversation.tool_use.tools,
+            conversation.add_generation_prompt,
+            conversation.continue_final_message,
+            **conversation.variables,
+        )
+        return text, self._tokenizer.encode(text, add_special_tokens=False)
 
     def _with_bad_words(
         self, params: SamplingParams, words: list[str] | None, info: EngineInfo
@@ -224,35 +264,3 @@ def prompt_list(
 
 def _is_token_ids(values: list[Any]) -> bool:
     return all(type(value) is int for value in values)
-
-
-def _message(index: int, message: Message) -> dict[str, Any]:
-    """What a chat template takes. Raises ApiError 400 for roles and contents we cannot serve."""
-    where = f"messages[{index}]"
-    if message.role not in ROLES or message.tool_calls or message.function_call is not None:
-        raise bad_request(
-            f"{where}: only text messages of the roles {', '.join(ROLES)} are supported",
-            "messages",
-        )
-    if message.content is None:
-        raise bad_request(f"{where}.content: is required", "messages")
-    if isinstance(message.content, str):
-        content: str | list[dict[str, str]] = message.content
-    else:
-        content = []
-        for part in message.content:
-            if part.type != "text" or part.text is None:
-                raise bad_request(
-                    f"{where}.content: parts of type {part.type[:32]!r} are not supported;"
-                    " this model takes text only",
-                    "messages",
-                )
-            content.append({"type": "text", "text": part.text})
-    role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": content}
-
-
-def _size(content: str | list[dict[str, str]]) -> int:
-    if isinstance(content, str):
-        return len(content)
-    return sum(len(part["text"]) for part in content)

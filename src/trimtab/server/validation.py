@@ -38,13 +38,9 @@ INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
     "audio": (None,),
     "modalities": (None, ["text"]),
     "web_search_options": (None,),
-    "reasoning_effort": (None, "none"),
     "verbosity": (None, "medium"),
     "chat_template": (None, ""),
-    "chat_template_kwargs": (None, {}),
     "documents": (None, []),
-    "add_generation_prompt": (None, True),
-    "continue_final_message": (None, False),
     "add_special_tokens": (None, False),
 }
 INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
@@ -55,11 +51,6 @@ INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
 def refuse_unsupported_chat(document: dict[str, Any]) -> None:
     """Raises ApiError 400 for a field that we would have to ignore although it matters."""
     refuse_all_but(document, INERT_CHAT)
-    tool_choice = document.get("tool_choice")
-    if document.get("tools") and tool_choice != "none":
-        raise bad_request("Tools are not supported by this server yet.", "tools")
-    if tool_choice not in (None, "none", "auto"):
-        raise bad_request("tool_choice needs tools, which are not supported yet.", "tool_choice")
 
 
 def refuse_unsupported_completion(document: dict[str, Any]) -> None:

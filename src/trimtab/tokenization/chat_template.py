@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 MAX_REASON = 300
 PROBE = "ThePartsOfAMessage"
+END = "TheEndOfTheLastMessage "  # the space shows whether a template trims
+PROBE_ID = "aProbe123"  # nine letters and digits: Mistral's templates take no other
 
 
 class ChatTemplate:
@@ -32,29 +35,50 @@ class ChatTemplate:
         self.tool_source = tool_source
         self.special_tokens = dict(special_tokens or {})
         self._parts_are_rendered: dict[str, bool] = {}  # by source
+        self._arguments_are_objects: dict[str, bool] = {}
+
+    @functools.cached_property
+    def takes_tools(self) -> bool:
+        """Whether tools make a difference to it."""
+        return self.tool_source is not None or "tools" in self.variables
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """What it can be given; nothing for a template that is wrong."""
+        sources = [self.source] + ([] if self.tool_source is None else [self.tool_source])
+        return frozenset().union(*(_undeclared(source) for source in sources))
 
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         **variables: Any,
     ) -> str:
         """The text of a conversation.
 
         `content` of a message is a string, None, or a list of parts {"type": "text", "text": ...};
-        a template that cannot render a list gets the parts joined by line breaks. `tools` and
-        further `variables` are passed to the template as they are.
+        a template that cannot render a list gets the parts joined by line breaks. `arguments` of a
+        tool call is JSON text; a template that takes objects gets what it says, if that is one.
+        `tools` and further `variables` are passed to the template as they are. With
+        `continue_final_message` the text ends with the content of the last message.
 
         Raises RequestError for messages that the template refuses or cannot render, CheckpointError
         for a template that is wrong, or that does more work than any chat needs.
         """
         source = self.tool_source if tools and self.tool_source is not None else self.source
         checked = [_checked(i, message) for i, message in enumerate(messages)]
+        if continue_final_message:
+            checked[-1] = _with_end(checked[-1])
         has_parts = any(isinstance(message.get("content"), list) for message in checked)
         if has_parts and not self._renders_parts(source):
             checked = [_joined(message) for message in checked]
-        return self._render(source, checked, tools, add_generation_prompt, variables)
+        has_calls = any(message.get("tool_calls") for message in checked)
+        if has_calls and self._takes_objects(source):
+            checked = [_with_objects(message) for message in checked]
+        text = self._render(source, checked, tools, add_generation_prompt, variables)
+        return _cut_at_end(text) if continue_final_message else text
 
     def _render(
         self,
@@ -87,6 +111,70 @@ class ChatTemplate:
             known = PROBE in text and f"{PROBE}'" not in text and f'{PROBE}"' not in text
             self._parts_are_rendered[source] = known
         return known
+
+    def _takes_objects(self, source: str) -> bool:
+        """Whether arguments of a tool call come out as JSON when they are given as an object: not
+        as Python writes a dictionary, and not as an error. Found out by trying, once."""
+        known = self._arguments_are_objects.get(source)
+        if known is None:
+            known = False
+            for content in ("", None):  # some templates look for calls only where there is none
+                try:
+                    text = self._render(source, _probe_call(content), None, False, {})
+                except (RequestError, CheckpointError):
+                    continue
+                known = known or (PROBE in text and f"{PROBE}'" not in text)
+            self._arguments_are_objects[source] = known
+        return known
+
+
+def _probe_call(content: str | None) -> list[dict[str, Any]]:
+    function = {"name": "probe", "arguments": {"key": PROBE}}
+    call = {"id": PROBE_ID, "type": "function", "function": function}
+    return [
+        {"role": "user", "content": "probe"},
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+    ]
+
+
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """A copy with the arguments of calls as objects, where they are the JSON of one."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        arguments = function.get("arguments")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                arguments = None
+        if isinstance(arguments, dict):
+            function["arguments"] = arguments
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls}
+
+
+def _with_end(message: dict[str, Any]) -> dict[str, Any]:
+    """A copy whose content ends with END."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return {**message, "content": content + END}
+    parts = [*content[:-1], {**content[-1], "text": content[-1]["text"] + END}]
+    return {**message, "content": parts}
+
+
+def _cut_at_end(text: str) -> str:
+    """The text up to END. A template that trims contents has trimmed END, too: then what is before
+    it is trimmed as well, as transformers does."""
+    at = text.rfind(END.strip())
+    if at < 0:
+        raise RequestError(
+            "the last message cannot be continued: the chat template does not render its content",
+            param="messages",
+        )
+    return text[:at] if text.startswith(END, at) else text[:at].rstrip()
 
 
 def _checked(index: int, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,6 +222,19 @@ def _compile(source: str) -> jinja2.Template:
         raise CheckpointError(f"chat template, line {error.lineno}: {_one_line(error)}") from None
     except (RecursionError, MemoryError, SyntaxError) as error:
         raise CheckpointError(f"chat template: cannot be compiled: {_one_line(error)}") from None
+
+
+def _undeclared(source: str) -> set[str]:
+    """The variables that a template takes; none of one that cannot be compiled."""
+    import jinja2.meta
+
+    from trimtab.tokenization.template_sandbox import Sandbox, metered
+
+    try:
+        with metered():
+            return jinja2.meta.find_undeclared_variables(Sandbox().parse(source))
+    except (jinja2.TemplateError, RecursionError, MemoryError, SyntaxError):
+        return set()
 
 
 def _render(template: jinja2.Template, context: dict[str, Any]) -> str:

@@ -32,12 +32,15 @@ class TextStream:
         stop: Sequence[str] = (),
         include_stop_in_output: bool = False,
         skip_special_tokens: bool = True,
+        kept_ids: frozenset[int] = frozenset(),
     ) -> None:
+        """`kept_ids`: special tokens that are part of the text all the same."""
         self.stop: str | None = None  # the stop string that was found
         self.token_offsets: list[int] = []
         self.num_tokens = 0
         self._vocabulary = tokenizer.vocabulary
         self._skip_special_tokens = skip_special_tokens
+        self._kept_ids = kept_ids
         self._include_stop = include_stop_in_output
         self._detokenizer = make_detokenizer(tokenizer.vocabulary)
         self._matcher = StopMatcher(stop)
@@ -60,7 +63,8 @@ class TextStream:
             if self.stopped:
                 break
             self.token_offsets.append(self._num_out + len(self._held))
-            if self._vocabulary.visible((token_id,), self._skip_special_tokens):
+            skips = self._skip_special_tokens and token_id not in self._kept_ids
+            if self._vocabulary.visible((token_id,), skips):
                 text += self._release(self._detokenizer.push(token_id))
         return text
 
