@@ -62,6 +62,7 @@ class Answer:
     generation: Generation
     format: AnswerFormat
     stream: bool
+    reword: Callable[[ApiError], ApiError]
 
 
 class Desk:
@@ -143,9 +144,15 @@ class Desk:
         return Header(placement.request_id, int(time.time()), self.model.name)
 
     def respond(
-        self, generation: Generation, answer_format: AnswerFormat, *, stream: bool
+        self,
+        generation: Generation,
+        answer_format: AnswerFormat,
+        *,
+        stream: bool,
+        reword: Callable[[ApiError], ApiError] = lambda error: error,
     ) -> Response:
-        answer = Answer(generation, answer_format, stream)
+        """`reword` makes an error of the generation one that the client of this route knows."""
+        answer = Answer(generation, answer_format, stream, reword)
         return Work(lambda scope, receive, send: self._answer(answer, scope, receive, send))
 
     async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
@@ -164,6 +171,7 @@ class Desk:
             if known is None:
                 logger.error("a request failed", exc_info=error)
                 known = internal_error()
+            known = answer.reword(known)
             note_error(known)
             if stream.started:
                 await stream.event(answer.format.failure(known))

@@ -42,4 +42,4 @@ async def _respond(desk: Desk, asked: ResponsesRequest) -> Response:
     generation = Generation(desk.engine, [prompt], placement, tokenizer)
     logprobs = params.logprobs is not None
     answer_format = ResponsesFormat(desk.header(placement), tokenizer, asked, logprobs)
-    return desk.respond(generation, answer_format, stream=bool(asked.stream))
+    return desk.respond(generation, answer_format, stream=bool(asked.stream), reword=renamed)
