@@ -91,12 +91,13 @@ async def _token_ids(desk: Desk, asked: EmbeddingRequest) -> list[list[int]]:
     given = prompt_list(asked.input, info, "input", MAX_INPUTS)
     if len(given) > MAX_INPUTS:
         raise bad_request(f"input: at most {MAX_INPUTS} inputs in one request", "input")
+    size = sum(len(one) for one in given if isinstance(one, str))
     inputs = []
     for one in given:
         if isinstance(one, str):
             check_text(len(one), info, "input")
             encode = partial(desk.model.tokenizer.encode, one)
-            token_ids = await desk.workers.run(len(one), encode) if one else []
+            token_ids = await desk.workers.run(size, encode) if one else []
         else:
             check_token_ids(one, info, "input")
             token_ids = one

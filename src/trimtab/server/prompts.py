@@ -54,13 +54,14 @@ class PromptMaker:
         params = self._with_bad_words(params, asked.bad_words, info)
         grammar = asked_grammar(asked)
         scored = bool(asked.echo) and asked.logprobs is not None
+        size = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
         result = []
         for prompt in prompts:
             if isinstance(prompt, str):
                 check_text(len(prompt), info, "prompt")
                 add_special_tokens = asked.add_special_tokens is not False
                 encode = partial(self._tokenizer.encode, prompt, add_special_tokens)
-                token_ids = await self._workers.run(len(prompt), encode)
+                token_ids = await self._workers.run(size, encode)
                 text = prompt
             else:
                 check_token_ids(prompt, info, "prompt")
