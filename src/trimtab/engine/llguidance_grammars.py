@@ -178,6 +178,8 @@ class LlguidanceMatcher:
 
     def _error(self) -> GrammarError:
         reason = self._inner.get_error().strip().split("\n", 1)[0][:200]
+        if reason.startswith("NoExtension"):
+            reason = "no token of this model continues its text"
         return GrammarError(f"the grammar cannot be followed any further: {reason}")
 
 
