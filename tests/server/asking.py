@@ -14,6 +14,9 @@ TEXT = "/v1/completions"
 PATIENCE = httpx.Timeout(60)
 
 
+WORDS = {"type": "array", "minItems": 99, "items": {"enum": ["a long word", "a longer one"]}}
+
+
 def shapes(max_tokens: int) -> list[tuple[str, dict[str, Any]]]:
     """Requests of every kind, all of them exact: greedy or with a seed."""
     common: dict[str, Any] = {"max_tokens": max_tokens, "ignore_eos": True}
@@ -29,7 +32,9 @@ def shapes(max_tokens: int) -> list[tuple[str, dict[str, Any]]]:
         (TEXT, text | {"prompt": "g", "stop": ["zz", "e"]}),
         (TEXT, text | {"prompt": "h", "presence_penalty": 1, "repetition_penalty": 1.2}),
         (TEXT, text | {"prompt": "prompt " * 10, "prompt_logprobs": 1, "min_tokens": 100}),
+        (TEXT, text | {"prompt": "i", "logprobs": 1, "guided_regex": "([a-z]{4} and so on; )+"}),
         ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", chat | {"guided_json": WORDS, "max_tokens": max_tokens}),
         ("/v1/chat/completions", chat | {"logprobs": True, "top_logprobs": 1, "n": 2}),
     ]
     return [(path, body | extra) for path, body in kinds for extra in ({}, usage)]
