@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from fake_engine import MODEL_NAME
 from live import Live
+from scripted import MARKERS, MODEL, scripted
+from test_tool_calls import WEATHER
+from tool_templates import HERMES
 
 FIELDS: dict[str, Any] = {"temperature": 0, "max_tokens": 7}
 
@@ -63,6 +66,42 @@ def test_langchain_sees_errors_as_openais(server: Live) -> None:
 
     with pytest.raises(openai.BadRequestError, match="temperature"):
         langchain_model(server, temperature=5).invoke("hello")
+
+
+@pytest.mark.parametrize("responses", [False, True])
+async def test_langchain_calls_tools(responses: bool) -> None:
+    langchain_openai = pytest.importorskip("langchain_openai")
+    from langchain_core.messages import HumanMessage, ToolMessage
+
+    def get_weather(city: str) -> str:
+        """Tell the weather."""
+        return city
+
+    async with scripted(HERMES, MARKERS) as server:
+        model = langchain_openai.ChatOpenAI(
+            model=MODEL,
+            base_url="http://scripted/v1",
+            api_key="unused",
+            http_async_client=server.http,
+            use_responses_api=responses,
+            max_retries=0,
+        ).bind_tools([get_weather])
+        server.says(f"Let me see.<tool_call>{WEATHER}</tool_call>")
+        question = HumanMessage("Weather?")
+        answer = await model.ainvoke([question])
+        (call,) = answer.tool_calls
+        assert (call["name"], call["args"]) == ("get_weather", {"city": "Zürich 🙂"})
+        assert answer.text == "Let me see."
+        chunks = [chunk async for chunk in model.astream([question])]
+        streamed = chunks[0]
+        for chunk in chunks[1:]:
+            streamed = streamed + chunk
+        assert [one["args"] for one in streamed.tool_calls] == [call["args"]]
+        server.says("Rain.")
+        result = ToolMessage("rain, and then more", tool_call_id=call["id"])
+        assert (await model.ainvoke([question, answer, result])).text == "Rain."
+        assert "rain, and then more" in server.prompt
+        assert server.prompt.count("get_weather") > 1  # the tool, and the call of it
 
 
 LITELLM = """

@@ -13,6 +13,7 @@ from trimtab.server import responses_types as types
 from trimtab.server.api_errors import ApiError
 from trimtab.server.choice import ChoiceEvent, TokenText
 from trimtab.server.formats import Collected, Header, token_logprob
+from trimtab.server.parsing.pieces import Kind
 from trimtab.server.responses_types import FunctionCall, Item, OutputMessage, Reasoning
 from trimtab.tokenization import Tokenizer
 
@@ -41,7 +42,9 @@ class ResponsesFormat:
         if not self._num_events:
             out.append(types.Created(response=self._response, sequence_number=self._next()))
             out.append(types.InProgress(response=self._response, sequence_number=self._next()))
-        if event.text or event.tokens:
+        if event.pieces:
+            self._take_pieces(event, out)
+        elif event.text or event.tokens:
             self._take_text(event.text, event.tokens, out)
         if event.finish_reason is not None:
             self._status = "incomplete" if event.finish_reason == "length" else "completed"
@@ -65,9 +68,9 @@ class ResponsesFormat:
 
     def whole(self, choices: Sequence[Collected], usage: api.Usage) -> msgspec.Struct:
         (choice,) = choices
-        self.chunks(
-            ChoiceEvent(0, choice.text, choice.tokens, choice.finish_reason, choice.stop_token)
-        )
+        event = ChoiceEvent(0, choice.text, choice.tokens, choice.finish_reason)
+        event.pieces, event.tool_calls = choice.pieces, choice.tool_calls
+        self.chunks(event)
         return self._finished(usage)
 
     def _finished(self, usage: api.Usage) -> types.Response:
@@ -82,12 +85,30 @@ class ResponsesFormat:
                 usage.prompt_tokens,
                 details,
                 usage.completion_tokens,
-                types.OutputTokensDetails(),
+                types.OutputTokensDetails(usage.completion_tokens_details.reasoning_tokens),
                 usage.total_tokens,
             ),
         )
 
     # -- items
+
+    def _take_pieces(self, event: ChoiceEvent, out: list[msgspec.Struct]) -> None:
+        """The output in its order; logprobs go with the first content among the pieces."""
+        tokens = event.tokens
+        call_ids = {call.index: call.id for call in event.tool_calls}
+        for piece in event.pieces:
+            if piece.kind is Kind.CONTENT:
+                self._take_text(piece.text, tokens, out)
+                tokens = []
+            elif piece.kind is Kind.REASONING:
+                self._take_reasoning(piece.text, out)
+            elif piece.kind is Kind.CALL_BEGIN:
+                call_id = call_ids.get(piece.call) or _new_id("call")
+                self._begin(FunctionCall(_new_id("fc"), call_id, piece.text), out)
+            elif piece.kind is Kind.ARGUMENTS:
+                self._take_arguments(piece.text, out)
+            else:
+                self._close("completed", out)
 
     def _take_text(self, text: str, tokens: list[TokenText], out: list[msgspec.Struct]) -> None:
         if not isinstance(self._open, OutputMessage):
@@ -112,9 +133,6 @@ class ResponsesFormat:
             self._open.content.append(types.ReasoningText(""))
         self._open.content[0].text += text
         out.append(types.ReasoningDelta(delta=text, **self._place()))
-
-    def _begin_call(self, call_id: str, name: str, out: list[msgspec.Struct]) -> None:
-        self._begin(FunctionCall(_new_id("fc"), call_id, name), out)
 
     def _take_arguments(self, text: str, out: list[msgspec.Struct]) -> None:
         assert isinstance(self._open, FunctionCall)
