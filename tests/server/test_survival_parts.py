@@ -23,22 +23,28 @@ def request(name: str = "r", **fields: object) -> EngineRequest:
     return EngineRequest(name, [1, 2, 3], params, **fields)  # type: ignore[arg-type]
 
 
+def ignore(output: TokenOutput | Exception) -> None:
+    pass
+
+
 def test_a_seed_is_drawn_once_where_it_matters() -> None:
-    live = LiveRequest.of(request())
+    live = LiveRequest.of(request(), ignore)
     seed = live.to_submit().params.seed
     assert seed is not None
     live.take(TokenOutput("r", [7]))
     assert live.to_submit().params.seed == seed
-    assert LiveRequest.of(request()).to_submit().params.seed != seed
+    assert LiveRequest.of(request(), ignore).to_submit().params.seed != seed
     greedy = EngineRequest("r", [1], SamplingParams(temperature=0))
-    assert LiveRequest.of(greedy).request is greedy
+    assert LiveRequest.of(greedy, ignore).request is greedy
     named = EngineRequest("r", [1], SamplingParams(seed=5))
-    assert LiveRequest.of(named).request is named
+    assert LiveRequest.of(named, ignore).request is named
 
 
 def test_what_is_resumed() -> None:
     scores = [TokenLogprobs(-1.0), TokenLogprobs(-2.0)]
-    live = LiveRequest.of(request(prompt_logprobs=2, completion_ids=[9], cache_salt="s"))
+    outputs: list[TokenOutput | Exception] = []
+    asked = request(prompt_logprobs=2, completion_ids=[9], cache_salt="s")
+    live = LiveRequest.of(asked, outputs.append)
     assert live.to_submit().prompt_logprobs == 2
     live.take(TokenOutput("r", [4], num_cached_tokens=16, prompt_logprobs=scores))
     live.take(TokenOutput("r", [5, 6], num_cached_tokens=16))
@@ -47,7 +53,6 @@ def test_what_is_resumed() -> None:
     assert again.prompt_logprobs is None
     assert (again.prompt_ids, again.cache_salt) == ([1, 2, 3], "s")
     live.take(TokenOutput("r", [7], num_cached_tokens=0))  # of the process that took over
-    outputs = [live.events.get_nowait() for _ in range(3)]
     assert [one.num_cached_tokens for one in outputs if isinstance(one, TokenOutput)] == [16] * 3
 
 
@@ -71,7 +76,7 @@ class Process:
 def test_the_innocent_finish_and_the_guilty_do_not(seed: int, count: int, guilty: int) -> None:
     draw = random.Random(seed)
     poison = {f"r{i}": draw.randrange(4) for i in draw.sample(range(count), min(guilty, count))}
-    arrivals = [LiveRequest.of(request(f"r{i}")) for i in range(count)]
+    arrivals = [LiveRequest.of(request(f"r{i}"), ignore) for i in range(count)]
     lineup, live = Lineup(), {}
     finished, convicted, deaths = [], [], 0
     process = None
@@ -110,7 +115,7 @@ def test_the_innocent_finish_and_the_guilty_do_not(seed: int, count: int, guilty
 
 def test_deaths_between_progress_convict_nobody() -> None:
     lineup = Lineup()
-    ones = [LiveRequest.of(request(f"r{i}")) for i in range(4)]
+    ones = [LiveRequest.of(request(f"r{i}"), ignore) for i in range(4)]
     assert lineup.begin() == []
     assert [lineup.arrive(one) for one in ones] == [[one] for one in ones]
     for _ in range(20):

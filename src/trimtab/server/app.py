@@ -23,7 +23,7 @@ from trimtab.server import (
 )
 from trimtab.server import api_types as api
 from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
-from trimtab.server.desk import Desk, SupervisedEngine
+from trimtab.server.desk import Desk
 from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
 from trimtab.server.generation import Generation, Placement, Prompt
 from trimtab.server.guard import Guard
@@ -32,6 +32,7 @@ from trimtab.server.logs import log_request
 from trimtab.server.observation import note_error
 from trimtab.server.page_routes import read_page
 from trimtab.server.prompts import echoed_text
+from trimtab.server.supervised import SupervisedEngine
 from trimtab.server.text import ServedModel
 from trimtab.server.tracing import tracing_to
 

@@ -7,10 +7,9 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -18,7 +17,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from trimtab.config import ServerConfig
-from trimtab.engine.client import EngineClient
 from trimtab.errors import EngineDeadError
 from trimtab.server.api_errors import (
     ApiError,
@@ -27,6 +25,7 @@ from trimtab.server.api_errors import (
     internal_error,
     unavailable,
 )
+from trimtab.server.choice import ChoiceEvent
 from trimtab.server.formats import AnswerFormat, Collected, Header
 from trimtab.server.generation import Generation, Placement
 from trimtab.server.http import EventStream, Work, read_json_body, with_timings
@@ -34,27 +33,13 @@ from trimtab.server.json_body import parse
 from trimtab.server.observation import Observer, Timings, current_call, note_error
 from trimtab.server.parsing.choose import ModelParsers
 from trimtab.server.prompts import PromptMaker
+from trimtab.server.supervised import SupervisedEngine
 from trimtab.server.text import ServedModel, TextWorkers
 from trimtab.server.validation import timeout_seconds
 
 logger = logging.getLogger("trimtab.server")
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-
-class SupervisedEngine(EngineClient, Protocol):
-    """An EngineClient that also says how its engine is."""
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def healthy(self) -> bool: ...
-
-    @property
-    def num_restarts(self) -> int:
-        """Engine processes that were lost since the first one was ready."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -157,7 +142,7 @@ class Desk:
 
     async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         """Until the first event an error is an HTTP status; after it, an event of the stream."""
-        stream = EventStream(send, named=answer.format.named_events)
+        stream = EventStream(scope, send, named=answer.format.named_events)
         try:
             if answer.stream:
                 await _stream(answer, stream)
@@ -174,10 +159,12 @@ class Desk:
             known = answer.reword(known)
             note_error(known)
             if stream.started:
-                await stream.event(answer.format.failure(known))
-                await stream.done()
+                stream.put([answer.format.failure(known)])
+                await stream.end()
             else:
                 await known.response()(scope, receive, send)
+        finally:
+            stream.close()
 
 
 async def _stream(answer: Answer, stream: EventStream) -> None:
@@ -185,23 +172,22 @@ async def _stream(answer: Answer, stream: EventStream) -> None:
     call = current_call.get()
     is_timed = call is not None and call.wants_timings
     held: list[msgspec.Struct] = []
-    async with aclosing(answer.generation.events()) as events:
-        async for event in events:
-            chunks = [*held, *answer.format.chunks(event)]
-            held = [chunks.pop()] if is_timed and chunks and event.finish_reason else []
-            for chunk in chunks:
-                await stream.event(chunk)
-    ending = [*held, *answer.format.ending(answer.generation.usage())]
-    for chunk in ending:
-        await stream.event(chunk, _timings() if chunk is ending[-1] else None)
-    await stream.done()
+
+    def take(event: ChoiceEvent) -> None:
+        chunks = answer.format.chunks(event)
+        if is_timed:
+            chunks = [*held, *chunks]
+            held[:] = [chunks.pop()] if chunks and event.finish_reason else []
+        stream.put(chunks)
+
+    await answer.generation.deliver(take)
+    stream.put([*held, *answer.format.ending(answer.generation.usage())], _timings())
+    await stream.end()
 
 
 async def _collect(answer: Answer) -> Response:
     choices = [Collected() for _ in answer.generation.choices]
-    async with aclosing(answer.generation.events()) as events:
-        async for event in events:
-            choices[event.index].add(event)
+    await answer.generation.deliver(lambda event: choices[event.index].add(event))
     whole = answer.format.whole(choices, answer.generation.usage())
     return Response(with_timings(whole, _timings()), media_type="application/json")
 

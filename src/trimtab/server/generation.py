@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
 
-from trimtab.engine.client import EngineClient, EngineRequest, TokenOutput
+from trimtab.engine.client import EngineRequest, TokenOutput
 from trimtab.engine.sampling_params import SamplingParams, choice_params
 from trimtab.errors import RequestError
 from trimtab.server.api_errors import timed_out
@@ -17,6 +16,7 @@ from trimtab.server.choice import Choice, ChoiceEvent
 from trimtab.server.observation import current_call
 from trimtab.server.parsing.choose import Parsing
 from trimtab.server.structured import AskedGrammar
+from trimtab.server.supervised import SupervisedEngine
 from trimtab.tokenization import Tokenizer
 
 
@@ -45,18 +45,6 @@ class Placement:
     timeout_seconds: float | None = None  # from here to its end, waiting included
 
 
-async def _in_words_of(
-    asked: AskedGrammar, outputs: AsyncGenerator[TokenOutput, None]
-) -> AsyncGenerator[TokenOutput, None]:
-    """What the engine has against the grammar is told with the name of the client's field."""
-    async with aclosing(outputs):
-        try:
-            async for output in outputs:
-                yield output
-        except RequestError as error:
-            raise asked.refusal(error) if error.param == "grammar" else error from None
-
-
 def _num_prompt_logprobs(prompt: Prompt, is_first: bool) -> int | None:
     """Of one choice of a prompt. An echo is scored for each of them, anything else once."""
     wanted = []
@@ -70,11 +58,11 @@ def _num_prompt_logprobs(prompt: Prompt, is_first: bool) -> int | None:
 
 
 class Generation:
-    """Choice i * n + j is choice j of prompt i. Closing `events` aborts whatever still runs."""
+    """Choice i * n + j is choice j of prompt i. Leaving `deliver` aborts whatever still runs."""
 
     def __init__(
         self,
-        client: EngineClient,
+        client: SupervisedEngine,
         prompts: Sequence[Prompt],
         placement: Placement,
         tokenizer: Tokenizer,
@@ -84,8 +72,6 @@ class Generation:
         self._call = current_call.get()
         self._prompts = prompts
         self._timeout_seconds = placement.timeout_seconds
-        self._expired = False
-        self._aborts: set[asyncio.Future[None]] = set()  # held until they are done
         self.choices: list[Choice] = []
         self._requests: list[EngineRequest] = []
         self._asked_grammar = prompts[0].grammar if prompts else None  # the same for all
@@ -148,77 +134,63 @@ class Generation:
             CompletionTokensDetails(num_reasoning_tokens),
         )
 
-    def events(self) -> AsyncGenerator[ChoiceEvent, None]:
-        """Raises what the engine raises, and ApiError 408 when its time is over; every choice ends
-        with one finish_reason otherwise."""
-        seconds = self._timeout_seconds
-        return self._all_events() if seconds is None else self._events_within(seconds)
+    async def deliver(self, take: Callable[[ChoiceEvent], None]) -> None:
+        """Run all choices to their ends. `take` gets each event within the very call that brought
+        the tokens: nothing is scheduled for a token. Every choice ends with one finish_reason.
 
-    async def _events_within(self, seconds: float) -> AsyncGenerator[ChoiceEvent, None]:
-        timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+        Raises what the engine raises, what `take` raises, and ApiError 408 when the request's time
+        is over; whatever still runs is aborted then.
+        """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        running = len(self.choices)
+
+        def fail(error: Exception) -> None:
+            if isinstance(error, RequestError) and error.param == "grammar" and self._asked_grammar:
+                error = self._asked_grammar.refusal(error)
+            if not ended.done():
+                ended.set_exception(error)
+
+        def on_output(index: int, output: TokenOutput | Exception) -> None:
+            nonlocal running
+            choice = self.choices[index]
+            if ended.done() or choice.finished:
+                return
+            try:
+                if isinstance(output, Exception):
+                    raise output
+                self._take(choice, output, take)
+            except Exception as error:
+                fail(error)
+                return
+            if choice.finished:
+                cancels[index]()
+                running -= 1
+                if not running:
+                    ended.set_result(None)
+
+        cancels: list[Callable[[], None]] = []
+        timer = None
+        if self._timeout_seconds is not None:
+            timer = loop.call_later(self._timeout_seconds, fail, timed_out())
         try:
-            async with aclosing(self._all_events()) as events:
-                async for event in events:
-                    yield event
+            for index, request in enumerate(self._requests):
+                cancels.append(self._client.submit(request, partial(on_output, index)))
+            await ended
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
+            for cancel in cancels:
+                cancel()
 
-    def _expire(self) -> None:
-        self._expired = True
-        for request in self._requests:
-            aborting = asyncio.ensure_future(self._client.abort(request.request_id))
-            self._aborts.add(aborting)
-            aborting.add_done_callback(self._aborts.discard)
-
-    async def _all_events(self) -> AsyncGenerator[ChoiceEvent, None]:
-        if len(self.choices) == 1:
-            async with aclosing(self._run(0)) as events:
-                async for event in events:
-                    yield event
-            return
-        queue: asyncio.Queue[ChoiceEvent | Exception | None] = asyncio.Queue()
-        tasks = [asyncio.create_task(self._pump(i, queue)) for i in range(len(self.choices))]
-        running = len(tasks)
-        try:
-            while running:
-                item = await queue.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, Exception):
-                    raise item
-                else:
-                    yield item
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _pump(self, index: int, queue: asyncio.Queue[ChoiceEvent | Exception | None]) -> None:
-        try:
-            async with aclosing(self._run(index)) as events:
-                async for event in events:
-                    queue.put_nowait(event)
-            queue.put_nowait(None)
-        except Exception as error:
-            queue.put_nowait(error)
-
-    async def _run(self, index: int) -> AsyncGenerator[ChoiceEvent, None]:
-        choice, call = self.choices[index], self._call
-        outputs = cast(
-            "AsyncGenerator[TokenOutput, None]", self._client.generate(self._requests[index])
-        )
-        if self._asked_grammar is not None:
-            outputs = _in_words_of(self._asked_grammar, outputs)
-        async with aclosing(outputs):
-            async for output in outputs:
-                if self._expired and output.finish_reason == "abort":
-                    raise timed_out()
-                if call is not None:
-                    call.output(index, output)
-                event = choice.take(output)
-                if call is not None and event.finish_reason is not None:
-                    call.finish(index, event.finish_reason)
-                if not event.is_empty:
-                    yield event
-                if choice.finished:
-                    return
+    def _take(
+        self, choice: Choice, output: TokenOutput, take: Callable[[ChoiceEvent], None]
+    ) -> None:
+        call = self._call
+        if call is not None:
+            call.output(choice.index, output)
+        event = choice.take(output)
+        if call is not None and event.finish_reason is not None:
+            call.finish(choice.index, event.finish_reason)
+        if not event.is_empty:
+            take(event)

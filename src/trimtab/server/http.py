@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.requests import Request
@@ -15,6 +15,10 @@ from starlette.types import Receive, Scope, Send
 from trimtab.server.api_errors import ApiError
 from trimtab.server.observation import Timings, current_call
 
+if TYPE_CHECKING:
+    from trimtab.server.protocol import DirectBody
+
+DIRECT_BODY = "trimtab.direct_body"  # in a scope: protocol.DirectBody
 MAX_HEADER_BYTES = 64 << 10
 BODY_SECONDS = 30.0
 
@@ -68,40 +72,76 @@ def with_timings(document: Any, timings: Timings | None) -> bytes:
 class EventStream:
     """Server-sent events: the status goes out with the first one.
 
-    `named` events carry the tag of their document, its `type`, as their name, and no `[DONE]`
-    follows them.
+    Events are put, not awaited: they leave at once while the client keeps up, and wait here while
+    it does not. `named` events carry the tag of their document, its `type`, as their name, and no
+    `[DONE]` follows them.
     """
 
-    def __init__(self, send: Send, named: bool = False) -> None:
+    def __init__(self, scope: Scope, send: Send, named: bool = False) -> None:
+        self._direct: DirectBody | None = scope.get(DIRECT_BODY)
         self._send = send
         self._named = named
-        self.started = False
+        self._pending: list[bytes] = []
+        self._sending: asyncio.Task[None] | None = None  # while anything is pending
+        self._begun = False  # the status is out
+        self.started = False  # there has been an event
 
-    async def event(self, document: msgspec.Struct, timings: Timings | None = None) -> None:
-        data = b"data: " + with_timings(document, timings) + b"\n\n"
+    def put(self, documents: Iterable[msgspec.Struct], timings: Timings | None = None) -> None:
+        """Events, in their order; the timings go with the last one."""
+        parts = [self._event(document) for document in documents]
+        if timings is not None and parts:
+            parts[-1] = parts[-1][:-3] + b',"timings":' + msgspec.json.encode(timings) + b"}\n\n"
+        data = b"".join(parts)
+        if not data:
+            return
+        self.started = True
+        if self._sending is None and self._begun and self._direct and self._direct.write(data):
+            return
+        self._pending.append(data)
+        if self._sending is None:
+            self._sending = asyncio.ensure_future(self._send_pending())
+
+    async def end(self) -> None:
+        """Ends the response, when all events are out."""
+        try:
+            if self._sending is not None:
+                await self._sending
+            await self._begin()
+            last = b"" if self._named else b"data: [DONE]\n\n"
+            await self._send({"type": "http.response.body", "body": last, "more_body": False})
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Forget what is not out yet."""
+        self._pending.clear()
+        if self._sending is not None:
+            self._sending.cancel()
+
+    def _event(self, document: msgspec.Struct) -> bytes:
+        data = b"data: %b\n\n" % msgspec.json.encode(document)
         if self._named:
-            data = b"event: %s\n%s" % (str(document.__struct_config__.tag).encode(), data)
-        await self._write(data)
+            return b"event: %s\n%s" % (str(document.__struct_config__.tag).encode(), data)
+        return data
 
-    async def done(self) -> None:
-        """Ends the response."""
-        await self._write(b"" if self._named else b"data: [DONE]\n\n", more_body=False)
+    async def _begin(self) -> None:
+        if self._begun:
+            return
+        self._begun = True
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    async def _write(self, data: bytes, more_body: bool = True) -> None:
-        if not self.started:
-            self.started = True
-            await self._send(
-                {
-                    "type": "http.response.start",
-                    "status": 200,
-                    "headers": [
-                        (b"content-type", b"text/event-stream; charset=utf-8"),
-                        (b"cache-control", b"no-cache"),
-                        (b"x-accel-buffering", b"no"),
-                    ],
-                }
-            )
-        await self._send({"type": "http.response.body", "body": data, "more_body": more_body})
+    async def _send_pending(self) -> None:
+        await self._begin()
+        while self._pending:
+            data = b"".join(self._pending)
+            self._pending.clear()
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending = None
 
 
 class Work(Response):

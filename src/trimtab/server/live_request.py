@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from trimtab.engine.client import EngineRequest, TokenOutput
+
+Sink = Callable[[TokenOutput | Exception], None]
 
 
 @dataclass(eq=False, slots=True)
 class LiveRequest:
     """Everything that another engine process needs to go on with it.
 
-    `events` are for its consumer; an exception or an output with a finish_reason is the last.
+    `sink` is its consumer; an exception or an output with a finish_reason is the last it gets.
     """
 
     request: EngineRequest  # as it came, with a seed
-    events: asyncio.Queue[TokenOutput | Exception] = field(default_factory=asyncio.Queue)
-    token_ids: list[int] = field(default_factory=list)  # emitted, and put into `events`
+    sink: Sink
+    token_ids: list[int] = field(default_factory=list)  # emitted, and given to the sink
     num_cached_tokens: int | None = None  # as first reported; None: nothing was yet
     scored: bool = False  # its prompt's logprobs are out
     submitted: bool = False  # the present engine process has it
@@ -26,12 +28,12 @@ class LiveRequest:
     barren_deaths: int = 0  # processes in a row that ended with it and had emitted nothing for it
 
     @classmethod
-    def of(cls, request: EngineRequest) -> LiveRequest:
+    def of(cls, request: EngineRequest, sink: Sink) -> LiveRequest:
         """Draws the seed here if the request has none: every process must sample with the same."""
         if request.params.seed is None and request.params.temperature > 0:
             params = replace(request.params, seed=secrets.randbits(64))
             request = replace(request, params=params)
-        return cls(request)
+        return cls(request, sink)
 
     @property
     def request_id(self) -> str:
@@ -53,7 +55,7 @@ class LiveRequest:
             self.num_cached_tokens = output.num_cached_tokens
         else:
             output.num_cached_tokens = self.num_cached_tokens
-        self.events.put_nowait(output)
+        self.sink(output)
 
     def to_submit(self) -> EngineRequest:
         """The request for an engine that knows nothing of it: it goes on behind what was emitted,

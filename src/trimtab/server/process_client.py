@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import replace
 from typing import Literal
 
@@ -36,7 +36,7 @@ from trimtab.server import messages
 from trimtab.server.child import EngineChild
 from trimtab.server.engine_counts import Pace, sum_stats, without_counts
 from trimtab.server.lineup import Lineup
-from trimtab.server.live_request import LiveRequest
+from trimtab.server.live_request import LiveRequest, Sink
 from trimtab.server.watchdog import Restarts, SupervisionPolicy, Watchdog
 
 logger = logging.getLogger("trimtab.server")
@@ -72,7 +72,6 @@ class ProcessEngineClient:
         self._earlier_stats: EngineStats | None = None  # of all processes that are gone
         self._num_restarts = 0
         self._live: dict[str, LiveRequest] = {}  # not finished, in the order of their arrival
-        self._num_open = 0  # requests whose consumer is not done
         self._pace = Pace()
         self._lineup = Lineup()
         self._restarts = Restarts(self._policy)
@@ -130,35 +129,39 @@ class ProcessEngineClient:
         return stats if self._earlier_stats is None else sum_stats(self._earlier_stats, stats)
 
     async def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
-        if self._state not in ("ready", "restarting"):
-            raise EngineDeadError(f"the engine is {self._state}")
-        if self._num_open >= self._limit:
-            raise QueueFullError(
-                "too many requests are running and waiting", self._pace.retry_after(self._limit)
-            )
-        if request.request_id in self._live:
-            raise RequestError(f"request_id {request.request_id!r} is in use")
-        live = LiveRequest.of(request)
-        self._live[request.request_id] = live
-        self._num_open += 1
+        events: asyncio.Queue[TokenOutput | Exception] = asyncio.Queue()
+        cancel = self.submit(request, events.put_nowait)
         try:
-            self._submit(self._lineup.arrive(live))
             while True:
-                event = await live.events.get()
+                event = await events.get()
                 if isinstance(event, Exception):
                     raise event
                 yield event
                 if event.finish_reason is not None:
                     return
         finally:
-            self._num_open -= 1
-            self._drop(live)
+            cancel()
+
+    def submit(self, request: EngineRequest, sink: Sink) -> Callable[[], None]:
+        """See SupervisedEngine."""
+        if self._state not in ("ready", "restarting"):
+            raise EngineDeadError(f"the engine is {self._state}")
+        if len(self._live) >= self._limit:
+            raise QueueFullError(
+                "too many requests are running and waiting", self._pace.retry_after(self._limit)
+            )
+        if request.request_id in self._live:
+            raise RequestError(f"request_id {request.request_id!r} is in use")
+        live = LiveRequest.of(request, sink)
+        self._live[request.request_id] = live
+        self._submit(self._lineup.arrive(live))
+        return lambda: self._drop(live)
 
     async def abort(self, request_id: str) -> None:
         live = self._live.get(request_id)
         if live is not None:
             self._drop(live)
-            live.events.put_nowait(TokenOutput(request_id, [], finish_reason="abort"))
+            live.sink(TokenOutput(request_id, [], finish_reason="abort"))
 
     async def reset_prefix_cache(self) -> None:
         """See EngineClient. A process that is yet to come has nothing to forget."""
@@ -187,19 +190,19 @@ class ProcessEngineClient:
 
     def _fail(self, live: LiveRequest, error: Exception) -> None:
         self._drop(live)
-        live.events.put_nowait(error)
+        live.sink(error)
 
     def _take(self, output: TokenOutput) -> None:
         live = self._live.get(output.request_id)
         if live is None:
             return
-        live.take(output)
         self._fruitful = True
         if output.finish_reason is not None:
             del self._live[output.request_id]
             self._pace.finished()
             self._submit(self._lineup.leave(live))
-        elif self._lineup.in_trial:
+        live.take(output)
+        if self._lineup.in_trial and output.request_id in self._live:
             self._submit(self._lineup.progress(live))
 
     def _reject(self, event: messages.Rejected) -> None:
@@ -214,7 +217,7 @@ class ProcessEngineClient:
             error = QueueFullError(event.message, self._pace.retry_after(self._limit))
         else:
             error = EngineDeadError(f"the engine failed to run the request: {event.message}")
-        live.events.put_nowait(error)
+        live.sink(error)
 
     # -- life and death of the process
 
