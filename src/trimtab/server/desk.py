@@ -159,7 +159,7 @@ class Desk:
             known = answer.reword(known)
             note_error(known)
             if stream.started:
-                stream.put([answer.format.failure(known)])
+                stream.put(lambda: [answer.format.failure(known)])
                 await stream.end()
             else:
                 await known.response()(scope, receive, send)
@@ -173,15 +173,14 @@ async def _stream(answer: Answer, stream: EventStream) -> None:
     is_timed = call is not None and call.wants_timings
     held: list[msgspec.Struct] = []
 
-    def take(event: ChoiceEvent) -> None:
-        chunks = answer.format.chunks(event)
-        if is_timed:
-            chunks = [*held, *chunks]
-            held[:] = [chunks.pop()] if chunks and event.finish_reason else []
-        stream.put(chunks)
+    def timed_chunks(event: ChoiceEvent) -> list[msgspec.Struct]:
+        chunks = [*held, *answer.format.chunks(event)]
+        held[:] = [chunks.pop()] if chunks and event.finish_reason else []
+        return chunks
 
-    await answer.generation.deliver(take)
-    stream.put([*held, *answer.format.ending(answer.generation.usage())], _timings())
+    make = timed_chunks if is_timed else answer.format.chunks
+    await answer.generation.deliver(lambda event: stream.put(partial(make, event)))
+    stream.put(lambda: [*held, *answer.format.ending(answer.generation.usage())], _timings())
     await stream.end()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 DIRECT_BODY = "trimtab.direct_body"  # in a scope: protocol.DirectBody
 MAX_HEADER_BYTES = 64 << 10
 BODY_SECONDS = 30.0
+PENDING_AT_ONCE = 64  # puts that are made into one piece of a body
 
 
 async def read_json_body(request: Request, max_bytes: int) -> bytes:
@@ -72,32 +74,31 @@ def with_timings(document: Any, timings: Timings | None) -> bytes:
 class EventStream:
     """Server-sent events: the status goes out with the first one.
 
-    Events are put, not awaited: they leave at once while the client keeps up, and wait here while
-    it does not. `named` events carry the tag of their document, its `type`, as their name, and no
-    `[DONE]` follows them.
+    Events are put, not awaited: they leave at once while the client keeps up, and wait here, not
+    made yet, while it does not. `named` events carry the tag of their document, its `type`, as
+    their name, and no `[DONE]` follows them.
     """
 
     def __init__(self, scope: Scope, send: Send, named: bool = False) -> None:
         self._direct: DirectBody | None = scope.get(DIRECT_BODY)
         self._send = send
         self._named = named
-        self._pending: list[bytes] = []
+        self._pending: list[Callable[[], bytes]] = []
         self._sending: asyncio.Task[None] | None = None  # while anything is pending
         self._begun = False  # the status is out
         self.started = False  # there has been an event
 
-    def put(self, documents: Iterable[msgspec.Struct], timings: Timings | None = None) -> None:
-        """Events, in their order; the timings go with the last one."""
-        parts = [self._event(document) for document in documents]
-        if timings is not None and parts:
-            parts[-1] = parts[-1][:-3] + b',"timings":' + msgspec.json.encode(timings) + b"}\n\n"
-        data = b"".join(parts)
-        if not data:
-            return
+    def put(
+        self, make: Callable[[], Sequence[msgspec.Struct]], timings: Timings | None = None
+    ) -> None:
+        """The documents of events, in their order, as `make` gives them when they are wanted; the
+        timings go with the last one."""
         self.started = True
-        if self._sending is None and self._begun and self._direct and self._direct.write(data):
+        if self._sending is None and self._begun and self._direct and self._direct.writable:
+            if data := self._events(make, timings):
+                self._direct.write(data)
             return
-        self._pending.append(data)
+        self._pending.append(partial(self._events, make, timings))
         if self._sending is None:
             self._sending = asyncio.ensure_future(self._send_pending())
 
@@ -117,6 +118,14 @@ class EventStream:
         self._pending.clear()
         if self._sending is not None:
             self._sending.cancel()
+
+    def _events(
+        self, make: Callable[[], Sequence[msgspec.Struct]], timings: Timings | None
+    ) -> bytes:
+        parts = [self._event(document) for document in make()]
+        if timings is not None and parts:
+            parts[-1] = parts[-1][:-3] + b',"timings":' + msgspec.json.encode(timings) + b"}\n\n"
+        return b"".join(parts)
 
     def _event(self, document: msgspec.Struct) -> bytes:
         data = b"data: %b\n\n" % msgspec.json.encode(document)
@@ -138,8 +147,8 @@ class EventStream:
     async def _send_pending(self) -> None:
         await self._begin()
         while self._pending:
-            data = b"".join(self._pending)
-            self._pending.clear()
+            made, self._pending = self._pending[:PENDING_AT_ONCE], self._pending[PENDING_AT_ONCE:]
+            data = b"".join(make() for make in made)
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._sending = None
 

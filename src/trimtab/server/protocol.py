@@ -61,15 +61,18 @@ class DirectBody:
     def __init__(self, cycle: RequestResponseCycle) -> None:
         self._cycle = cycle
 
-    def write(self, data: bytes) -> bool:
-        """False, and nothing is written, where only `send` can: while the client does not keep up,
-        before the answer has begun, or where it is not chunked."""
+    @property
+    def writable(self) -> bool:
+        """False where only `send` can write: while the client does not keep up, before the answer
+        has begun, or where it is not chunked."""
         cycle = self._cycle
-        if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
-            return False
-        if not cycle.disconnected:
-            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
+        paused: bool = cycle.flow.write_paused
+        return not (paused or not cycle.chunked_encoding or cycle.response_complete)
+
+    def write(self, data: bytes) -> None:
+        """A part that is not empty, while `writable`; nothing if the client has gone."""
+        if not self._cycle.disconnected:
+            self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class LimitedProtocol(HttpToolsProtocol):
