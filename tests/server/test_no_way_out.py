@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from trimtab.config import SchedulerConfig, ServerConfig
+from trimtab.engine.client import EngineRequest, TokenOutput
 from trimtab.server.app import ApiServer
 from trimtab.server.text import ServedModel
 
@@ -59,6 +61,18 @@ class Engine(fake_engine.FakeEngine):
     state = "ready"
     healthy = True
     num_restarts = 0
+
+    def submit(
+        self, request: EngineRequest, sink: Callable[[TokenOutput | Exception], None]
+    ) -> Callable[[], object]:
+        async def run() -> None:
+            try:
+                async for output in self.generate(request):
+                    sink(output)
+            except Exception as error:
+                sink(error)
+
+        return asyncio.ensure_future(run()).cancel
 
 
 def bodies(value: str) -> Iterator[tuple[str, dict[str, Any]]]:
