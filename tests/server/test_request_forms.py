@@ -5,11 +5,23 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
+from fake_engine import VOCAB_SIZE, byte_tokenizer
 from live import Live, live_server
+
+from trimtab.config import ServerConfig
+from trimtab.engine.client import EngineInfo
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.server.api_types import CompletionRequest, Message
+from trimtab.server.desk import Desk
+from trimtab.server.prompts import PromptMaker
+from trimtab.server.text import ServedModel, TextWorkers
+
+T = TypeVar("T")
 
 KEY = "secret-key"
 PAGE = "https://page.example"
@@ -173,6 +185,43 @@ def test_strange_prompts_are_answered_or_refused(server: Live, path: str, prompt
     answer = server.post(path, content=data, headers={"content-type": "application/json"})
     assert answer.status_code in (200, 400)
     assert server.get("/health").status_code == 200
+
+
+def test_more_messages_than_any_context_holds(server: Live) -> None:
+    body = {"messages": [{"role": "user", "content": ""}] * 20_000, "max_tokens": 2}
+    error = server.post("/v1/chat/completions", json=body).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+
+
+async def test_no_texts_or_messages_hold_up_the_event_loop() -> None:
+    """However short each of many is, together they are worked on in another thread."""
+    threads: list[threading.Thread] = []
+
+    class Workers(TextWorkers):
+        async def run(self, num_characters: int, function: Callable[[], T]) -> T:
+            def watched() -> T:
+                threads.append(threading.current_thread())
+                return function()
+
+            return await super().run(num_characters, watched)
+
+    workers = Workers()
+    tokenizer = byte_tokenizer()
+    desk = Desk(ServerConfig(), None, ServedModel("m", tokenizer))  # type: ignore[arg-type]
+    maker = PromptMaker(tokenizer, workers, desk.parsers)
+    info = EngineInfo(VOCAB_SIZE, 2048, 1, 4096, "fake")
+    messages = [Message("user", "") for _ in range(500)]
+    few = [Message("user", "hi")]
+    await maker.encode_messages(few, info)
+    assert threads.pop() is threading.current_thread()
+    await maker.encode_messages(messages, info)
+    assert threads.pop() is not threading.current_thread()
+    asked = CompletionRequest(prompt=["a" * 100] * 200, max_tokens=1)
+    await maker.completion(asked, SamplingParams(max_tokens=1), info)
+    assert threading.current_thread() not in threads
+    assert len(threads) == 200
+    workers.close()
+    desk.close()
 
 
 @pytest.mark.parametrize("value", ["x" * 129, "a b", 'a"b', "é".encode().decode("latin-1"), ""])

@@ -88,11 +88,6 @@ class _Scrape(Collector):
     def _requests(self, observer: Observer) -> Iterator[Metric]:
         totals = observer.totals
         yield self._counter("prompt_tokens", "Prompt tokens taken.", totals.num_prompt_tokens)
-        yield self._counter(
-            "prompt_tokens_cached",
-            "Prompt tokens found in the prefix cache.",
-            observer.num_cached_prompt_tokens,
-        )
         yield self._counter("generation_tokens", "Tokens generated.", totals.num_generated_tokens)
         finished = dict.fromkeys(("stop", "length", "abort", "error"), 0)
         yield self._counters(
@@ -176,6 +171,7 @@ class _Scrape(Collector):
         for name, help_text, count in (
             ("prefix_cache_queries", "Prompt tokens looked up.", stats.num_prompt_tokens),
             ("prefix_cache_hits", "Of those, found.", stats.num_cached_prompt_tokens),
+            ("prompt_tokens_cached", "The same.", stats.num_cached_prompt_tokens),
             ("num_preemptions", "Requests that gave their blocks back.", stats.num_preemptions),
             ("engine_steps", "Steps of the engine.", stats.num_steps),
             ("non_finite_requests", "Requests whose logits were not finite.",

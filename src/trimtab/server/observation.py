@@ -193,7 +193,6 @@ class Observer:
         self.prompt_tokens = Distribution(COUNT_BOUNDS)
         self.completion_tokens = Distribution(COUNT_BOUNDS)
         self.num_choices = Distribution(CHOICES_BOUNDS)
-        self.num_cached_prompt_tokens = 0
         self.on_end: list[Callable[[Call], None]] = []
 
     def begin(self, call: Call) -> None:
@@ -248,7 +247,6 @@ class Observer:
     def _choice_ended(self, life: ChoiceLife) -> None:
         self.finished[life.finish_reason or "abort"] += 1
         self.completion_tokens.add(life.num_tokens)
-        self.num_cached_prompt_tokens += life.num_cached_tokens
         timeline, decode = life.timeline, life.decode_seconds
         if timeline is not None:
             self.queue.add(timeline.queued)

@@ -31,6 +31,7 @@ from trimtab.server.validation import (
 )
 from trimtab.tokenization import TextStream, Tokenizer
 
+MESSAGE_CHARACTERS = 128  # a template's work for a message, empty or not, in characters of text
 MAX_TOKEN_CHARACTERS = 128  # no text has longer tokens on average
 MAX_BAD_WORDS = 64
 MAX_BAD_CHARACTERS = 128
@@ -103,6 +104,7 @@ class PromptMaker:
         """Raises ApiError or RequestError 400 for messages that cannot be served."""
         check_prompt_fields(asked)
         params = self._with_bad_words(params, asked.bad_words, info)
+        check_size(len(asked.messages), "messages", info.max_context, info, "messages")
         conversation = read_conversation(asked, self._tokenizer.chat_template)
         tool_use = conversation.tool_use
         if tool_use.is_forced:
@@ -141,6 +143,7 @@ class PromptMaker:
     ) -> list[int]:
         """Token ids of a conversation. Raises ApiError or RequestError 400, as `chat` does."""
         tool_use = ToolUse([dict(tool) for tool in tools or []], "auto")
+        check_size(len(asked), "messages", info.max_context, info, "messages")
         messages = read_messages(asked)
         conversation = Conversation(messages, tool_use, add_generation_prompt)
         _, token_ids = await self.render(conversation, info)
@@ -151,7 +154,8 @@ class PromptMaker:
         wants one. Raises ApiError or RequestError 400."""
         size = conversation.num_characters
         check_text(size, info, "messages")
-        return await self._workers.run(size, partial(self._render, conversation))
+        work = size + MESSAGE_CHARACTERS * len(conversation.messages)
+        return await self._workers.run(work, partial(self._render, conversation))
 
     def _render(self, conversation: Conversation) -> tuple[str, list[int]]:
         template = self._tokenizer.chat_template
