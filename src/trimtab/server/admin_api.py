@@ -16,11 +16,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from trimtab.server.api_errors import JSONResponse
+from trimtab.server.dashboard import engine_stats
 from trimtab.server.desk import Desk
 from trimtab.server.http import read_json_body
 from trimtab.server.json_body import parse
 from trimtab.server.keys import KeyRing
-from trimtab.server.metrics import engine_stats
 
 MAX_BODY_BYTES = 4096
 ROOT = logging.getLogger("trimtab")

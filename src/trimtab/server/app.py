@@ -14,8 +14,8 @@ from trimtab.config import ServerConfig
 from trimtab.errors import TrimtabError
 from trimtab.server import (
     admin_api,
+    dashboard,
     embeddings_api,
-    metrics,
     openapi,
     responses_api,
     tokenize_api,
@@ -57,7 +57,7 @@ class ApiServer:
                 *tokenize_api.routes(self._desk),
                 *embeddings_api.routes(self._desk),
                 *responses_api.routes(self._desk),
-                *metrics.routes(self._desk),
+                *dashboard.routes(self._desk),
                 *openapi.routes(self._desk),
                 *(admin_api.routes(self._desk, keys) if config.admin_key is not None else []),
             ],
