@@ -108,7 +108,18 @@ VALUES: dict[str, list[Any]] = {
     "logprobs": [True, 0, 20, 21],
     "top_logprobs": [0],
     "prompt": ["", [], [""], [[]], [97], ["a", "b"], [[97], [98]], [VOCAB_SIZE], [1, "a"]],
-    "messages": [[], [{"role": "user", "content": "x"}], ["x"]],
+    "messages": [
+        [],
+        ["x"],
+        [{"role": "user", "content": "x"}],
+        [{"role": "wizard", "content": "x"}],
+        [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        [{"role": "user", "content": [{"type": "text"}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+    ],
+    "tools": [[], [{"type": "function", "function": {"name": "a b"}}], [{"type": "x"}]],
+    "typical_p": [1, 0.5],
+    "mirostat": [0, 2],
 }
 
 

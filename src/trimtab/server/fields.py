@@ -16,7 +16,9 @@ from trimtab.engine.sampling_params import (
     MAX_TOP_LOGPROBS,
     SMALLEST,
 )
+from trimtab.server.conversation import ROLES
 from trimtab.server.prompts import MAX_BAD_CHARACTERS, MAX_BAD_WORDS
+from trimtab.server.tools import NAME
 from trimtab.server.validation import MAX_STOP_TOKEN_IDS, MAX_TEMPERATURE
 
 Bounds = dict[str, Any]  # by JSON type, the keywords that narrow it
@@ -160,7 +162,6 @@ FIELDS: dict[str, Field] = {
     "metadata": Field("Comes back in the answer."),
     "user": Field("Comes back in the answer."),
 }
-_MESSAGE = {"$ref": "#/components/schemas/Message"}
 _TEXT = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", TOKEN_ID: True}}
 _TEXTS_OR_IDS = {
@@ -175,7 +176,17 @@ _TEXTS_OR_IDS = {
 REQUIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("CompletionRequest", "prompt"): _TEXTS_OR_IDS,
     ("EmbeddingRequest", "input"): _TEXTS_OR_IDS,
-    ("ChatRequest", "messages"): {"type": "array", "minItems": 1, "items": _MESSAGE},
+    ("ChatRequest", "messages"): {"minItems": 1},
+}
+# The same of what stands inside of requests.
+NESTED: dict[tuple[str, str], dict[str, Any]] = {
+    ("Message", "role"): {"enum": list(ROLES)},
+    ("ContentPart", "type"): {"const": "text"},
+    ("ContentPart", "text"): {"type": "string"},
+    ("Tool", "type"): {"const": "function"},
+    ("ToolCall", "type"): {"const": "function"},
+    ("FunctionDefinition", "name"): {"type": "string", "pattern": f"^{NAME.pattern}$"},
+    ("NamedToolChoice", "type"): {"const": "function"},
 }
 # Where a field takes other values than elsewhere, by the request's type and its own name.
 EXCEPTIONS: dict[tuple[str, str], Bounds] = {

@@ -17,7 +17,7 @@ from trimtab.server import embeddings_api, responses_input, tokenize_api, valida
 from trimtab.server import responses_types as responses
 from trimtab.server.api_errors import ErrorDocument, JSONResponse
 from trimtab.server.desk import Desk
-from trimtab.server.fields import EXCEPTIONS, FIELDS, REQUIRED, TOKEN_ID
+from trimtab.server.fields import EXCEPTIONS, FIELDS, NESTED, REQUIRED, TOKEN_ID
 from trimtab.version import VERSION
 
 REF = "#/components/schemas/{name}"
@@ -141,6 +141,9 @@ def document(operations: Sequence[Operation], model: str, info: EngineInfo) -> d
         if operation.request is not None:
             name = of[id(operation.request)]["$ref"].rpartition("/")[2]
             _narrow(name, components[name], operation.inert or {}, model, info.vocab_size)
+    for (name, field), values in NESTED.items():
+        if name in components:
+            _require(components[name], field, values)
     paths: dict[str, Any] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, of)
@@ -209,9 +212,7 @@ def _narrow(name: str, schema: dict[str, Any], inert: Inert, model: str, vocab_s
             del own["anyOf"]
             own["enum"] = [model, None]
         if required := REQUIRED.get((name, field)):
-            own.pop("default", None)
-            own |= _with_token_ids(required, vocab_size)
-            schema["required"] = sorted({*schema.get("required", ()), field})
+            _require(schema, field, _with_token_ids(required, vocab_size))
     for field, values in inert.items():
         words = (
             {"description": "No other value is supported."}
@@ -219,6 +220,15 @@ def _narrow(name: str, schema: dict[str, Any], inert: Inert, model: str, vocab_s
             else {"description": "Not supported."}
         )
         properties.setdefault(field, {"enum": list(values), **words})
+
+
+def _require(schema: dict[str, Any], field: str, values: dict[str, Any]) -> None:
+    own = schema["properties"][field]
+    own.pop("default", None)
+    if values.keys() & {"type", "enum", "const", "anyOf"}:
+        own.pop("anyOf", None)
+    own |= values
+    schema["required"] = sorted({*schema.get("required", ()), field})
 
 
 def _with_token_ids(bounds: Any, vocab_size: int) -> Any:

@@ -31,6 +31,19 @@ _INERT: dict[str, tuple[Any, ...]] = {
     "prompt_embeds": (None,),
     "mm_processor_kwargs": (None, {}),
     "spaces_between_special_tokens": (None, True),
+    # Other servers' samplers.
+    "thinking_token_budget": (None,),
+    "repetition_detection": (None,),
+    "repeat_penalty": (None, 1, 1.0),
+    "typical_p": (None, 1, 1.0),
+    "top_a": (None, 0, 0.0),
+    "tfs": (None, 1, 1.0),
+    "mirostat": (None, 0),
+    "mirostat_mode": (None, 0),
+    "dry_multiplier": (None, 0, 0.0),
+    "xtc_probability": (None, 0, 0.0),
+    "no_repeat_ngram_size": (None, 0),
+    "kv_transfer_params": (None,),
 }
 INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
     "functions": (None, []),
@@ -42,6 +55,8 @@ INERT_CHAT: dict[str, tuple[Any, ...]] = _INERT | {
     "chat_template": (None, ""),
     "documents": (None, []),
     "add_special_tokens": (None, False),
+    "best_of": (None, 1),
+    "include_reasoning": (None, True),
 }
 INERT_COMPLETION: dict[str, tuple[Any, ...]] = _INERT | {
     "suffix": (None, ""),
