@@ -81,6 +81,7 @@ class Choice:
         self._eos_token_ids = eos_token_ids
         self._reports_token_ids = reports_token_ids
         self._num_prompt_top = params.logprobs or 0
+        self._reports_logprobs = params.logprobs is not None
         self._prompt_tokens = prompt_tokens
         self._num_characters = 0
         self.finished = False
@@ -102,7 +103,8 @@ class Choice:
         """Raises ApiError 500 if the engine gave the request up."""
         if output.finish_reason in ("error", "abort"):
             raise generation_failed(output.error or output.finish_reason)
-        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = output.num_cached_tokens
         text = self._stream.push(output.token_ids)
         known, self.num_tokens = self.num_tokens, len(self._stream.token_offsets)
         if output.finish_reason is not None:
@@ -111,8 +113,10 @@ class Choice:
         self.finished = reason is not None
         self._num_characters += len(text)
         if self._parser is None:
-            tokens = self._prompt_out(output) + self._tokens_out(output)
-            event = ChoiceEvent(self.index, text, tokens, reason, self._stop_token(output))
+            event = ChoiceEvent(self.index, text, finish_reason=reason)
+            if self._reports_logprobs:
+                event.tokens = self._prompt_out(output) + self._tokens_out(output)
+                event.stop_token = self._stop_token(output)
         else:
             event = self._parsed(text, output, reason, self._parser)
         if self.finished:

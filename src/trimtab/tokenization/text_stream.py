@@ -43,7 +43,7 @@ class TextStream:
         self._kept_ids = kept_ids
         self._include_stop = include_stop_in_output
         self._detokenizer = make_detokenizer(tokenizer.vocabulary)
-        self._matcher = StopMatcher(stop)
+        self._matcher = StopMatcher(stop) if stop else None
         self._held = ""  # decoded, and maybe the start of a stop string
         self._num_out = 0  # characters that are out
         self._ends: list[int] = []  # of the tokens whose text is decoded: where it ends
@@ -64,7 +64,7 @@ class TextStream:
                 break
             self.token_offsets.append(self._num_out + len(self._held))
             skips = self._skip_special_tokens and token_id not in self._kept_ids
-            if self._vocabulary.visible((token_id,), skips):
+            if self._vocabulary.is_visible(token_id, skips):
                 text += self._release(self._detokenizer.push(token_id))
         return text
 
@@ -85,6 +85,10 @@ class TextStream:
         """Append `piece` to the decoded text; what of it may go out."""
         if not piece:
             return ""
+        if self._matcher is None:  # then nothing is ever held
+            self._num_out += len(piece)
+            self.num_tokens = len(self.token_offsets)
+            return piece
         match = self._matcher.scan(piece)
         decoded = self._held + piece
         if match is None:

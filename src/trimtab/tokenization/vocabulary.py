@@ -61,13 +61,13 @@ class Vocabulary:
 
     def visible(self, token_ids: Sequence[int], skip_special_tokens: bool) -> list[int]:
         """The ids that a text is made of. Raises RequestError for one that no model could emit."""
-        visible = []
-        for token_id in token_ids:
-            if not 0 <= token_id < 1 << 31:
-                raise RequestError(f"token id {token_id}: must be in [0, 2^31)")
-            if not (skip_special_tokens and token_id in self.special_ids):
-                visible.append(token_id)
-        return visible
+        return [one for one in token_ids if self.is_visible(one, skip_special_tokens)]
+
+    def is_visible(self, token_id: int, skip_special_tokens: bool) -> bool:
+        """The same of one id."""
+        if not 0 <= token_id < 1 << 31:
+            raise RequestError(f"token id {token_id}: must be in [0, 2^31)")
+        return not (skip_special_tokens and token_id in self.special_ids)
 
     def fallback_byte(self, token_id: int) -> int | None:
         """The byte of a byte-fallback token such as <0x0A>; None for any other token."""
