@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
 
 import jsonschema
 import pytest
-from engine_schedules import Arrival, Schedule, play, run
+from engine_schedules import Answer, Arrival, Schedule, play, run
 from grammar_cases import (
     COMPACT,
     GRAMMARS,
@@ -24,8 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.config import SchedulerConfig
+from trimtab.engine import grammar_follower
 from trimtab.engine.client import EngineRequest, Grammar
 from trimtab.engine.engine import Engine
+from trimtab.engine.grammar import GrammarState
 from trimtab.engine.sampling_params import SamplingParams
 
 
@@ -52,15 +57,21 @@ def random_schedule(seed: int, block_size: int, num_blocks: int, num_requests: i
     block_size=st.sampled_from((1, 4)),
     num_blocks=st.integers(8, 16),
     num_requests=st.integers(1, 6),
+    slow=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
 def test_any_schedule_gives_the_reference_answers(
-    seed: int, block_size: int, num_blocks: int, num_requests: int
+    seed: int, block_size: int, num_blocks: int, num_requests: int, slow: bool
 ) -> None:
+    """`slow`: every mask is made on another thread, and its request is held until it is there."""
     schedule = random_schedule(seed, block_size, num_blocks, num_requests)
     executor = toy(schedule.num_blocks, schedule.block_size)
     engine = Engine(executor, schedule.config, debug=True, grammars=compiler())
-    finished = {name: answer for _, name, answer in play(engine, schedule, max_steps=2_000)}
+    with pytest.MonkeyPatch.context() as patch:
+        if slow:
+            patch.setattr(grammar_follower, "SLOW_SECONDS", -1.0)
+        finished = {name: answer for _, name, answer in play(engine, schedule, max_steps=2_000)}
+    engine._follower.close()
     assert finished.keys() == {arrival.request.request_id for arrival in schedule.arrivals}
     for arrival in schedule.arrivals:
         expected = reference(executor, arrival.request)
@@ -144,6 +155,37 @@ def test_preemption_keeps_the_place_in_the_grammar() -> None:
         expected = reference(executor, request)
         assert answers[request.request_id].token_ids == expected.token_ids
         assert answers[request.request_id].logprobs == expected.logprobs
+
+
+def test_a_slow_mask_holds_up_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammar_follower, "SLOW_SECONDS", -1.0)
+    engine = Engine(toy(), debug=True, grammars=compiler())
+    gate, prepare = threading.Event(), GrammarState.prepare
+    held = replace(ask(Grammar("regex", "[0-9]{5}"), seed=1), request_id="held")
+    state = engine.read_grammar(held)
+
+    def slow(self: GrammarState, unwanted: Iterable[int]) -> bool:
+        assert gate.wait(30)
+        return prepare(self, unwanted)
+
+    monkeypatch.setattr(GrammarState, "prepare", slow)
+    plain = replace(ask(GRAMMARS[0], seed=1, max_tokens=12, ignore_eos=True), grammar=None)
+    engine.add_request(held, state)
+    engine.add_request(replace(plain, request_id="plain"))
+    outputs = [output for _ in range(12) for output in engine.step()]
+    assert {output.request_id for output in outputs} == {"plain"}
+    assert outputs[-1].finish_reason == "length"
+    assert engine.step() == []
+    engine.add_request(replace(plain, request_id="another"))
+    assert engine.abort("another") is not None
+    gate.set()
+    answer = Answer()
+    while engine.num_live_requests:
+        for output in engine.step():
+            answer.add(output)
+    assert re.fullmatch("[0-9]{5}", text_of(answer))
+    assert answer.token_ids == reference(toy(), held).token_ids
+    engine._follower.close()
 
 
 def test_a_grammar_begins_behind_the_first_of_its_tokens() -> None:

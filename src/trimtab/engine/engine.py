@@ -21,6 +21,8 @@ from trimtab.engine.client import (
     TokenOutput,
 )
 from trimtab.engine.grammar import GrammarCompiler, GrammarError, GrammarState
+from trimtab.engine.grammar_follower import GrammarFollower
+from trimtab.engine.grammar_source import refused
 from trimtab.engine.kv_cache import KVCacheManager, cache_root
 from trimtab.engine.request import Request, RequestState
 from trimtab.engine.sampling_params import SamplingParams
@@ -69,7 +71,7 @@ class Engine:
         )
         self._batches = BatchBuilder()
         self._requests: dict[str, Request] = {}
-        self._moved: list[Request] = []  # whose grammar has moved since its mask was made
+        self._follower = GrammarFollower()
         self._arrivals = 0
         self._num_steps = 0
         self._num_generated_tokens = 0
@@ -102,6 +104,10 @@ class Engine:
             self.info.vocab_size,
         )
         grammar.replay(request.completion_ids)
+        try:
+            grammar.prepare(())  # the first mask is the slowest, and shows whether there is any
+        except GrammarError as error:
+            raise refused(str(error)) from None
         return grammar
 
     def add_request(self, request: EngineRequest, grammar: GrammarState | None = None) -> None:
@@ -139,17 +145,17 @@ class Engine:
         self._requests[live.request_id] = live
         self.scheduler.add(live)
         if grammar is not None:
-            live.num_reported = len(live.token_ids)
-            self._moved.append(live)
+            self._follower.add(live)
 
     def step(self) -> list[TokenOutput]:
         """Plan, execute, commit. Empty if nothing is live, or nothing was chosen."""
         clock = self._clock
         clock.start()
-        ended = self._follow_grammars() if self._moved else []
+        ended = self._settle_grammars() if self._follower.has_work else []
         plan = self.scheduler.schedule()
         clock.lap(StepPart.SCHEDULE)
         if not plan.chunks:
+            self._follower.wait()
             return ended
         try:
             batch = self._batches.build(plan.chunks)
@@ -191,7 +197,7 @@ class Engine:
             num_preemptions=self.scheduler.num_preemptions,
             num_prompt_tokens=self.scheduler.num_prompt_tokens,
             num_cached_prompt_tokens=self.scheduler.num_cached_prompt_tokens,
-            num_generated_tokens=self._num_generated_tokens,
+            num_generated_tokens=self._num_generated_tokens + self._follower.num_forced,
             num_step_tokens=self._num_step_tokens,
             schedule_seconds=self._clock.seconds[StepPart.SCHEDULE],
             build_seconds=self._clock.seconds[StepPart.BUILD],
@@ -213,6 +219,7 @@ class Engine:
         """Abort everything and close the executor."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        self._follower.close()
         if self.grammars is not None:
             self.grammars.close()
         self.executor.close()
@@ -286,59 +293,17 @@ class Engine:
         logprobs: list[TokenLogprobs] | None,
     ) -> TokenOutput:
         """Of a token that was appended, and of those that the grammar makes follow."""
-        assert request.grammar is not None
         request.unreported_logprobs += logprobs or []
         if reason is None:
-            self._moved.append(request)
             try:
-                request.grammar.consume([token_id])
-                reason = self._take_forced(request)
+                reason = self._follower.take(request, token_id)
             except GrammarError as error:
                 return self._report(request, "error", str(error))
         return self._report(request, reason)
 
-    def _take_forced(self, request: Request) -> FinishReason | None:
-        """Append what the grammar forces; why the request ends there, if it does."""
-        grammar = request.grammar
-        assert grammar is not None
-        while tokens := grammar.forced():
-            reason, first = None, len(request.token_ids)
-            for token_id in tokens:
-                reason = request.accept(token_id)
-                if reason is not None:
-                    break
-            num_taken = len(request.token_ids) - first
-            self._num_generated_tokens += num_taken
-            if request.params.logprobs is not None:
-                request.num_unscored += num_taken
-            if reason is not None:
-                return reason
-            grammar.consume(tokens)
-        return "stop" if grammar.is_over else None
-
-    def _follow_grammars(self) -> list[TokenOutput]:
-        """Masks for requests whose grammar has moved; the last outputs of those that end here."""
-        moved, self._moved = self._moved, []
-        ended = []
-        for request in moved:
-            if request.state is RequestState.FINISHED or request.ending is not None:
-                continue
-            grammar = request.grammar
-            assert grammar is not None
-            reason: FinishReason | None = None
-            try:
-                if request.num_computed_tokens == 0 and request.num_cached_tokens is None:
-                    reason = self._take_forced(request)  # it is new: nothing was chosen yet
-                if reason is None and not grammar.prepare(request.unwanted_ids):
-                    reason = "stop"
-            except GrammarError as error:
-                ended.append(self._report(request, "error", str(error)))
-                continue
-            if reason is not None and request.owed_rows:
-                request.ending = reason
-            elif reason is not None:
-                ended.append(self._report(request, reason))
-        return ended
+    def _settle_grammars(self) -> list[TokenOutput]:
+        endings = self._follower.settle()
+        return [self._report(one.request, one.reason, one.error) for one in endings]
 
     def _report(
         self, request: Request, reason: FinishReason | None, error: str | None = None

@@ -11,6 +11,7 @@ forced tokens wherever there are any, before it asks for a mask:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -78,6 +79,7 @@ class GrammarState:
         self.active = not self._after
         self._vocab = vocab
         self._stop_mask = self._bits(stop_ids)
+        self.seconds = 0.0  # that the latest mask took
         self._stretch: list[int] = []  # the rest of a forced stretch that was taken in part
 
     def consume(self, token_ids: Sequence[int]) -> None:
@@ -125,13 +127,15 @@ class GrammarState:
 
         Stop tokens are allowed where the text is complete, or where the grammar itself has them.
         What is `unwanted` is not allowed, unless nothing else is. GrammarError if the text is not
-        complete and nothing may follow.
+        complete and nothing may follow. In any thread, while no other method runs.
         """
         if not self.active:
             self.mask = None
             return True
+        started = perf_counter()
         mask = np.empty(-(-self._vocab // 32), np.uint32)
         self._matcher.fill(mask)
+        self.seconds = perf_counter() - started
         is_complete = self._matcher.is_complete
         if not mask.any():
             if not is_complete:

@@ -61,6 +61,7 @@ class Request:
     num_reported: int = 0  # of token_ids, those that are out; only kept if there is a grammar
     num_unscored: int = 0  # tokens at the end, forced by the grammar, whose logprobs are owed
     unreported_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    is_held: bool = False  # its mask is being made: it takes part in no step
     ending: FinishReason | None = None  # how it ends as soon as nothing is owed
 
     @property

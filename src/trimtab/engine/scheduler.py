@@ -12,6 +12,8 @@ A request gets blocks for all its tokens when it is admitted, so only tokens tha
 since need one. If none is free, the last request in the order is preempted: it gives its blocks
 back, waits again at its old place and is recomputed later (mostly out of the prefix cache).
 
+A request that is held, because its grammar is not ready, is left out; it keeps its blocks.
+
 Progress: the first running request can take the blocks of all the others, and the engine admits
 nothing that does not fit alone, so every step with work to do computes at least one token.
 """
@@ -153,6 +155,9 @@ class Scheduler:
         index = 0
         while index < len(self._running) and budget:
             request = self._running[index]
+            if request.is_held:
+                index += 1
+                continue
             if not self._make_room(request, plan):
                 break  # it was the last one, and preempted itself
             if request.num_missing == 1:
@@ -165,7 +170,7 @@ class Scheduler:
         for request in self._running:
             if not budget:
                 break
-            if request.num_missing > 1:
+            if request.num_missing > 1 and not request.is_held:
                 count = min(request.num_missing, budget)
                 plan.chunks.append(_chunk(request, count))
                 budget -= count
@@ -200,6 +205,9 @@ class Scheduler:
             if len(self._running) >= self.config.max_num_requests:
                 return
             request = self._waiting[index]
+            if request.is_held:
+                index += 1  # it holds up nobody
+                continue
             if index < MAX_PASSED_OVER and self.kv_cache.is_being_computed(request):
                 index += 1  # a step or two later it will find the blocks in the cache
                 continue
