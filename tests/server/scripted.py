@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -76,6 +77,21 @@ class ScriptedEngine:
             yield TokenOutput(request.request_id, step, logprobs, reason, stop)
             if not ids:
                 return
+
+    def submit(
+        self, request: EngineRequest, sink: Callable[[TokenOutput | Exception], None]
+    ) -> Callable[[], None]:
+        async def pump() -> None:
+            async for output in self.generate(request):
+                sink(output)
+                await asyncio.sleep(0)
+
+        task = asyncio.get_running_loop().create_task(pump())
+
+        def cancel() -> None:
+            task.cancel()
+
+        return cancel
 
     async def abort(self, request_id: str) -> None:
         pass

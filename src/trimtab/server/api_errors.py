@@ -52,6 +52,41 @@ class ApiError(Exception):
         return JSONResponse(self.document, self.status, self.headers)
 
 
+class AnthropicErrorBody(msgspec.Struct):
+    type: str
+    message: str
+
+
+class AnthropicError(msgspec.Struct, tag_field="type", tag="error"):
+    error: AnthropicErrorBody
+
+
+MESSAGES_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_error(error: ApiError) -> AnthropicError:
+    """The same error in Anthropic's shape."""
+    kind = "invalid_request_error" if error.status < 500 else "api_error"
+    message = error.document.error.message
+    return AnthropicError(AnthropicErrorBody(_ANTHROPIC_TYPES.get(error.status, kind), message))
+
+
+def error_response(error: ApiError, path: str) -> Response:
+    """The answer in the shape that clients of this path read."""
+    if path == MESSAGES_PATH or path.startswith(MESSAGES_PATH + "/"):
+        return JSONResponse(anthropic_error(error), error.status, error.headers)
+    return error.response()
+
+
 class JSONResponse(Response):
     media_type = "application/json"
 

@@ -16,13 +16,20 @@ from trimtab.server import (
     admin_api,
     dashboard,
     embeddings_api,
+    messages_api,
     openapi,
     responses_api,
     tokenize_api,
     validation,
 )
 from trimtab.server import api_types as api
-from trimtab.server.api_errors import ApiError, JSONResponse, as_api_error, internal_error
+from trimtab.server.api_errors import (
+    ApiError,
+    JSONResponse,
+    as_api_error,
+    error_response,
+    internal_error,
+)
 from trimtab.server.desk import Desk
 from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
 from trimtab.server.generation import Generation, Placement, Prompt
@@ -58,6 +65,7 @@ class ApiServer:
                 *embeddings_api.routes(self._desk),
                 *responses_api.routes(self._desk),
                 *dashboard.routes(self._desk),
+                *messages_api.routes(self._desk),
                 *openapi.routes(self._desk),
                 *(admin_api.routes(self._desk, keys) if config.admin_key is not None else []),
             ],
@@ -184,7 +192,7 @@ def _extras(asked: api.GenerationFields, prompts: list[Prompt]) -> Extras:
 
 async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _refuse(error)
+    return _refuse(request, error)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -192,13 +200,13 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     messages = {404: "There is no such route.", 405: "This route does not take this method."}
     message = messages.get(error.status_code, "The request was not understood.")
-    return _refuse(ApiError(error.status_code, message, headers=headers))
+    return _refuse(request, ApiError(error.status_code, message, headers=headers))
 
 
 async def _on_failure(request: Request, error: Exception) -> Response:
-    return _refuse(as_api_error(error) or internal_error())
+    return _refuse(request, as_api_error(error) or internal_error())
 
 
-def _refuse(error: ApiError) -> Response:
+def _refuse(request: Request, error: ApiError) -> Response:
     note_error(error)
-    return error.response()
+    return error_response(error, request.scope["path"])

@@ -22,6 +22,7 @@ from trimtab.server.api_errors import (
     ApiError,
     as_api_error,
     bad_request,
+    error_response,
     internal_error,
     unavailable,
 )
@@ -162,7 +163,7 @@ class Desk:
                 stream.put(lambda: [answer.format.failure(known)])
                 await stream.end()
             else:
-                await known.response()(scope, receive, send)
+                await error_response(known, scope["path"])(scope, receive, send)
         finally:
             stream.close()
 

@@ -157,6 +157,12 @@ FIELDS: dict[str, Field] = {
     "chat_template_kwargs": Field("Variables of the chat template, by an allow-list."),
     "reasoning_effort": Field("How much to think, where the model's template knows it."),
     "continue_final_message": Field("The answer goes on with the last message."),
+    "system": Field("The system message."),
+    "stop_sequences": Field(
+        "The output ends before the first of these.",
+        {"array": {"maxItems": MAX_STOP_STRINGS, "items": {"type": "string", **_STOP_STRING}}},
+    ),
+    "thinking": Field("Whether to think, and to show it; the budget is not enforced."),
     "reasoning": Field("effort, where the model's template knows it."),
     "text": Field("format: what the text must be."),
     "metadata": Field("Comes back in the answer."),
@@ -177,12 +183,15 @@ REQUIRED: dict[tuple[str, str], dict[str, Any]] = {
     ("CompletionRequest", "prompt"): _TEXTS_OR_IDS,
     ("EmbeddingRequest", "input"): _TEXTS_OR_IDS,
     ("ChatRequest", "messages"): {"minItems": 1},
+    ("MessagesRequest", "messages"): {"minItems": 1},
+    ("CountRequest", "messages"): {"minItems": 1},
 }
 # The same of what stands inside of requests.
 NESTED: dict[tuple[str, str], dict[str, Any]] = {
     ("Message", "role"): {"enum": list(ROLES)},
     ("ContentPart", "type"): {"const": "text"},
     ("ContentPart", "text"): {"type": "string"},
+    ("MessageParam", "role"): {"enum": ["user", "assistant"]},
     ("Tool", "type"): {"const": "function"},
     ("ToolCall", "type"): {"const": "function"},
     ("FunctionDefinition", "name"): {"type": "string", "pattern": f"^{NAME.pattern}$"},
@@ -190,5 +199,6 @@ NESTED: dict[tuple[str, str], dict[str, Any]] = {
 }
 # Where a field takes other values than elsewhere, by the request's type and its own name.
 EXCEPTIONS: dict[tuple[str, str], Bounds] = {
+    ("MessagesRequest", "temperature"): _number(0, 1),
     ("CompletionRequest", "max_tokens"): _integer(0),  # 0: with echo, nothing but the prompt
 }

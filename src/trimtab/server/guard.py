@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.config import ServerConfig
-from trimtab.server.api_errors import ApiError
+from trimtab.server.api_errors import ApiError, error_response
 from trimtab.server.http import MAX_HEADER_BYTES
 from trimtab.server.keys import Account, Key, KeyRing, digest_of
 from trimtab.server.observation import Call, Observer, current_call, note_error
@@ -87,7 +87,7 @@ class Guard:
                 self._admit(scope, headers, call)
             except ApiError as error:
                 note_error(error)
-                await error.response()(scope, receive, outgoing)
+                await error_response(error, scope["path"])(scope, receive, outgoing)
             else:
                 await self._app(scope, receive, outgoing)
         finally:

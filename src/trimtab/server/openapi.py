@@ -13,9 +13,10 @@ from starlette.routing import Route
 
 from trimtab.engine.client import EngineInfo, EngineStats
 from trimtab.server import api_types as api
-from trimtab.server import embeddings_api, responses_input, tokenize_api, validation
+from trimtab.server import embeddings_api, messages_input, responses_input, tokenize_api, validation
+from trimtab.server import messages_types as messages
 from trimtab.server import responses_types as responses
-from trimtab.server.api_errors import ErrorDocument, JSONResponse
+from trimtab.server.api_errors import AnthropicError, ErrorDocument, JSONResponse
 from trimtab.server.desk import Desk
 from trimtab.server.fields import EXCEPTIONS, FIELDS, NESTED, REQUIRED, TOKEN_ID
 from trimtab.version import VERSION
@@ -38,7 +39,8 @@ class Operation:
     event: Any = None  # of a stream, if the request can ask for one
     inert: Inert | None = None  # fields that take only these values
     is_open: bool = False  # without a key
-    statuses: tuple[int, ...] = ()  # further ones, with an ErrorDocument
+    statuses: tuple[int, ...] = ()  # further ones, with an error
+    error: type[msgspec.Struct] = ErrorDocument
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -74,6 +76,25 @@ OPERATIONS: tuple[Operation, ...] = (
         responses.ResponsesRequest,
         responses.AnyEvent,
         responses_input.INERT | {"store": (None, False)},
+    ),
+    Operation(
+        "post",
+        "/v1/messages",
+        "Answer a conversation, in Anthropic's form",
+        messages.MessagesAnswer,
+        messages.MessagesRequest,
+        messages.AnyEvent,
+        messages_input.INERT,
+        error=AnthropicError,
+    ),
+    Operation(
+        "post",
+        "/v1/messages/count_tokens",
+        "How many tokens a conversation has",
+        messages.TokenCountAnswer,
+        messages.CountRequest,
+        inert=messages_input.INERT,
+        error=AnthropicError,
     ),
     Operation(
         "post",
@@ -132,8 +153,7 @@ def routes(desk: Desk) -> list[Route]:
 def document(operations: Sequence[Operation], model: str, info: EngineInfo) -> dict[str, Any]:
     """The document for a served model; `info` gives the bounds of its token ids."""
     types = [
-        ErrorDocument,
-        *(t for op in operations for t in (op.request, op.answer, op.event) if t),
+        *(t for op in operations for t in (op.error, op.request, op.answer, op.event) if t),
     ]
     schemas, components = msgspec.json.schema_components(types, ref_template=REF)
     of = {id(kind): schema for kind, schema in zip(types, schemas, strict=True)}
@@ -158,10 +178,12 @@ def document(operations: Sequence[Operation], model: str, info: EngineInfo) -> d
 
 
 def _operation(operation: Operation, of: Mapping[int, Any]) -> dict[str, Any]:
-    error = {"application/json": {"schema": of[id(ErrorDocument)]}}
+    error = {"application/json": {"schema": of[id(operation.error)]}}
     content = {"application/json": {"schema": of[id(operation.answer)]}}
     if operation.event is not None:
-        content["text/event-stream"] = {"schema": _event_schema(of[id(operation.event)])}
+        content["text/event-stream"] = {
+            "schema": _event_schema(of[id(operation.event)], of[id(operation.error)])
+        }
     statuses = {*_OF_EVERY, *operation.statuses, *(_OF_BODIES if operation.request else ())}
     answers: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
     for status in sorted(statuses):
@@ -185,9 +207,9 @@ def _operation(operation: Operation, of: Mapping[int, Any]) -> dict[str, Any]:
     return result
 
 
-def _event_schema(document: Any) -> dict[str, Any]:
+def _event_schema(document: Any, error: Any) -> dict[str, Any]:
     """Of one event. A stream that fails ends in an error instead."""
-    either = {"anyOf": [document, {"$ref": REF.format(name="ErrorDocument")}]}
+    either = {"anyOf": [document, error]}
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": either}
     properties = {"event": {"type": "string"}, "data": {"anyOf": [{"const": "[DONE]"}, data]}}
     return {"type": "object", "properties": properties, "required": ["data"]}
