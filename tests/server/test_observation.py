@@ -120,9 +120,9 @@ def test_tokens_of_one_output_share_its_time() -> None:
     observer = Observer()
     call = Call(observer, "id")
     call.prepare(5, 2)
-    for index, num_tokens in ((0, 1), (1, 1), (0, 4), (0, 0), (1, 2)):
+    for index, num_tokens in ((0, 1), (1, 2), (0, 4), (0, 0), (1, 1)):
         call.output(index, TokenOutput("r", [7] * num_tokens))
-    assert sum(observer.totals.token.counts) == 4 + 2
+    assert sum(observer.totals.token.counts) == 4 + 2  # all but the first of each choice
     assert sum(observer.totals.first_token.counts) == 1
     assert [life.num_tokens for life in call.choices] == [5, 3]
 

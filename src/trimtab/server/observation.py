@@ -216,6 +216,8 @@ class Observer:
             totals.token.add((now - life.last_token) / num_tokens, num_tokens)
         else:
             life.first_token = now
+            if num_tokens > 1:  # they came together
+                totals.token.add(0.0, num_tokens - 1)
             if call.first_token is None:
                 call.first_token = now
                 totals.first_token.add(now - call.arrived)
