@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
 from typing import Any
 
@@ -75,7 +75,7 @@ class Guard:
         headers: RawHeaders = scope["headers"]
         call = _call(self._observer, scope["method"], scope["path"], headers)
         current_call.set(call)
-        outgoing = _Outgoing(send, call, self._cors(headers))
+        outgoing = _Outgoing(send, call, self._cors(headers), lambda: self._end(scope, outgoing))
         self._observer.begin(call)
         if self._tracing is not None and call.method == "POST":
             self._tracing.begin(call, headers)
@@ -91,9 +91,14 @@ class Guard:
             else:
                 await self._app(scope, receive, outgoing)
         finally:
+            self._end(scope, outgoing)
+
+    def _end(self, scope: Scope, outgoing: _Outgoing) -> None:
+        """The answer is about to be complete, or will never be; the first one counts."""
+        if outgoing.call.ended is None:
             route = self._paths.get(scope.get("endpoint", _nowhere), "other")
             status = CLIENT_GONE if outgoing.status is None else outgoing.status
-            self._observer.end(call, route, status, outgoing.complete)
+            self._observer.end(outgoing.call, route, status, outgoing.complete)
 
     def _admit(self, scope: Scope, headers: RawHeaders, call: Call) -> None:
         """Raises ApiError for a request that must not come in."""
@@ -139,11 +144,16 @@ def _nowhere() -> None:
 class _Outgoing:
     """A Send that adds the headers which all answers have, and sees how the answer goes."""
 
-    __slots__ = ("_call", "_send", "complete", "cors", "status")
+    __slots__ = ("_on_complete", "_send", "call", "complete", "cors", "status")
 
-    def __init__(self, send: Send, call: Call, cors: RawHeaders) -> None:
+    def __init__(
+        self, send: Send, call: Call, cors: RawHeaders, on_complete: Callable[[], None]
+    ) -> None:
+        """`on_complete` runs before the last piece goes out: who has the whole answer finds it
+        counted."""
         self._send = send
-        self._call = call
+        self._on_complete = on_complete
+        self.call = call
         self.cors = cors
         self.status: int | None = None
         self.complete = False  # all of it has been sent
@@ -154,10 +164,11 @@ class _Outgoing:
             message = {**message, "headers": [*message["headers"], *self._headers()]}
         elif not message.get("more_body", False):
             self.complete = True
+            self._on_complete()
         return self._send(message)
 
     def _headers(self) -> RawHeaders:
-        call = self._call
+        call = self.call
         headers = [(b"x-request-id", call.request_id.encode()), *self.cors]
         if call.trace is not None:
             headers += call.trace.response_headers()
