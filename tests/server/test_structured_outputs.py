@@ -9,12 +9,16 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
 from live import Live, end, start
 from pydantic import BaseModel, Field
+from test_real_engine import serve_command
+from tiny_model import write_tiny_model
+from tokenizers import Tokenizer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES: list[Any] = [{"role": "user", "content": "Who is it?"}]
@@ -217,3 +221,31 @@ def test_logprobs_of_forced_tokens_are_the_models_own(builtin: Live) -> None:
     scored = builtin.post(TEXT, json=whole).json()["choices"][0]["logprobs"]
     own = answer["logprobs"]["token_logprobs"][: len(answer["token_ids"])]
     assert own == scored["token_logprobs"][len(prompt) :]
+
+
+@pytest.fixture
+def reasoner(tmp_path: Path) -> Iterator[Live]:
+    """A model whose template opens its reasoning; token 257 ends it."""
+    path = write_tiny_model(tmp_path / "reasoner", "{# </think> #}{{ messages[0].content }}<think>")
+    backend = Tokenizer.from_file(str(path / "tokenizer.json"))
+    backend.add_tokens(["</think>"])
+    backend.save(str(path / "tokenizer.json"))
+    live = start(serve_command(path, "--json", "--weights", "f32", "--threads", "1"))
+    yield live
+    end(live)
+
+
+def test_a_grammar_begins_behind_the_reasoning(reasoner: Live) -> None:
+    body = {"messages": MESSAGES, "max_tokens": 100, "guided_regex": "[0-9]{6}"}
+    body["return_token_ids"] = True
+    num_reasoned = 0
+    for seed in range(4):
+        fields = {"seed": seed, "logit_bias": {"257": 2}, "ignore_eos": True}
+        choice = reasoner.post(CHAT, json=body | fields).json()["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        assert re.fullmatch("[0-9]{6}", choice["message"]["content"])
+        reasoning, answer = choice["token_ids"][:-7], choice["token_ids"][-7:]
+        assert 257 not in reasoning
+        assert bytes(answer[1:]).decode() == choice["message"]["content"]
+        num_reasoned += len(reasoning)
+    assert num_reasoned  # freely, before

@@ -120,14 +120,18 @@ class PromptMaker:
         if not token_ids:
             raise bad_request("messages: must not be empty", "messages")
         token_ids = _truncated(token_ids, asked, params, info)
+        opened = self._parsers.opens_reasoning(text, conversation.continued_text)
+        grammar = asked_grammar(asked)
+        if grammar is not None and opened:
+            grammar = grammar.behind(self._parsers.reasoning_end_id)
         return Prompt(
             token_ids,
             fit_context(params, len(token_ids), info, named=params.max_tokens is not None),
             num_logprobs=asked.prompt_logprobs,
             reports_token_ids=bool(asked.return_token_ids),
-            grammar=asked_grammar(asked),
+            grammar=grammar,
             parsing=self._parsers.parsing(
-                opened=self._parsers.opens_reasoning(text, conversation.continued_text),
+                opened=opened,
                 names=tool_use.names,
                 parallel=tool_use.parallel,
                 named=tool_use.mode == "named",

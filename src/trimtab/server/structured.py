@@ -6,7 +6,7 @@ OpenAI's `response_format`; vLLM's `structured_outputs` and, before it, `guided_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -62,6 +62,16 @@ class GrammarFields(msgspec.Struct, kw_only=True):
 class AskedGrammar:
     grammar: Grammar
     param: str  # the field that it came in
+
+    def behind(self, token_id: int | None) -> AskedGrammar:
+        """The same for what comes behind a token, the end of the reasoning."""
+        if token_id is None:
+            raise bad_request(
+                f"{self.param}: this model reasons first, and does not end that with a single"
+                " token: nothing can be asked of the text behind it",
+                self.param,
+            )
+        return replace(self, grammar=replace(self.grammar, after=(token_id,)))
 
     def refusal(self, error: RequestError) -> ApiError:
         """What the client is told when the engine refuses the grammar."""

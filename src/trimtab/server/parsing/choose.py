@@ -105,6 +105,13 @@ class ModelParsers:
             return continued.rfind(start) > continued.rfind(end)
         return prompt.rstrip().endswith(start)
 
+    @property
+    def reasoning_end_id(self) -> int | None:
+        """The token that ends the reasoning; None if it is no single one."""
+        if self.reasoning is None:
+            return None
+        return self._tokenizer.token_to_id(self.reasoning.end)
+
     def closes_reasoning(self, prompt: str) -> bool:
         """Whether the prompt has already ended the reasoning, or skipped it."""
         return self.reasoning is not None and prompt.rstrip().endswith(self.reasoning.end)
