@@ -96,6 +96,13 @@ def test_prompt_logprobs(real: Live, model: Path, path: str) -> None:
         assert len(place) == (3 if place[str(token_id)]["rank"] else 4)
 
 
+def test_many_prompt_logprobs(server: Live) -> None:
+    """So many are formatted in a thread of their own."""
+    answer = ask(server, prompt="x" * 1900, prompt_logprobs=20, max_tokens=1)
+    places = answer["choices"][0]["prompt_logprobs"]
+    assert [len(place or ()) for place in places] == [0] + [20] * 1899
+
+
 def test_prompt_logprobs_beside_an_echo_with_logprobs(real: Live) -> None:
     fields = {"echo": True, "max_tokens": 3, "seed": 1}
     plain = ask(real, logprobs=1, **fields)["choices"][0]

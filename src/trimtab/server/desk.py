@@ -148,7 +148,7 @@ class Desk:
             if answer.stream:
                 await _stream(answer, stream)
             else:
-                await (await _collect(answer))(scope, receive, send)
+                await (await _collect(answer, self.workers))(scope, receive, send)
         except Exception as error:
             if isinstance(error, EngineDeadError) and self.draining:
                 known: ApiError | None = unavailable("The server is shutting down.", "draining")
@@ -185,11 +185,16 @@ async def _stream(answer: Answer, stream: EventStream) -> None:
     await stream.end()
 
 
-async def _collect(answer: Answer) -> Response:
+async def _collect(answer: Answer, workers: TextWorkers) -> Response:
+    """What many logprobs are made into does not hold up other requests."""
     choices = [Collected() for _ in answer.generation.choices]
     await answer.generation.deliver(lambda event: choices[event.index].add(event))
-    whole = answer.format.whole(choices, answer.generation.usage())
-    return Response(with_timings(whole, _timings()), media_type="application/json")
+    usage, timings = answer.generation.usage(), _timings()
+    data = await workers.run(
+        sum(choice.num_logprobs for choice in choices),
+        lambda: with_timings(answer.format.whole(choices, usage), timings),
+    )
+    return Response(data, media_type="application/json")
 
 
 def _timings() -> Timings | None:

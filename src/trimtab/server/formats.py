@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from trimtab.engine.client import TokenLogprobs
+from trimtab.engine.sampling_params import MAX_TOP_LOGPROBS
 from trimtab.server import api_types as api
 from trimtab.server.api_errors import ApiError
 from trimtab.server.choice import ChoiceEvent, TokenText, ToolCallDelta
@@ -55,6 +56,11 @@ class Collected:
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = field(default_factory=list)  # whole ones, by index
     pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def num_logprobs(self) -> int:
+        """About so many entries have to be formatted."""
+        return MAX_TOP_LOGPROBS * (len(self.tokens) + len(self.prompt_logprobs or ()))
 
     def add(self, event: ChoiceEvent) -> None:
         self.text += event.text

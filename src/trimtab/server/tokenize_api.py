@@ -15,6 +15,7 @@ from trimtab.server.api_types import Message
 from trimtab.server.desk import Desk
 from trimtab.server.prompts import check_text
 from trimtab.server.validation import check_size, check_token_ids, context_limit, refuse_all_but
+from trimtab.tokenization import Tokenizer
 from trimtab.version import VERSION
 
 MAX_DETOKENIZED = 1 << 20
@@ -67,7 +68,8 @@ def routes(desk: Desk) -> list[Route]:
         tokenizer = desk.model.tokenizer
         pieces = None
         if asked.return_token_strs:
-            pieces = [tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
+            name = partial(_pieces, tokenizer, token_ids)
+            pieces = await desk.workers.run(len(token_ids), name)
         limit = context_limit(desk.engine.info)
         return JSONResponse(TokenizeAnswer(len(token_ids), limit, token_ids, pieces))
 
@@ -87,6 +89,10 @@ def routes(desk: Desk) -> list[Route]:
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/version", version, methods=["GET"]),
     ]
+
+
+def _pieces(tokenizer: Tokenizer, token_ids: list[int]) -> list[str]:
+    return [tokenizer.id_to_token(token_id) or "" for token_id in token_ids]
 
 
 async def _token_ids(desk: Desk, asked: TokenizeRequest) -> list[int]:
