@@ -247,4 +247,8 @@ def load_tokenizer(path: str) -> Tokenizer:
         raise CheckpointError(f"{path}: the tokenizer is read before there is an engine process")
     if path == "no-tokenizer":
         raise CheckpointError("no-tokenizer: no such vocabulary")
+    if path == "tools":
+        return byte_tokenizer(
+            "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}" + TEMPLATE
+        )
     return byte_tokenizer(None if path == "no-template" else TEMPLATE)

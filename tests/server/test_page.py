@@ -158,11 +158,11 @@ def test_the_dashboard_lives_while_it_is_seen(page: Page) -> None:
         "Queue: waiting requests",
         "KV cache blocks",
     ]
-    assert re.search(r"p50 \d.* ms p95 \d.* ms", cards[2])
-    assert re.search(r"p50 \d.* ms p95 \d.* ms", cards[3])
-    assert re.search(r"requests\s+0 rows a step", cards[4])
+    assert re.search(r"p50 \d.* ms\s+p95 \d.* ms", cards[2])
+    assert re.search(r"p50 \d.* ms\s+p95 \d.* ms", cards[3])
+    assert re.search(r"requests\s+0\s+rows a step", cards[4])
     assert re.search(r"requests\s+0 / 512", cards[5])
-    assert re.search(r"used \d+ cached \d+ free \d+", cards[6])
+    assert re.search(r"used \d+\s+cached \d+\s+free \d+", cards[6])
     page.wait(f"parseFloat({readings}[0].split('\\n')[2] ?? {readings}[0].split('\\n')[1]) > 0")
     polled = "performance.getEntriesByName(new URL('dashboard.json', location).href).length"
     page.wait(f"{polled} > 2")
@@ -292,6 +292,45 @@ def test_a_key(browser: Page) -> None:
             page.wait("document.querySelector('#model').textContent === 'fake-model'")
             page.evaluate("sessionStorage.clear()")
             page.forgive("status of 401")
+
+
+def test_reasoning_is_folded_and_tool_calls_are_answered(browser: Page) -> None:
+    call = '<tool_call>{"name": "look", "arguments": {"at": "<b>%s</b>"}}</tool_call>'
+    said = f"<think>{HOSTILE} why</think>I look.{call % 1}\n{call % 2}"
+    parsers = {"tool_parser": "hermes", "reasoning_parser": "think"}
+    with live_server(model="tools", server=parsers) as server:
+        for page in opened(browser, server):
+            tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+            set_field(page, "#more", json.dumps({"tools": [tool]}))
+            assert answer(page, f"SAY[{said}]YAS", "tool_calls").strip() == "I look."
+            thought = "document.querySelector('.reasoning')"
+            assert page.evaluate(f"[{thought}.open, {thought}.hidden]") == [False, False]
+            page.click(".reasoning summary")
+            assert page.text(".reasoning .text") == f"{HOSTILE} why"
+            assert (
+                page.evaluate("document.querySelectorAll('#turns :is(img, script, b)').length") == 0
+            )
+            shown = page.evaluate("[...document.querySelectorAll('.call')].map(c => c.textContent)")
+            calls = [json.loads(text) for text in shown]
+            assert [one["name"] for one in calls] == ["look", "look"]
+            assert [one["arguments"] for one in calls] == [{"at": "<b>1</b>"}, {"at": "<b>2</b>"}]
+
+            ask(page, "first result")
+            assert page.text("#message-label") == "Result of look"
+            assert len(page.posted) == 1
+            assert answer(page, "SAY[thanks]YAS") == "thanks"
+            assert page.text("#message-label") == "Message"
+            messages = page.posted[1]["messages"]
+            assert [message["role"] for message in messages] == [
+                "user",
+                "assistant",
+                "tool",
+                "tool",
+            ]
+            assert [message.get("tool_call_id") for message in messages[2:]] == [
+                one["id"] for one in calls
+            ]
+            assert [one["id"] for one in messages[1]["tool_calls"]] == [one["id"] for one in calls]
 
 
 def test_every_control_has_a_name(page: Page) -> None:

@@ -21,7 +21,7 @@ export class Answer {
     this.usage = chunk.usage ?? this.usage;
     this.timings = chunk.timings ?? this.timings;
     const added = { pieces: [], reasoning: "", callsChanged: false };
-    const choice = chunk.choices?.[0];
+    const choice = chunk.choices?.find(({ index }) => index === 0); // however many were asked for
     if (!choice) return added;
     const delta = choice.delta ?? { content: choice.text };
     this.finishReason = choice.finish_reason ?? this.finishReason;

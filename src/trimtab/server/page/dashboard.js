@@ -124,8 +124,10 @@ function frame({ title }) {
 function showValues(container, pairs) {
   container.replaceChildren();
   for (const [label, value] of pairs) {
-    if (label) container.append(node("small", "", label), " ");
-    container.append(node("b", "", value), " ");
+    const pair = node("span", "", "");
+    if (label) pair.append(node("small", "", label), " ");
+    pair.append(node("b", "", value));
+    container.append(pair, " ");
   }
 }
 

@@ -73,7 +73,7 @@ function fill(box, tokens) {
     const title = document.createElement("p");
     title.append(shownText(token.text), ` ${percent(token.logprob)}`);
     const logprob = document.createElement("small");
-    logprob.textContent = ` logprob ${token.logprob.toFixed(3)}`;
+    logprob.textContent = ` logprob ${Number(token.logprob.toPrecision(3))}`;
     title.append(logprob);
     box.append(title);
     if (token.top.length) box.append(table(token));
