@@ -9,6 +9,7 @@ from typing import Any
 
 from trimtab.engine.admission import check_choosable
 from trimtab.engine.client import EngineInfo
+from trimtab.engine.grammar_source import check_source
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.errors import RequestError
 from trimtab.server.api_errors import bad_request
@@ -16,7 +17,7 @@ from trimtab.server.api_types import ChatRequest, CompletionRequest, GenerationF
 from trimtab.server.conversation import Conversation, read_conversation, read_messages
 from trimtab.server.generation import Prompt
 from trimtab.server.parsing.choose import ModelParsers
-from trimtab.server.structured import asked_grammar
+from trimtab.server.structured import AskedGrammar, asked_grammar
 from trimtab.server.text import TextWorkers
 from trimtab.server.tools import ToolUse
 from trimtab.server.validation import (
@@ -107,10 +108,6 @@ class PromptMaker:
         check_size(len(asked.messages), "messages", info.max_context, info, "messages")
         conversation = read_conversation(asked, self._tokenizer.chat_template)
         tool_use = conversation.tool_use
-        if tool_use.is_forced:
-            raise bad_request(
-                "tool_choice: calls cannot be forced by this server yet; use auto", "tool_choice"
-            )
         if tool_use.tools and self._parsers.syntax is None:
             raise bad_request(
                 "tools: this server does not know how this model writes calls; set tool_parser",
@@ -121,15 +118,12 @@ class PromptMaker:
             raise bad_request("messages: must not be empty", "messages")
         token_ids = _truncated(token_ids, asked, params, info)
         opened = self._parsers.opens_reasoning(text, conversation.continued_text)
-        grammar = asked_grammar(asked)
-        if grammar is not None and opened:
-            grammar = grammar.behind(self._parsers.reasoning_end_id)
         return Prompt(
             token_ids,
             fit_context(params, len(token_ids), info, named=params.max_tokens is not None),
             num_logprobs=asked.prompt_logprobs,
             reports_token_ids=bool(asked.return_token_ids),
-            grammar=grammar,
+            grammar=self._grammar(asked, tool_use, opened),
             parsing=self._parsers.parsing(
                 opened=opened,
                 names=tool_use.names,
@@ -137,6 +131,26 @@ class PromptMaker:
                 named=tool_use.mode == "named",
             ),
         )
+
+    def _grammar(self, asked: ChatRequest, use: ToolUse, opened: bool) -> AskedGrammar | None:
+        """What the answer must be, behind the reasoning that the prompt has opened."""
+        grammar = asked_grammar(asked)
+        if use.is_forced:
+            if grammar is not None:
+                raise bad_request(
+                    f"{grammar.param}: cannot be combined with a forced tool_choice", grammar.param
+                )
+            several = use.parallel and use.mode == "required"
+            grammar = AskedGrammar(
+                self._parsers.forced_calls(use.tools, several, opened), "tool_choice"
+            )
+            try:
+                check_source(grammar.grammar)
+            except RequestError as error:
+                raise grammar.refusal(error) from None
+        if grammar is not None and opened:
+            grammar = grammar.behind(self._parsers.reasoning_end_id)
+        return grammar
 
     async def encode_messages(
         self,

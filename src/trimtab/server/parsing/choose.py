@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from trimtab.engine.client import Grammar
 from trimtab.errors import ConfigError
+from trimtab.server.parsing.forcing import forced_grammar, literal
 from trimtab.server.parsing.hermes import HermesSyntax
 from trimtab.server.parsing.llama3 import Llama3Syntax
 from trimtab.server.parsing.machine import OutputParser
@@ -95,6 +98,20 @@ class ModelParsers:
             isinstance(syntax, MistralSyntax),
         )
 
+    def forced_calls(self, tools: Sequence[dict[str, Any]], several: bool, opened: bool) -> Grammar:
+        """What makes the output a call of one of the tools, or several, in the model's own syntax.
+        `opened`: they come behind reasoning, which may be followed by line breaks."""
+        assert self.syntax is not None  # or there would be no tools
+        functions = [tool["function"] for tool in tools]
+        rules = self.syntax.rules([function["name"] for function in functions], several, self._term)
+        schemas = [function["parameters"] for function in functions]
+        return Grammar("lark", forced_grammar(rules, schemas, space_before=opened))
+
+    def _term(self, text: str) -> str:
+        token_id = self._tokenizer.token_to_id(text)
+        is_special = token_id is not None and token_id in self._tokenizer.special_ids
+        return f"<[{token_id}]>" if is_special else literal(text)
+
     def opens_reasoning(self, prompt: str, continued: str = "") -> bool:
         """Whether what follows this prompt is reasoning. `continued` is the part of its end that
         the assistant has written, where it is to go on with that."""
@@ -111,10 +128,6 @@ class ModelParsers:
         if self.reasoning is None:
             return None
         return self._tokenizer.token_to_id(self.reasoning.end)
-
-    def closes_reasoning(self, prompt: str) -> bool:
-        """Whether the prompt has already ended the reasoning, or skipped it."""
-        return self.reasoning is not None and prompt.rstrip().endswith(self.reasoning.end)
 
 
 def _template_text(tokenizer: Tokenizer) -> str:

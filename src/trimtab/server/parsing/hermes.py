@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from trimtab.server.parsing.calls import CallObject, CallSink, Remainder, Status
+from trimtab.server.parsing.forcing import Term, listed, objects
 from trimtab.server.parsing.pieces import WHITESPACE
 
 START = "<tool_call>"
@@ -19,6 +20,12 @@ class HermesSyntax:
 
     def body(self, marker: str, names: Collection[str]) -> HermesBody:
         return HermesBody()
+
+    def rules(self, names: Sequence[str], several: bool, term: Term) -> str:
+        one = f'one: {term(START)} "\\n" call "\\n" {term(END)}'
+        return "\n".join(
+            [f"calls: {listed('one', chr(10), several)}", one, objects(names, "arguments")]
+        )
 
 
 class HermesBody:

@@ -6,9 +6,10 @@ on offer makes an object a call.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from trimtab.server.parsing.calls import ListedCalls
+from trimtab.server.parsing.forcing import Term, listed, objects
 
 MARKER = "<|python_tag|>"
 
@@ -20,3 +21,6 @@ class Llama3Syntax:
 
     def body(self, marker: str, names: Collection[str]) -> ListedCalls:
         return ListedCalls(None if marker else names, separators=";,")
+
+    def rules(self, names: Sequence[str], several: bool, term: Term) -> str:
+        return f"calls: {listed('call', '; ', several)}\n{objects(names, 'parameters')}"

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from trimtab.server.parsing.calls import CallBody, CallSink, ListedCalls, Remainder, Status
+from trimtab.server.parsing.forcing import Term, listed, literal, objects
 from trimtab.server.parsing.json_text import Progress, ValueScanner
 from trimtab.server.parsing.pieces import WHITESPACE
 
 MARKER = "[TOOL_CALLS]"
+ARGUMENTS = "[ARGS]"
 MAX_HEAD = 300
 _HEAD = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*[\w-]+\s*)?(?:\[ARGS\]\s*)?")
 _HEAD_CHARACTERS = re.compile(r"[\w.\-\[\] \t\r\n]*")
@@ -20,10 +22,21 @@ _HEAD_CHARACTERS = re.compile(r"[\w.\-\[\] \t\r\n]*")
 class MistralSyntax:
     markers: tuple[str, ...] = (MARKER,)
     openers = ""
-    tokens: tuple[str, ...] = (MARKER, "[ARGS]", "[CALL_ID]")
+    tokens: tuple[str, ...] = (MARKER, ARGUMENTS, "[CALL_ID]")
 
     def body(self, marker: str, names: Collection[str]) -> MistralBody:
         return MistralBody()
+
+    def rules(self, names: Sequence[str], several: bool, term: Term) -> str:
+        """The older form, unless [ARGS] is a token."""
+        if term(ARGUMENTS) == literal(ARGUMENTS):
+            calls = f'{term(MARKER)} "[" {listed("call", ", ", several)} "]"'
+            return f"calls: {calls}\n{objects(names, 'arguments')}"
+        choices = [
+            f"{term(MARKER)} {literal(name)} {term(ARGUMENTS)} arguments_{i}"
+            for i, name in enumerate(names)
+        ]
+        return f"calls: call{'+' if several else ''}\ncall: " + "\n    | ".join(choices)
 
 
 class MistralBody:

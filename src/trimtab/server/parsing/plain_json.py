@@ -6,9 +6,10 @@ an object a call: an answer in JSON stays an answer.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from trimtab.server.parsing.calls import ListedCalls
+from trimtab.server.parsing.forcing import Term, listed, objects
 
 
 class PlainJsonSyntax:
@@ -18,3 +19,7 @@ class PlainJsonSyntax:
 
     def body(self, marker: str, names: Collection[str]) -> ListedCalls:
         return ListedCalls(names, separators=";,")
+
+    def rules(self, names: Sequence[str], several: bool, term: Term) -> str:
+        calls = f'"[" {listed("call", ", ", True)} "]"' if several else "call"
+        return f"calls: {calls}\n{objects(names, 'arguments')}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from trimtab.server.parsing.calls import CallBody, Status
+from trimtab.server.parsing.forcing import Term
 from trimtab.server.parsing.pieces import WHITESPACE, Kind, Piece, find_first, num_settled
 
 
@@ -21,6 +22,10 @@ class CallSyntax(Protocol):
 
     def body(self, marker: str, names: Collection[str]) -> CallBody:
         """For one occurrence of `marker`, "" for an opener. `names` are the tools on offer."""
+        ...
+
+    def rules(self, names: Sequence[str], several: bool, term: Term) -> str:
+        """Lark for `calls`: a call of one of the tools, or several; see `forcing`."""
         ...
 
 
