@@ -32,7 +32,7 @@ import numpy as np
 from serving import Server, memory_bytes, serving
 from soak_kinds import KINDS, WrongAnswerError
 
-OPTIONS = ["--max-num-requests", "16", "--max-queued-requests", "24", "--num-blocks", "400"]
+OPTIONS = ["--max-num-requests", "16", "--max-queued-requests", "24", "--num-blocks", "150"]
 MAX_COMPLAINTS = 20
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import jsonschema
 
 TEXT = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -229,6 +231,82 @@ async def time_out(client: httpx.AsyncClient, draw: random.Random) -> str:
         return "408"
     check_whole(response, body.get("n", 1), 200)
     return "200"
+
+
+def schema(draw: random.Random, depth: int = 2) -> dict[str, Any]:
+    """A small JSON schema that nobody has asked for before, probably."""
+    if depth == 0 or draw.random() < 0.3:
+        ends = [{"type": "boolean"}, {"type": "integer"}, {"type": "string", "maxLength": 9}]
+        return draw.choice([*ends, {"enum": [words(draw, 4) for _ in range(3)]}])
+    if draw.random() < 0.3:
+        return {"type": "array", "items": schema(draw, depth - 1), "maxItems": draw.randrange(4)}
+    names = [f"{draw.choice(WORDS)}{i}" for i in range(draw.randrange(1, 4))]
+    properties = {name: schema(draw, depth - 1) for name in names}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": names,
+        "additionalProperties": False,
+    }
+
+
+@kind(2)
+async def structured(client: httpx.AsyncClient, draw: random.Random) -> str:
+    """What the answer is held to, it keeps to."""
+    path, body = any_body(draw)
+    for name in ("stop", "logit_bias", "ignore_eos", "min_tokens", "repetition_penalty"):
+        body.pop(name, None)
+    body["max_tokens"] = 150
+    pattern = draw.choice(["[0-9]{3}-[a-z]{2,5}", "(yes|no)( and (yes|no)){0,3}"])
+    asked = schema(draw)
+    form: dict[str, Any] = draw.choice(
+        [
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": asked}}},
+            {"guided_regex": pattern},
+            {"structured_outputs": {"choice": ["alpha", "beta", "gamma"]}},
+        ]
+    )
+    response = await client.post(path, json=body | form)
+    if refused(response):
+        return "429"
+    check_whole(response, 1, 150)
+    (choice,) = response.json()["choices"]
+    text = choice["text"] if path == TEXT else choice["message"]["content"]
+    if choice["finish_reason"] == "stop":
+        if "guided_regex" in form:
+            expect(re.fullmatch(pattern, text) is not None, f"{pattern}: {text!r}")
+        elif "structured_outputs" in form:
+            expect(text in ("alpha", "beta", "gamma"), f"choice: {text!r}")
+        else:
+            try:
+                jsonschema.validate(json.loads(text), asked)
+            except (ValueError, jsonschema.ValidationError) as error:
+                raise WrongAnswerError(f"{asked}: {text!r}: {error}") from None
+    return "200"
+
+
+WRONG_FORMS: list[dict[str, Any]] = [
+    {"guided_regex": "("},
+    {"guided_regex": "(?=x)y"},
+    {"guided_json": {"type": "nothing"}},
+    {"guided_json": {"$ref": "#/nowhere"}},
+    {"guided_grammar": "start: nothing"},
+    {"guided_choice": []},
+    {"response_format": {"type": "json_schema"}},
+    {"response_format": {"type": "xml"}},
+    {"guided_regex": "a", "guided_choice": ["b"]},
+]
+
+
+@kind(1)
+async def wrong_form(client: httpx.AsyncClient, draw: random.Random) -> str:
+    path, body = any_body(draw)
+    form = draw.choice(WRONG_FORMS)
+    response = await client.post(path, json=body | form)
+    if refused(response):
+        return "429"
+    expect(response.status_code == 400, f"{form}: {response.status_code} {response.text[:200]}")
+    return "400"
 
 
 WRONG: list[tuple[str, Any, set[int]]] = [

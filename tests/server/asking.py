@@ -35,6 +35,7 @@ def shapes(max_tokens: int) -> list[tuple[str, dict[str, Any]]]:
         (TEXT, text | {"prompt": "i", "logprobs": 1, "guided_regex": "([a-z]{4} and so on; )+"}),
         ("/v1/chat/completions", chat),
         ("/v1/chat/completions", chat | {"guided_json": WORDS, "max_tokens": max_tokens}),
+        ("/v1/chat/completions", chat | {"response_format": {"type": "json_object"}}),
         ("/v1/chat/completions", chat | {"logprobs": True, "top_logprobs": 1, "n": 2}),
     ]
     return [(path, body | extra) for path, body in kinds for extra in ({}, usage)]

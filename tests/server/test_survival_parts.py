@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.engine.async_engine import merge_outputs
-from trimtab.engine.client import EngineRequest, EngineStats, TokenLogprobs, TokenOutput
+from trimtab.engine.client import (
+    EngineRequest,
+    EngineStats,
+    PrefillChunk,
+    RequestTimeline,
+    TokenLogprobs,
+    TokenOutput,
+)
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.server.engine_counts import sum_stats, without_counts
 from trimtab.server.lineup import CONVICT_DEATHS, Lineup
@@ -54,6 +61,28 @@ def test_what_is_resumed() -> None:
     assert (again.prompt_ids, again.cache_salt) == ([1, 2, 3], "s")
     live.take(TokenOutput("r", [7], num_cached_tokens=0))  # of the process that took over
     assert [one.num_cached_tokens for one in outputs if isinstance(one, TokenOutput)] == [16] * 3
+
+
+def test_the_timeline_of_a_resumed_request_is_one() -> None:
+    live = LiveRequest.of(request())
+    live.to_submit()
+    assert live.first_submitted is not None
+    early = RequestTimeline(0.5, [PrefillChunk(0.5, 0.25, 3)], 0.75, 0.75)
+    live.take(TokenOutput("r", [4], timeline=early))
+    live.first_submitted -= 10.0  # so long ago
+    live.to_submit()
+    late = RequestTimeline(0.25, [PrefillChunk(0.25, 0.25, 4)], 0.5, 2.0, num_preemptions=1)
+    live.take(TokenOutput("r", [5], timeline=late))
+    live.take(TokenOutput("r", [6], finish_reason="length", timeline=late))
+    outputs = [live.events.get_nowait() for _ in range(3)]
+    timelines = [one.timeline for one in outputs if isinstance(one, TokenOutput)]
+    assert timelines[0] == early
+    last = timelines[2]
+    assert last is not None
+    assert (last.queued, last.first_token, last.num_preemptions) == (0.5, 0.75, 1)
+    assert [chunk.num_tokens for chunk in last.prefill] == [3, 4]
+    assert last.prefill[1].start == pytest.approx(10.25, abs=0.1)
+    assert last.total == pytest.approx(12.0, abs=0.1)
 
 
 class Process:
@@ -172,6 +201,10 @@ def test_heartbeats_do_not_hide_a_step_that_hangs(watched: tuple[Watchdog, Clock
         watchdog.note(stats(3, beat))
         assert pass_time(watched, 1, busy=True) is None
         assert watchdog.fresh
+    for _ in range(10):  # one long refusal after another
+        watchdog.heard()
+        watchdog.refused()
+        assert pass_time(watched, 1, busy=True) is None
     troubles = []
     for _ in range(5):
         watchdog.heard()

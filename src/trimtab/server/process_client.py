@@ -360,6 +360,7 @@ class ProcessEngineClient:
                 if event.stats is not None:
                     self._note_stats(event.stats)
             elif isinstance(event, messages.Rejected):
+                self._watchdog.refused()
                 self._reject(event)
             elif isinstance(event, messages.Ready):
                 self._become_ready(event, child)

@@ -68,6 +68,10 @@ class Watchdog:
             self._progress = progress
             self._stall = 0.0
 
+    def refused(self) -> None:
+        """It refused a request, which may have been all the work it had: compiling its grammar."""
+        self._stall = 0.0
+
     def tick(self, *, busy: bool) -> str | None:
         """To be called every `poll_seconds` while it is ready; `busy`: it was given work that is
         not done. What is wrong with it, for people, or None."""
