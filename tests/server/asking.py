@@ -73,8 +73,9 @@ def joined(events: list[Any]) -> Any:
             logprobs.setdefault(index, []).append(choice.get("logprobs"))
             if choice.get("finish_reason"):
                 rest.append((index, choice["finish_reason"]))
-    kept = {index: [one for one in entries if one] for index, entries in logprobs.items()}
-    return texts, {i: flat(entries) for i, entries in kept.items()}, sorted(map(str, rest))
+    kept = {index: [one for one in logprobs[index] if one] for index in sorted(logprobs)}
+    flattened = {index: flat(entries) for index, entries in kept.items()}
+    return sorted(texts.items()), flattened, sorted(map(str, rest))
 
 
 def flat(entries: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -64,7 +64,8 @@ def test_what_is_resumed() -> None:
 
 
 def test_the_timeline_of_a_resumed_request_is_one() -> None:
-    live = LiveRequest.of(request())
+    outputs: list[TokenOutput | Exception] = []
+    live = LiveRequest.of(request(), outputs.append)
     live.to_submit()
     assert live.first_submitted is not None
     early = RequestTimeline(0.5, [PrefillChunk(0.5, 0.25, 3)], 0.75, 0.75)
@@ -74,7 +75,6 @@ def test_the_timeline_of_a_resumed_request_is_one() -> None:
     late = RequestTimeline(0.25, [PrefillChunk(0.25, 0.25, 4)], 0.5, 2.0, num_preemptions=1)
     live.take(TokenOutput("r", [5], timeline=late))
     live.take(TokenOutput("r", [6], finish_reason="length", timeline=late))
-    outputs = [live.events.get_nowait() for _ in range(3)]
     timelines = [one.timeline for one in outputs if isinstance(one, TokenOutput)]
     assert timelines[0] == early
     last = timelines[2]

@@ -73,7 +73,7 @@ def test_every_kind_of_request_goes_on_with_the_very_tokens(real: Live) -> None:
     assert stats(real)["num_free_blocks"] == stats(real)["num_blocks"]
 
 
-def without_cached(answer: Any) -> Any:
+def without_cached(answer: Any) -> str:
     """How much was cached depends on what ran before."""
     return re.sub(r"cached_tokens\W+\d+", "", json.dumps(answer, sort_keys=True))
 
