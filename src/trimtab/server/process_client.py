@@ -277,7 +277,11 @@ class ProcessEngineClient:
             self._last_start_failed = True
             return EngineDeadError(f"the engine process cannot be started: {error}")
         self._child = child
-        loss = await self._watch(child)
+        try:
+            loss = await self._watch(child)
+        except Exception as error:  # a bug of ours: whatever it was, the engine is watched on
+            logger.exception("the engine process cannot be followed any more")
+            loss = EngineDeadError(f"the front failed to read from it ({type(error).__name__})")
         self._note_loss()
         await child.stop(0)
         self._child = None
