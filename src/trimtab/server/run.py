@@ -14,7 +14,7 @@ import uvloop
 
 from trimtab.config import ExecutorConfig, SchedulerConfig, ServerConfig
 from trimtab.engine.client import EngineInfo
-from trimtab.errors import UserError
+from trimtab.errors import TrimtabError, UserError
 from trimtab.server import logs
 from trimtab.server.app import ApiServer
 from trimtab.server.keys import make_keys
@@ -101,7 +101,7 @@ async def _serve(
         )
         try:
             await engine.launch()  # it loads its weights while the tokenizer is read here
-            tokenizer = await asyncio.to_thread(serving.load_tokenizer, found.path)
+            tokenizer = await asyncio.to_thread(_warm_tokenizer, serving, found.path)
             await _answer(
                 serving, listener, ServedModel(found.name, tokenizer), engine, announce, stop
             )
@@ -112,6 +112,15 @@ async def _serve(
             raise
     finally:
         stop.close()
+
+
+def _warm_tokenizer(serving: Serving, path: str) -> Tokenizer:
+    """Its chat template is compiled by then: else the first chat would wait for that."""
+    tokenizer = serving.load_tokenizer(path)
+    if tokenizer.chat_template is not None:
+        with contextlib.suppress(TrimtabError):  # whoever chats is told
+            tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+    return tokenizer
 
 
 async def _answer(
