@@ -210,6 +210,19 @@ async def test_arguments_that_are_no_object_are_kept_as_text() -> None:
         assert block.input == {"malformed_arguments": '{"city": '}
 
 
+async def test_a_call_can_be_forced() -> None:
+    async with scripted(HERMES) as server:
+        server.says(CALL)
+        for choice in ({"type": "any"}, {"type": "tool", "name": "get_weather"}):
+            answer = await ask(server, tools=[TOOL], tool_choice=choice)
+            assert answer.stop_reason == "tool_use"
+            grammar = server.engine.requests[-1].grammar
+            assert grammar is not None
+            assert "get_weather" in grammar.source
+        await ask(server, tools=[TOOL], tool_choice={"type": "none"})
+        assert server.engine.requests[-1].grammar is None
+
+
 def image() -> dict[str, Any]:
     return {"type": "image", "source": {"type": "url", "url": "http://x/y.png"}}
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parsed import CUTS, SYNTAXES, Parsed, make_parser, parse, parse_cut
+from parsed import CUTS, NAMES, SYNTAXES, Parsed, make_parser, parse, parse_cut
+from scripted import MARKERS, tokenizer_with
+from tool_templates import QWEN
+
+from trimtab.engine.client import TokenLogprobs, TokenOutput
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.server.choice import Choice
+from trimtab.server.formats import Collected
+from trimtab.server.parsing.choose import ModelParsers
+
+TOKENIZER = tokenizer_with(QWEN, MARKERS)
 
 WEATHER = '{"name": "get_weather", "arguments": {"city": "Paris"}}'
 PARIS = ("get_weather", '{"city": "Paris"}')
@@ -243,6 +254,50 @@ def test_any_arguments_arrive(
         assert called == "now"
         assert received == written or form == "string"
         assert json.loads(received) == arguments
+
+
+ALL_FRAGMENTS = st.lists(st.sampled_from([*FRAGMENTS, "stop", "é", "🙂 "]), max_size=12)
+
+
+@settings(max_examples=200)
+@given(
+    ALL_FRAGMENTS.map("".join),
+    st.sampled_from(list(SYNTAXES)),
+    st.sampled_from([(), ("stop",), ("<", "now"), ("\n", '"')]),
+    CUTS,
+)
+def test_a_choice_does_not_depend_on_how_its_tokens_arrive(
+    text: str, name: str, stop: tuple[str, ...], cuts: list[int]
+) -> None:
+    """Tokens are bytes and markers; stop strings are found before anything is parsed."""
+    params = SamplingParams(stop=stop, logprobs=0)
+
+    def told(cuts: list[int]) -> tuple[object, ...]:
+        ids = TOKENIZER.encode(text, add_special_tokens=False)
+        parsing = ModelParsers(TOKENIZER, name, "think").parsing(names=NAMES)
+        choice = Choice(0, params, TOKENIZER, parsing=parsing)
+        bounds = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
+        collected = Collected()
+        for start, end in itertools.pairwise(bounds):
+            if choice.finished:
+                break
+            hand = ids[start:end]
+            reason = "stop" if end == len(ids) else None
+            logprobs = [TokenLogprobs(-float(token)) for token in hand]
+            collected.add(choice.take(TokenOutput("r", hand, logprobs, reason)))
+            if reason:
+                break
+        calls = [(call.index, call.name, call.arguments) for call in collected.tool_calls]
+        tokens = [(token.token_id, token.text_offset) for token in collected.tokens]
+        plain = [token for token, _ in tokens if token < 0x80]  # a byte, a character
+        assert all(chr(token) in collected.text for token in plain)
+        assert tokens or not collected.text
+        return (
+            *(collected.text, collected.reasoning, calls, tokens, collected.finish_reason),
+            choice.num_reasoning_tokens,
+        )
+
+    assert told(cuts) == told([]) == told(list(range(400)))
 
 
 def test_a_long_output_of_nothing_but_markers_takes_linear_time() -> None:
