@@ -193,14 +193,18 @@ class Page:
         )
 
     def _center(self, selector: str) -> tuple[float, float]:
+        """Where a click hits the element, once the frames that may still move it are over."""
         name = json.dumps(selector)
-        self.wait(f"document.querySelector({name})?.getClientRects().length > 0")
-        box = self.evaluate(
-            f"(() => {{ const node = document.querySelector({name});"
-            " node.scrollIntoView({block: 'nearest'}); const box = node.getClientRects()[0];"
-            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
+        x, y = self.wait(
+            f"(async () => {{ const node = document.querySelector({name});"
+            " if (!node?.getClientRects().length) return null;"
+            " node.scrollIntoView({block: 'nearest'});"
+            " for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame);"
+            " const box = node.getClientRects()[0]; if (!box) return null;"
+            " const at = [box.x + box.width / 2, box.y + box.height / 2];"
+            " return node.contains(document.elementFromPoint(...at)) ? at : null; })()"
         )
-        return box[0], box[1]
+        return x, y
 
 
 @contextlib.contextmanager

@@ -331,6 +331,9 @@ def test_reasoning_is_folded_and_tool_calls_are_answered(browser: Page) -> None:
                 one["id"] for one in calls
             ]
             assert [one["id"] for one in messages[1]["tool_calls"]] == [one["id"] for one in calls]
+            page.click(".turn:last-child footer button:first-of-type")  # edit the second result
+            assert page.text("#message-label") == "Result of look"
+            assert page.evaluate("document.querySelector('#message').value") == "SAY[thanks]YAS"
 
 
 def test_every_control_has_a_name(page: Page) -> None:

@@ -142,9 +142,10 @@ def test_the_announcement_and_its_curl_line(model: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        lines = dict(process.stdout.readline().rstrip().split(None, 1) for _ in range(3))
+        lines = dict(process.stdout.readline().rstrip().split(None, 1) for _ in range(4))
         assert lines["model"] == "it's mine"
         assert lines["address"].startswith("http://127.0.0.1:")
+        assert lines["page"] == lines["address"].removesuffix("v1")
         assert "bf16" in lines["plan"]
         command = process.stdout.readline().removeprefix("try it").strip()
         assert shlex.split(command)[0] == "curl"

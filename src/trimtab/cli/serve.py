@@ -67,6 +67,8 @@ def _print_lines(announcement: Announcement) -> None:
         f" KV cache {info.kv_capacity_tokens} tokens"
     )
     print(f"address  {announcement.url}/v1")
+    if announcement.server.page:
+        print(f"page     {announcement.url}/")
     print(f"try it   {_curl(announcement)}", flush=True)
 
 

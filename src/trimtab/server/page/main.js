@@ -61,6 +61,11 @@ function useMode() {
   at("max-tokens").placeholder = isChat ? "context" : "256";
 }
 
+function labelMessage() {
+  const { openCall } = chat;
+  at("message-label").textContent = openCall ? `Result of ${openCall.function.name}` : "Message";
+}
+
 const chat = new Chat(new ConversationView(at("turns")), requestFields, {
   notice,
   timings: (timings) => drawTimeline(at("timeline"), timings),
@@ -68,10 +73,10 @@ const chat = new Chat(new ConversationView(at("turns")), requestFields, {
   running: (isRunning) => {
     at("send").hidden = isRunning;
     at("stop").hidden = !isRunning;
-    const { openCall } = chat;
-    at("message-label").textContent = openCall ? `Result of ${openCall.function.name}` : "Message";
+    labelMessage();
   },
   edit: (text) => {
+    labelMessage();
     at("message").value = text;
     at("message").focus();
   },
@@ -106,7 +111,7 @@ at("stop").addEventListener("click", () => {
 at("new-chat").addEventListener("click", () => {
   chat.reset();
   notice("");
-  at("message-label").textContent = "Message";
+  labelMessage();
   at("message").focus();
 });
 showDetails(at("turns"), at("details"));
