@@ -169,7 +169,7 @@ def test_random_requests_are_answered_as_it_says(tmp_path: Path) -> None:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", "run", f"{real.url}/openapi.json"),
-                *("--max-examples", "8"),
+                *("--max-examples", "5"),
                 *("--phases", "fuzzing", "--checks", CHECKS, "--seed", "5"),
                 *("--request-timeout", "20", "--no-color", "--suppress-health-check", "all"),
             ],
