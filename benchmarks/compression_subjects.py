@@ -67,10 +67,12 @@ def _quantized() -> Iterator[Subject]:
     yield _method("rtn", 8, 128)
     yield _method("gptq", 8, 0)
     yield _method("smoothquant", 8, 0)
-    for bits in (4, 3):
-        for group in (32, 64, 128, 0):
+    for bits, groups in ((4, (32, 64, 128)), (3, (32, 128))):
+        for group in groups:
             for method in ("rtn", "gptq", "awq", "autoround"):
                 yield _method(method, bits, group)
+    for method in ("rtn", "gptq"):
+        yield _method(method, 4, 0)
     yield _method("rtn", 4, 32, symmetric=False)
     yield _method("gptq", 4, 32, symmetric=False)
     yield _method("gptq", 4, 32, head=True, embedding=True)
