@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,20 @@ class EngineChild:
         except BrokenPipeError:
             pass  # it died at once; `exit_status` tells
 
+        self.exited = asyncio.get_running_loop().create_future()  # done once it has ended
+        self._exit_fd = _watch_exit(self._process.pid, self._note_exit)
+
+    def _note_exit(self) -> None:
+        self._forget_exit_fd()
+        if not self.exited.done():
+            self.exited.set_result(None)
+
+    def _forget_exit_fd(self) -> None:
+        if self._exit_fd is not None:
+            asyncio.get_running_loop().remove_reader(self._exit_fd)
+            os.close(self._exit_fd)
+            self._exit_fd = None
+
     @property
     def pid(self) -> int:
         return self._process.pid
@@ -107,10 +122,22 @@ class EngineChild:
             self._process.kill()
             while self.exit_status() is None:
                 await asyncio.sleep(0.01)
+        self._forget_exit_fd()
         self._socket.close(0)
         self._close_the_door()
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+
+def _watch_exit(pid: int, note: Callable[[], None]) -> int | None:
+    """Have `note` called when the process ends. A descriptor to give back; None where the system
+    has no such thing, and only asking tells."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+    asyncio.get_running_loop().add_reader(descriptor, note)
+    return descriptor
 
 
 def _ignore(future: asyncio.Future[Any]) -> None:

@@ -326,8 +326,12 @@ class ProcessEngineClient:
         reading = asyncio.create_task(self._read(child))
         try:
             while True:
-                done, _ = await asyncio.wait({reading}, timeout=self._policy.poll_seconds)
-                if done:
+                await asyncio.wait(
+                    {reading, child.exited},
+                    timeout=self._policy.poll_seconds,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if reading.done():
                     return reading.result()
                 if child.exit_status() is not None:
                     # What it said last may still be on its way: tokens, or why it did not start.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -144,7 +145,7 @@ async def _answer(
             announce(Announcement(_url(listener), model, engine.info, serving.server))
         await answering
     finally:
-        front.should_exit = front.force_exit = True
+        front.end()
         starting.cancel()
         await asyncio.gather(starting, answering, return_exceptions=True)
         api.close()
@@ -196,10 +197,24 @@ class Front(uvicorn.Server):
         self._api = api
         self._engine = engine
         self._drain_seconds = drain_seconds
+        self._stopped = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """uvicorn's, which wakes up ten times a second to ask what we are told anyway."""
+        for second in itertools.count():
+            if await self.on_tick(10 * second):  # the date header, each second
+                return
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), 1)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # they are ours
+
+    def end(self) -> None:
+        """At once."""
+        self.should_exit = self.force_exit = True
+        self._stopped.set()
 
     def stop(self) -> None:
         """The first one drains, the second one ends at once."""
@@ -208,6 +223,7 @@ class Front(uvicorn.Server):
             return
         self._api.draining = True
         self.should_exit = True
+        self._stopped.set()
         asyncio.get_running_loop().call_later(
             self._drain_seconds, self._engine.fail_all, "the server is shutting down"
         )

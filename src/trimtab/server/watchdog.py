@@ -13,7 +13,7 @@ from trimtab.engine.client import EngineStats
 class SupervisionPolicy:
     """Times of the supervision of engine processes, in seconds."""
 
-    poll_seconds: float = 0.1
+    poll_seconds: float = 0.5  # the end of a process is noticed at once
     fresh_seconds: float = 5.0  # a heartbeat or step older than this makes /ready fail
     silent_seconds: float = 10.0  # without any message for so long, the process is killed
     silent_loading_seconds: float = 300.0  # the same in a first load: packing may hold it up
