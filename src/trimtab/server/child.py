@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -10,13 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from trimtab.server import messages
 
@@ -40,7 +40,7 @@ class EngineChild:
     that started it.
     """
 
-    def __init__(self, context: zmq.asyncio.Context, launch: messages.Launch) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], launch: messages.Launch) -> None:
         self.started_at = time.monotonic()
         self._directory: Path | None = private_directory()
         address = f"ipc://{self._directory / SOCKET_NAME}"
@@ -50,6 +50,9 @@ class EngineChild:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_FRAME_BYTES)
         self._socket.bind(address)
+        self._frames: deque[bytes] = deque()  # that came in and were not asked for yet
+        self._arrival: asyncio.Future[None] | None = None  # what `receive` waits for
+        self._loop = asyncio.get_running_loop()
         self._process = subprocess.Popen(
             [sys.executable, "-c", _bootstrap()], stdin=subprocess.PIPE
         )
@@ -63,7 +66,8 @@ class EngineChild:
         except BrokenPipeError:
             pass  # it died at once; `exit_status` tells
 
-        self.exited = asyncio.get_running_loop().create_future()  # done once it has ended
+        self._loop.add_reader(self._socket.fileno(), self._read_frames)
+        self.exited = self._loop.create_future()  # done once it has ended
         self._exit_fd = _watch_exit(self._process.pid, self._note_exit)
 
     def _note_exit(self) -> None:
@@ -96,14 +100,29 @@ class EngineChild:
 
     async def receive(self) -> messages.Event:
         """The next event. Raises msgspec errors for a malformed frame."""
-        event = messages.decode_event(await self._socket.recv())
+        while not self._frames:
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        event = messages.decode_event(self._frames.popleft())
         self._close_the_door()
         return event
 
+    def _read_frames(self) -> None:
+        """All that is there: the socket's descriptor tells of a change, and only once."""
+        try:
+            while not self._socket.closed:
+                self._frames.append(self._socket.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            pass
+        if self._frames and self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
     def send(self, command: messages.Command) -> None:
         """Queue a command; never blocks. To a process that is gone it is lost without an error."""
-        sending = asyncio.ensure_future(self._socket.send(messages.encode(command), zmq.NOBLOCK))
-        sending.add_done_callback(_ignore)
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.send(messages.encode(command), zmq.NOBLOCK)
+        # Sending may have taken note of what came in meanwhile: then its descriptor tells no more.
+        self._loop.call_soon(self._read_frames)
 
     def _close_the_door(self) -> None:
         """The two are joined: nobody else shall come in, and nothing be left if we are killed."""
@@ -123,6 +142,7 @@ class EngineChild:
             while self.exit_status() is None:
                 await asyncio.sleep(0.01)
         self._forget_exit_fd()
+        self._loop.remove_reader(self._socket.fileno())
         self._socket.close(0)
         self._close_the_door()
         if self._process.stdin is not None:
@@ -138,11 +158,6 @@ def _watch_exit(pid: int, note: Callable[[], None]) -> int | None:
         return None
     asyncio.get_running_loop().add_reader(descriptor, note)
     return descriptor
-
-
-def _ignore(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 def _bootstrap() -> str:

@@ -20,7 +20,6 @@ from typing import Literal
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from trimtab import environment
 from trimtab.config import ExecutorConfig, SchedulerConfig
@@ -83,7 +82,7 @@ class ProcessEngineClient:
         self._first_load_seconds: float | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._first_start: asyncio.Future[None] | None = None
-        self._context: zmq.asyncio.Context | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     # -- what the layers above ask
 
@@ -223,7 +222,7 @@ class ProcessEngineClient:
 
     async def launch(self) -> None:
         """Start the engine process; returns while it loads."""
-        self._context = zmq.asyncio.Context()
+        self._context = zmq.Context()
         self._first_start = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise())
         await asyncio.sleep(0)  # there the supervisor starts it
