@@ -118,7 +118,7 @@ class ApiServer:
         return "unresponsive" if engine.state == "ready" else engine.state
 
     async def _stats(self, request: Request) -> Response:
-        """The engine's counters (EngineStats), half a second old at most."""
+        """The engine's counters (EngineStats), a second old at most."""
         self._desk.require_ready()
         return JSONResponse(await self._desk.engine.stats())
 

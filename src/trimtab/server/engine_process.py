@@ -41,6 +41,7 @@ class EngineHost:
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._outputs: list[TokenOutput] = []
         self._wake = asyncio.Event()
+        self.num_frames = 0  # of outputs, sent so far
 
     async def run(self) -> None:
         """Until Shutdown arrives; a malformed frame raises, and so ends the process."""
@@ -112,6 +113,7 @@ class EngineHost:
             for frame in _frames(outputs):
                 stats = await self._engine.stats()
                 await self._socket.send(messages.encode(messages.Outputs(frame, stats)))
+                self.num_frames += 1
 
 
 def _frames(outputs: list[TokenOutput]) -> Iterator[list[TokenOutput]]:
@@ -124,10 +126,14 @@ def _frames(outputs: list[TokenOutput]) -> Iterator[list[TokenOutput]]:
 
 
 async def _beat(socket: zmq.asyncio.Socket, host: list[EngineHost]) -> None:
-    """Heartbeats from the first moment on, while the model loads too."""
+    """Heartbeats from the first moment on, while the model loads too. Outputs say the same, so
+    there are none while they come."""
+    num_frames = 0
     while True:
-        beat = await host[0].heartbeat() if host else messages.Heartbeat()
-        await socket.send(messages.encode(beat))
+        if not host or host[0].num_frames == num_frames:
+            beat = await host[0].heartbeat() if host else messages.Heartbeat()
+            await socket.send(messages.encode(beat))
+        num_frames = host[0].num_frames if host else 0
         await asyncio.sleep(messages.HEARTBEAT_SECONDS)
 
 

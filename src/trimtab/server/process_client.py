@@ -112,7 +112,7 @@ class ProcessEngineClient:
         return self._info
 
     async def stats(self) -> EngineStats:
-        """As of the engine's last step or heartbeat, half a second ago at most. Counters go on over
+        """As of the engine's last step or heartbeat, a second ago at most. Counters go on over
         restarts; while there is no engine, every live request is waiting."""
         if self._stats is None:
             raise EngineDeadError("the engine has not started yet")
