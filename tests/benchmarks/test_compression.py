@@ -102,4 +102,4 @@ def test_every_entry_is_one_that_can_be_asked_for(monkeypatch: pytest.MonkeyPatc
     methods = {subject.options.get("method") for subject in found} - {None}
     assert methods == {"rtn", "gptq", "awq", "smoothquant", "autoround"}
     asked = {(s.options["bits"], s.options["group_size"]) for s in found if s.options}
-    assert {(bits, group) for bits in (3, 4) for group in (0, 32, 64, 128)} <= asked
+    assert {(4, 0), (4, 32), (4, 64), (4, 128), (3, 32), (3, 128), (8, 0), (8, 128)} <= asked
