@@ -11,6 +11,8 @@ MODEL ?= builtin
 ARGS ?=
 SANITIZERS ?= address thread
 TESTS ?= tests
+# Processes that share the tests; 0: none but pytest's own.
+WORKERS ?= 2
 # A smaller download than the default one where it can be reached:
 #   make test TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
@@ -26,7 +28,7 @@ serve: $(VENV)/.installed
 	@exec $(BIN)/trimtab serve $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(TESTS)
 
 sanitize: $(VENV)/.installed $(VENV)/.test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/sanitize.py $(SANITIZERS)

@@ -1,30 +1,41 @@
-"""Write a checkpoint of a public model's shape with random weights, for measuring speed.
+"""Write a checkpoint for measuring speed: random weights, or a small model made large.
 
     python benchmarks/make_model.py qwen3-0.6b OUT --seed 0
     python benchmarks/make_model.py path/to/config.json OUT
+    python benchmarks/make_model.py --inflate builtin --parameters 600M --out OUT
 
 The names are the files of benchmarks/configs/, each the config.json that its publisher wrote.
 Weights are bf16 and a function of the seed and their names alone. They are drawn at about the
 scale of a fresh model, so that logits are finite and nothing saturates. Memory stays below
 200 MB whatever the size of the model. The tokenizer is the built-in model's where this
 installation has one: ids beyond it are valid, but have no text.
+
+With --inflate, the model computes what the small one does at the cost of a large one
+(inflation.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from checkpoint_writer import (
+    MAX_SHARD_BYTES,
+    copy_tokenizer,
+    generator,
+    write_json,
+    write_tensors,
+)
+from inflated_heads import inflate_heads
+from inflation import inflate
+from trimtab.builtin import heads_path, target_path
 from trimtab.checkpoints import open_checkpoint, resolve_model
 from trimtab.checkpoints.json_file import read_json_object
 from trimtab.errors import CheckpointError, UserError
@@ -32,16 +43,9 @@ from trimtab.models.registry import FAMILIES, model_spec
 from trimtab.models.spec import ModelSpec
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-MAX_SHARD_BYTES = 2_000_000_000
-CHUNK_ELEMENTS = 4 << 20
+PIECE_ELEMENTS = 4 << 20
 WEIGHT_SCALE = 0.02
 NORM_SCALE = 0.05
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,16 @@ class RandomTensor:
     @property
     def num_bytes(self) -> int:
         return 2 * int(np.prod(self.shape, dtype=np.int64))
+
+    def pieces(self, seed: int) -> Iterator[npt.NDArray[np.float32]]:
+        random = generator(self.name, seed)
+        left = self.num_bytes // 2
+        while left > 0:
+            values = random.standard_normal(min(left, PIECE_ELEMENTS), dtype=np.float32)
+            values *= np.float32(self.scale)
+            values += np.float32(self.mean)
+            yield values
+            left -= len(values)
 
 
 def known_models() -> list[str]:
@@ -91,75 +105,6 @@ def random_tensors(spec: ModelSpec) -> list[RandomTensor]:
     return list(tensors.values())
 
 
-def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round to nearest, half to even; the values are finite."""
-    bits: npt.NDArray[np.uint32] = values.view(np.uint32)
-    bits = bits + ((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF)
-    upper: npt.NDArray[np.uint16] = (bits >> np.uint32(16)).astype(np.uint16)
-    return upper
-
-
-def chunks(tensor: RandomTensor, seed: int) -> Iterator[bytes]:
-    """The tensor's bytes, a few megabytes at a time."""
-    entropy = np.random.SeedSequence([seed, zlib.crc32(tensor.name.encode())])
-    generator = np.random.Generator(np.random.PCG64(entropy))
-    left = tensor.num_bytes // 2
-    while left > 0:
-        values = generator.standard_normal(min(left, CHUNK_ELEMENTS), dtype=np.float32)
-        values *= np.float32(tensor.scale)
-        values += np.float32(tensor.mean)
-        yield to_bf16(values).astype("<u2").tobytes()
-        left -= len(values)
-
-
-def split_into_shards(tensors: list[RandomTensor], max_bytes: int) -> list[list[RandomTensor]]:
-    """In order; a shard exceeds `max_bytes` only if one tensor does."""
-    shards: list[list[RandomTensor]] = [[]]
-    size = 0
-    for tensor in tensors:
-        if shards[-1] and size + tensor.num_bytes > max_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(tensor)
-        size += tensor.num_bytes
-    return shards
-
-
-def write_shard(file: BinaryIO, tensors: list[RandomTensor], seed: int) -> None:
-    """One safetensors file; the data starts at a multiple of 8 bytes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for tensor in tensors:
-        end = position + tensor.num_bytes
-        header[tensor.name] = {
-            "dtype": "BF16",
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    for tensor in tensors:
-        for piece in chunks(tensor, seed):
-            file.write(piece)
-
-
-def copy_tokenizer(directory: Path, vocab_size: int) -> bool:
-    """The built-in model's tokenizer, if there is one and its ids fit the vocabulary."""
-    try:
-        source = resolve_model("builtin")
-        config = json.loads((source / "config.json").read_text())
-    except (UserError, OSError, ValueError):
-        return False
-    if config.get("vocab_size", 0) > vocab_size:
-        return False
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
-    return (directory / "tokenizer.json").is_file()
-
-
 def make_model(
     config: dict[str, Any], directory: Path, seed: int = 0, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
@@ -169,42 +114,60 @@ def make_model(
     something.
     """
     spec = model_spec(config)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise CheckpointError(f"{directory}: already exists and is not an empty directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    shards = split_into_shards(random_tensors(spec), max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        if len(shards) == 1:
-            name = "model.safetensors"
-        with (directory / name).open("wb") as file:
-            write_shard(file, shard, seed)
-        weight_map.update((tensor.name, name) for tensor in shard)
-    if len(shards) > 1:
-        total = sum(tensor.num_bytes for shard in shards for tensor in shard)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(directory / "model.safetensors.index.json", index)
+    write_tensors(random_tensors(spec), directory, seed, max_shard_bytes)
     copy_tokenizer(directory, spec.vocab_size)
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+def parse_count(text: str) -> int:
+    """600M, 1.5B or 600000000. Raises ValueError."""
+    factors = {"K": 10**3, "M": 10**6, "B": 10**9}
+    factor = factors.get(text[-1:].upper(), 1)
+    count = float(text if factor == 1 else text[:-1]) * factor
+    if not 0 < count < 1e15:
+        raise ValueError
+    return round(count)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Write a checkpoint of a public shape with random bf16 weights."
+        description="Write a checkpoint of a public shape with random bf16 weights, "
+        "or one that computes what a small model does at the cost of a large one."
     )
-    parser.add_argument("model", help=f"{', '.join(known_models())}, or a config.json")
-    parser.add_argument("out", type=Path, help="directory to write; must not exist or be empty")
+    parser.add_argument("model", nargs="?", help=f"{', '.join(known_models())}, or a config.json")
+    parser.add_argument("directory", nargs="?", type=Path, metavar="OUT", help="as --out")
+    parser.add_argument("--inflate", metavar="MODEL", help="builtin, or the directory of a Llama")
+    parser.add_argument("--parameters", metavar="N", help="of the inflated model: 600M, 1.5B")
+    parser.add_argument("--out", type=Path, help="directory to write; must not exist or be empty")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.seed < 0:
         parser.error("--seed must not be negative")
+    if (options.model is None) == (options.inflate is None):
+        parser.error("one of MODEL and --inflate")
+    if (options.directory is None) == (options.out is None):
+        parser.error("one of OUT and --out")
+    options.out = options.out or options.directory
+    if (options.inflate is None) != (options.parameters is None):
+        parser.error("--inflate and --parameters go together")
+    if options.parameters is not None:
+        try:
+            options.parameters = parse_count(options.parameters)
+        except (ValueError, OverflowError):
+            parser.error(f"--parameters {options.parameters}: must be like 600M or 1.5B")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
     try:
-        make_model(read_config(options.model), options.out, options.seed)
+        if options.inflate is not None:
+            model = resolve_model(options.inflate)
+            sizes = inflate(model, options.parameters, options.out, options.seed)
+            if model == target_path() and heads_path().is_dir():
+                inflate_heads(heads_path(), model, sizes, options.out / "heads")
+        else:
+            make_model(read_config(options.model), options.out, options.seed)
         checkpoint = open_checkpoint(options.out)
     except (UserError, OSError) as error:
         print(f"make_model: {error}", file=sys.stderr)
@@ -212,10 +175,11 @@ def main(arguments: list[str] | None = None) -> int:
     tensors = random_tensors(checkpoint.spec)
     size = sum(tensor.num_bytes for tensor in tensors)
     tokenizer = (options.out / "tokenizer.json").is_file()
+    of_built_in = "its own tokenizer" if options.inflate else "tokenizer of the built-in model"
     print(
         f"{options.out}: {checkpoint.spec.architecture}, {size / 2e9:.3f} B parameters, "
         f"{size / 1e9:.2f} GB, seed {options.seed}, "
-        f"{'tokenizer of the built-in model' if tokenizer else 'no tokenizer'}"
+        f"{of_built_in if tokenizer else 'no tokenizer'}"
     )
     return 0
 

@@ -18,6 +18,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -42,6 +43,7 @@ class Round:
     served_tokens_per_s: float
     front_us_per_token: float
     client_us_per_token: float
+    events_per_token: float  # near 1, or what a streamed token costs was not measured
 
     @property
     def ratio(self) -> float:
@@ -56,7 +58,9 @@ class Server:
         command = [sys.executable, "-m", "trimtab", "serve", model, "--port", "0", "--json"]
         command += ["--weights", name, "--group-size", str(group_size), "--threads", str(threads)]
         self._process = subprocess.Popen(
-            [*command, "--no-prefix-cache"], stdout=subprocess.PIPE, text=True
+            [*command, "--no-prefix-cache", "--speculative", "off"],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -109,10 +113,28 @@ def bodies(args: argparse.Namespace, vocab_size: int, seed: int) -> tuple[str, l
     return "/v1/chat/completions", [{"messages": one} | shared for one in messages]
 
 
+def name_every_token(model: Path, directory: Path) -> None:
+    """The checkpoint, linked into `directory`, with a tokenizer as large as its vocabulary.
+
+    Checkpoints of random weights have a small tokenizer and emit any token: those that it does not
+    know have no text, so nothing would be streamed for them.
+    """
+    for file in model.iterdir():
+        if file.name != "tokenizer.json":
+            (directory / file.name).symlink_to(file.resolve())
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    known = {*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])}
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    space = "\u0120"  # as byte-level BPE writes it
+    vocabulary.update({f"{space}w{i}": i for i in range(size) if i not in known})
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     weights, group_size = parse_weights(args.weights)
     config = ExecutorConfig(weights=weights, group_size=group_size, threads=args.threads)
-    engine = load_engine(args.model, config, SchedulerConfig(prefix_cache=False))
+    engine = load_engine(args.model, config, SchedulerConfig(prefix_cache=False, speculative="off"))
     subject = Subject("engine", engine, engine.info.vocab_size)
     server, clock = Server(args.model, args.weights, args.threads), Clock(0)
     rounds = []
@@ -121,7 +143,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             seconds = clock.seconds(subject, args.streams, args.prompt, args.tokens)
             path, asked = bodies(args, engine.info.vocab_size, index + 1)
             front, client, start = server.cpu_seconds(), time.process_time(), time.perf_counter()
-            asyncio.run(streams(server.announcement["url"], path, asked))
+            events = asyncio.run(streams(server.announcement["url"], path, asked))
             served = time.perf_counter() - start
             total = args.streams * args.tokens
             if index >= 0:  # the first one warms up
@@ -131,6 +153,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                         total / served,
                         (server.cpu_seconds() - front) / total * 1e6,
                         (time.process_time() - client) / total * 1e6,
+                        events / total,
                     )
                 )
     finally:
@@ -160,10 +183,11 @@ def report(document: dict[str, Any]) -> str:
         "ratio": "served / engine",
         "front_us_per_token": "front process, us a token",
         "client_us_per_token": "client, us a token",
+        "events_per_token": "events a token",
     }
     for key, label in rows.items():
         values = [one[key] for one in document["rounds"]]
-        digits = 3 if key == "ratio" else 1
+        digits = 1 if "_per_s" in key or "_us_" in key else 3
         low, high = min(values), max(values)
         lines.append(
             f"{label:28} {statistics.median(values):8.{digits}f}"
@@ -187,7 +211,12 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    document = measure(parse_args())
+    args = parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        if (Path(args.model) / "tokenizer.json").is_file():
+            name_every_token(Path(args.model), Path(directory))
+            args.model = directory
+        document = measure(args)
     print(json.dumps(document, indent=1) if "--json" in sys.argv else report(document))
 
 

@@ -28,16 +28,17 @@ class WrongAnswerError(Exception):
 class Kind:
     run: Callable[[httpx.AsyncClient, random.Random], Awaitable[str]]
     weight: float
+    needs_tools: bool = False  # of the model's chat template
 
 
 KINDS: dict[str, Kind] = {}
 
 
 def kind(
-    weight: float,
+    weight: float, needs_tools: bool = False
 ) -> Callable[[Callable[[httpx.AsyncClient, random.Random], Awaitable[str]]], None]:
     def register(run: Callable[[httpx.AsyncClient, random.Random], Awaitable[str]]) -> None:
-        KINDS[run.__name__] = Kind(run, weight)
+        KINDS[run.__name__] = Kind(run, weight, needs_tools)
 
     return register
 

@@ -163,7 +163,9 @@ def main() -> int:
         weights=options.weights, kv_cache=options.kv_cache, threads=options.threads, num_blocks=512
     )
     try:
-        engine = load_engine(options.model, config, SchedulerConfig(prefix_cache=False))
+        engine = load_engine(
+            options.model, config, SchedulerConfig(prefix_cache=False, speculative="off")
+        )
     except UserError as error:
         print(f"step_profile: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,11 @@ import sys
 # No test, and no process that a test starts, may touch the user's own cache.
 os.environ["TRIMTAB_PACKED_CACHE"] = "off"
 
+# Several processes run tests at once: threads of torch and numpy that spin for one another on cores
+# that are taken cost more than they bring.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
 _path = os.environ.get("TRIMTAB_TEST_NATIVE")
 if _path:
     import trimtab

@@ -48,5 +48,5 @@ def test_import_trimtab_loads_nothing_heavy() -> None:
         check=True,
         env={"PYTHONPATH": str(ROOT / "src")},
     ).stdout.split()
-    heavy = {"numpy", "torch", "transformers", "starlette", "zmq", "tokenizers", "jinja2", "ray"}
+    heavy = {"numpy", "torch", "transformers", "starlette", "tokenizers", "jinja2", "ray"}
     assert heavy.isdisjoint(loaded)

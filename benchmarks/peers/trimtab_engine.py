@@ -55,6 +55,7 @@ class TrimtabEngine:
             prefix_cache=options.prefix_cache,
             max_num_requests=options.max_streams,
             max_queued_requests=1024,
+            speculative="off",  # prompts are random: guesses would prove nothing
         )
         self._engine = load_engine(str(model), executor, scheduler)
         self._serial = 0

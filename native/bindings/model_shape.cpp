@@ -79,8 +79,16 @@ void bind_shape(nb::module_& m) {
       .def("set_embedding_source",
            [](ModelShape& self, const std::string& name) {
              self.embedding = choice<EmbeddingSource>("embedding source", name,
-                                                      {"f32", "bf16", "matrix", "head"});
+                                                      {"f32", "bf16", "matrix", "head", "other"});
            })
+      .def(
+          "set_draft",
+          [](ModelShape& self, int64_t num_features, int64_t vocab_size, bool norm_before_residual,
+             const MatrixFormat& fc) {
+            self.draft = {num_features, vocab_size, norm_before_residual, fc};
+          },
+          "num_features"_a, "vocab_size"_a, "norm_before_residual"_a, "fc"_a,
+          "Makes it a draft head; see core/model.h.")
       .def("set_kv_cache",
            [](ModelShape& self, const std::string& name) { self.kv_format = kv_format(name); });
 }

@@ -7,4 +7,5 @@ NB_MODULE(_native, m) {
   bind_sampler(m);
   bind_decoder(m);
   bind_probe(m);
+  bind_lookup(m);
 }

@@ -8,7 +8,7 @@
 class StepArrays {
  public:
   // Keeps the batch's arrays alive until the next call.
-  const trimtab::StepInput& read(nanobind::handle batch, int64_t vocab) {
+  trimtab::StepInput& read(nanobind::handle batch, int64_t vocab) {
     step_.token_ids = token_ids_.read(batch).data();
     step_.positions = positions_.read(batch).data();
     step_.num_rows = token_ids_.length();
@@ -36,6 +36,7 @@ class StepArrays {
       step_.hidden_rows = hidden_rows_.read(batch).data();
       step_.num_hidden = hidden_rows_.length();
     }
+    step_.features = nanobind::getattr(batch, features_name_).is(nanobind::handle(Py_True));
     return step_;
   }
 
@@ -47,7 +48,7 @@ class StepArrays {
       block_starts_{"block_starts"}, block_ids_{"block_ids"}, logit_rows_{"logit_rows"},
       targets_{"targets"}, hidden_rows_{"hidden_rows"};
   nanobind::str sampling_name_{"sampling"}, targets_name_{"targets"},
-      hidden_rows_name_{"hidden_rows"};
+      hidden_rows_name_{"hidden_rows"}, features_name_{"features"};
   SamplingArrays sampling_;
   trimtab::StepInput step_;
 };

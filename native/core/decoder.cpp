@@ -1,7 +1,6 @@
 #include "core/decoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <utility>
@@ -25,23 +24,28 @@ constexpr int64_t kPanelGranule = 4;     // one micro-kernel's width, and even, 
 constexpr int64_t kRunTokens = 64;       // of K and V that are written in one chunk: whole blocks
 constexpr int64_t kLogitsChunkFloats = 16 << 20;
 
-Model checked(Model model) {
+Model checked(Model model, const Decoder* embeddings) {
   model.shape.check();
   model.check_complete();
+  if (model.shape.embedding != EmbeddingSource::other) return model;
+  if (embeddings == nullptr || embeddings->model().shape.hidden_size != model.shape.hidden_size ||
+      embeddings->model().shape.vocab_size != model.shape.vocab_size)
+    throw std::invalid_argument("embeddings of another model: it must have the same sizes");
   return model;
 }
 
 }  // namespace
 
 Decoder::Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, Model model,
-                 int64_t num_blocks)
+                 int64_t num_blocks, const Decoder* embeddings)
     : gemm_(kernels.gemm),
       layers_(kernels.layers),
       sampling_(kernels.sampling),
       pool_(std::move(pool)),
-      model_(checked(std::move(model))),
+      model_(checked(std::move(model), embeddings)),
       cache_(model_.shape.kv_format, model_.shape.head_dim, model_.shape.num_kv_heads,
              static_cast<int64_t>(model_.shape.layers.size()), num_blocks),
+      embeddings_(embeddings),
       validator_(model_.shape.vocab_size, num_blocks),
       attention_(layers_, model_.shape, pool_->num_threads(), num_blocks),
       sampler_scratch_(pool_->num_threads()),
@@ -95,6 +99,8 @@ void Decoder::reserve() {
   cosines_.reserve(angles);
   sines_.reserve(angles);
   logits_.reserve(logits_chunk_ * vocab_stride_);
+  if (shape.is_draft()) joined_.reserve(rows_ * 2 * shape.hidden_size);
+  if (!model_.target_ids.empty()) spread_.reserve(pool_->num_threads() * vocab_stride_);
   activations_.data = activation_data_.get<uint8_t>(rows_ * activation_row_bytes_);
   activations_.scales = activation_scales_.get<float>(rows_ * activation_row_scales_);
   activations_.sums = activation_sums_.get<float>(rows_ * activation_row_scales_);
@@ -161,10 +167,13 @@ void Decoder::build_attention(int64_t layer) {
 
 // Queries, keys and values side by side, from one matrix or three.
 void Decoder::build_qkv(const LayerWeights& weights) {
+  const bool draft = model_.shape.is_draft();
   float* out = qkv_.data;
   for (const Matrix& matrix : weights.qkv) {
-    add_projection({&matrix, residual_.data, hidden_stride_, nullptr, &weights.attn_norm, rows_,
-                    out, qkv_stride_, Epilogue::store});
+    add_projection({&matrix, draft ? joined_.data : residual_.data,
+                    draft ? 2 * model_.shape.hidden_size : hidden_stride_, nullptr,
+                    draft ? nullptr : &weights.attn_norm, rows_, out, qkv_stride_,
+                    Epilogue::store});
     out += matrix.packed.rows;
   }
 }
@@ -213,10 +222,18 @@ void Decoder::build_program() {
   phases_.clear();
   chunks_.clear();
   Phase phase{};
-  phase.run = &Decoder::embed;
-  add_phase(phase, row_chunks(rows_));
-  for (size_t layer = 0; layer < model_.layers.size(); ++layer)
-    build_layer(static_cast<int64_t>(layer));
+  if (model_.shape.is_draft()) {
+    build_draft_input();
+  } else {
+    phase.run = &Decoder::embed;
+    add_phase(phase, row_chunks(rows_));
+  }
+  const auto num_layers = static_cast<int64_t>(model_.layers.size());
+  for (int64_t layer = 0; layer < num_layers; ++layer) {
+    if (step_->features) build_features(layer);
+    build_layer(layer);
+  }
+  if (step_->features) build_features(num_layers);
   build_logits();
   if (step_->num_hidden == 0) return;
   phase.run = &Decoder::give_hidden;
@@ -242,40 +259,6 @@ void Decoder::step(const StepInput& step, const StepOutput& out) {
 }
 
 // ---- what its chunks do
-
-// The scaled row of a token, from wherever the model has its embeddings.
-void Decoder::embed_token(int32_t token, float* out) const {
-  const ModelShape& shape = model_.shape;
-  const float scale = shape.rounded_embedding_scale();
-  if (!shape.has_table()) {
-    const bool own = shape.embedding == EmbeddingSource::matrix;
-    dequantize_row((own ? model_.embedding_matrix : model_.lm_head).packed, token, out);
-    layers_.embed(EmbeddingFormat::f32, out, shape.hidden_size, scale, out);
-    return;
-  }
-  const EmbeddingFormat format = shape.table_format();
-  const int64_t row_bytes = shape.hidden_size * (format == EmbeddingFormat::f32 ? 4 : 2);
-  layers_.embed(format, model_.embedding.data() + token * row_bytes, shape.hidden_size, scale, out);
-}
-
-void Decoder::embed(const Phase&, int64_t chunk, int) {
-  const ModelShape& shape = model_.shape;
-  const int64_t half = shape.head_dim / 2;
-  const int64_t last = std::min(rows_, (chunk + 1) * row_grain_);
-  for (int64_t row = chunk * row_grain_; row < last; ++row) {
-    embed_token(step_->token_ids[row], residual_.data + row * hidden_stride_);
-    for (size_t r = 0; r < shape.ropes.size(); ++r) {
-      const RopeShape& rope = shape.ropes[r];
-      float* cosines = cosines_.data + (static_cast<int64_t>(r) * rows_ + row) * half;
-      float* sines = sines_.data + (static_cast<int64_t>(r) * rows_ + row) * half;
-      for (size_t i = 0; i < rope.inv_freq.size(); ++i) {
-        const double angle = step_->positions[row] * rope.inv_freq[i];
-        cosines[i] = static_cast<float>(std::cos(angle) * rope.amplitude);
-        sines[i] = static_cast<float>(std::sin(angle) * rope.amplitude);
-      }
-    }
-  }
-}
 
 Activations Decoder::activations(const Activations& memory, const Matrix& reader) const {
   Activations view = memory;
@@ -409,9 +392,10 @@ void Decoder::add_normed(const Phase& phase, int64_t chunk, int) {
 
 void Decoder::sample(const Phase& phase, int64_t chunk, int thread) {
   const int64_t vocab = model_.shape.vocab_size, row = phase.first + chunk;
-  float* logits = logits_.data + chunk * vocab_stride_;
+  float* own = logits_.data + chunk * vocab_stride_;
   if (model_.shape.logits_softcap > 0)
-    layers_.softcap(logits, vocab, static_cast<float>(model_.shape.logits_softcap));
+    layers_.softcap(own, vocab, static_cast<float>(model_.shape.logits_softcap));
+  const float* logits = model_.target_ids.empty() ? own : of_target_ids(own, thread);
   if (out_->logits != nullptr)
     std::memcpy(out_->logits + row * vocab, logits, static_cast<size_t>(vocab) * 4);
   const SampleOutput slots{out_->tokens + row,

@@ -21,8 +21,9 @@ class Decoder {
  public:
   // `model` must be complete. Throws std::invalid_argument for what cannot work and
   // std::runtime_error if the system refuses the memory.
+  // `embeddings`, which must outlive it, is where a draft head without embeddings looks them up.
   Decoder(const KernelTable& kernels, std::shared_ptr<ThreadPool> pool, Model model,
-          int64_t num_blocks);
+          int64_t num_blocks, const Decoder* embeddings = nullptr);
 
   const Model& model() const { return model_; }
   KVCache& cache() { return cache_; }
@@ -30,6 +31,13 @@ class Decoder {
   // Writes K and V of every row, attends, and fills `out`. Throws std::invalid_argument, before
   // anything is written, if the batch is not valid. One caller at a time.
   void step(const StepInput& step, const StepOutput& out);
+
+  // The layers whose input (the residual stream) later steps give when asked for features; the
+  // number of layers stands for what the final norm gets. Throws std::invalid_argument for others.
+  void set_feature_layers(std::vector<int64_t> layers);
+  int64_t num_features() const {  // of a row
+    return static_cast<int64_t>(feature_layers_.size()) * model_.shape.hidden_size;
+  }
 
   // Changes while a step gets on; may be asked by any thread at any time.
   int64_t progress() const { return pool_->progress(); }
@@ -59,7 +67,7 @@ class Decoder {
     void (Decoder::*run)(const Phase& phase, int64_t chunk, int thread);
     uint64_t stamp;  // of this phase of this step, and no other
     int64_t layer;
-    int64_t first;  // of the logit rows that it works on
+    int64_t first;  // of the logit rows that it works on, or of the features that it gives
     const std::vector<float>* norm;
     Projection projection;
   };
@@ -92,6 +100,8 @@ class Decoder {
   void build_gate_up(const LayerWeights& weights);
   void build_attention(int64_t layer);
   void build_logits();
+  void build_features(int64_t layer);
+  void build_draft_input();
   void add_phase(const Phase& phase, int64_t chunks);
   void add_projection(const Projection& projection);
   void add_residual_projection(const Matrix& matrix, const float* input, int64_t stride,
@@ -109,10 +119,16 @@ class Decoder {
   void add_normed(const Phase& phase, int64_t chunk, int thread);
   void sample(const Phase& phase, int64_t chunk, int thread);
   void give_hidden(const Phase& phase, int64_t chunk, int thread);
+  void give_features(const Phase& phase, int64_t chunk, int thread);
+  void embed_draft(const Phase& phase, int64_t chunk, int thread);
+  void join_inputs(const Phase& phase, int64_t chunk, int thread);
 
   int64_t row_chunks(int64_t rows) const { return (rows + row_grain_ - 1) / row_grain_; }
   int64_t panels_of_chunk(const Matrix& matrix, int64_t rows) const;
-  void embed_token(int32_t token, float* out) const;
+  void embed_token(int32_t token, float scale, float* out) const;
+  void find_angles(int64_t row);
+  void join_input(int64_t row);
+  const float* of_target_ids(const float* draft_logits, int thread);
   void prepare_rows(const Projection& projection, int64_t begin, int64_t end, const Local& local,
                     const Activations& out) const;
   void rotate_run(const RowRun& run, int64_t layer, int64_t head);
@@ -127,6 +143,7 @@ class Decoder {
   std::shared_ptr<ThreadPool> pool_;
   Model model_;
   KVCache cache_;
+  const Decoder* embeddings_;
   StepValidator validator_;
   AttentionPlan attention_;
   std::vector<SamplerScratch> sampler_scratch_;  // one a thread
@@ -139,6 +156,7 @@ class Decoder {
   int64_t activation_row_scales_ = 0;  // same
   int64_t activation_row_starts_ = 0;  // same
   bool separate_up_ = false;           // some layer has gate and up apart
+  std::vector<int64_t> feature_layers_;
 
   // Of the current step; all memory is reused from step to step.
   const StepInput* step_ = nullptr;
@@ -168,6 +186,8 @@ class Decoder {
   Buffer cosines_;   // [ropes][rows][head_dim / 2]
   Buffer sines_;     // same
   Buffer logits_;    // [logits_chunk][vocab_stride]
+  Buffer joined_;    // [rows][2 * hidden] of a draft head: what q, k and v read
+  Buffer spread_;    // [threads][vocab_stride] of a draft head: logits by the target's ids
   Scratch activation_data_, activation_scales_, activation_sums_, activation_starts_;
   Activations activations_{};  // of all rows; row_bytes is set for each matrix
 };

@@ -13,12 +13,13 @@ std::map<std::string, double> Decoder::times() const {
   const struct {
     decltype(Phase::run) run;
     const char* name;
-  } names[] = {{&Decoder::embed, "embedding"},      {&Decoder::prepare, "inputs"},
+  } names[] = {{&Decoder::embed, "embedding"},      {&Decoder::embed_draft, "embedding"},
+               {&Decoder::join_inputs, "norms"},    {&Decoder::prepare, "inputs"},
                {&Decoder::multiply, "projections"}, {&Decoder::rotate, "rotation"},
                {&Decoder::attend, "attention"},     {&Decoder::attend_sequence, "attention"},
                {&Decoder::merge, "attention"},      {&Decoder::gate, "projections"},
                {&Decoder::add_normed, "norms"},     {&Decoder::sample, "sampling"},
-               {&Decoder::give_hidden, "norms"}};
+               {&Decoder::give_hidden, "norms"},    {&Decoder::give_features, "norms"}};
   std::map<std::string, double> seconds;
   if (phase_began_.empty()) return seconds;
   seconds["program"] = 1e-9 * static_cast<double>(phase_began_.front() - began_);

@@ -77,7 +77,16 @@ void ModelShape::check() const {
     if (integer_bits(embedding_matrix.weights) == 0)
       refuse("embeddings that are not integers are a table");
   }
-  if (embedding == EmbeddingSource::head && integer_bits(head.weights) == 0)
+  if (is_draft()) {
+    require_positive("num_features", draft.num_features);
+    require_positive("draft_vocab_size", draft.vocab_size);
+    check_format(draft.fc);
+    if (layers.size() != 1) refuse("a draft head has one layer");
+    if (draft.vocab_size > vocab_size)
+      refuse("draft_vocab_size=" + std::to_string(draft.vocab_size) +
+             " is larger than vocab_size=" + std::to_string(vocab_size));
+  }
+  if (embedding == EmbeddingSource::head && (integer_bits(head.weights) == 0 || is_draft()))
     refuse("the embedding is looked up in lm_head, which holds no integers");
   if (!(attention_scale > 0)) refuse("attention_scale must be positive");
   if (attention_softcap < 0 || logits_softcap < 0) refuse("soft caps must not be negative");
@@ -95,13 +104,14 @@ void size_matrix(Matrix& matrix, const MatrixFormat& format, int64_t rows, int64
 void size_layer(LayerWeights& layer, const ModelShape& shape, const LayerFormats& formats) {
   const int64_t hidden = shape.hidden_size, inner = shape.intermediate_size;
   const int64_t query = shape.query_size(), kv = shape.kv_size();
+  const int64_t columns = shape.qkv_columns();
   layer.qkv.resize(formats.qkv.size());
   layer.gate_up.resize(formats.gate_up.size());
   if (formats.qkv.size() == 1) {
-    size_matrix(layer.qkv[0], formats.qkv[0], query + 2 * kv, hidden);
+    size_matrix(layer.qkv[0], formats.qkv[0], query + 2 * kv, columns);
   } else {
     for (size_t i = 0; i < 3; ++i)
-      size_matrix(layer.qkv[i], formats.qkv[i], i == 0 ? query : kv, hidden);
+      size_matrix(layer.qkv[i], formats.qkv[i], i == 0 ? query : kv, columns);
   }
   size_matrix(layer.o, formats.o, hidden, query);
   if (formats.gate_up.size() == 1) {
@@ -130,7 +140,9 @@ int64_t lay_out(Model& model, const uint8_t* base) {
     size_matrix(model.embedding_matrix, shape.embedding_matrix, shape.vocab_size,
                 shape.hidden_size);
   }
-  size_matrix(model.lm_head, shape.head, shape.vocab_size, shape.hidden_size);
+  size_matrix(model.lm_head, shape.head, shape.head_rows(), shape.hidden_size);
+  if (shape.is_draft())
+    size_matrix(model.fc, shape.draft.fc, shape.hidden_size, shape.draft.num_features);
   for (size_t i = 0; i < model.layers.size(); ++i)
     size_layer(model.layers[i], shape, shape.formats[i]);
   visit_matrices(model, [&](Matrix& matrix, const std::string&) {
@@ -165,6 +177,8 @@ void Model::place(Region region, size_t offset) {
 void Model::check_complete() const {
   require_loaded(embedding_loaded || !shape.has_table(), "embed");
   require_loaded(!final_norm.empty(), "final_norm");
+  require_loaded(!shape.is_draft() || !hidden_norm.empty(), "hidden_norm");
+  require_loaded(shape.head_rows() == shape.vocab_size || !target_ids.empty(), "target_ids");
   if (memory.data() == nullptr) require_loaded(false, "lm_head");
   visit_matrices(*this, [](const Matrix& matrix, const std::string& name) {
     require_loaded(matrix.loaded, name);

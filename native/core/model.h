@@ -34,7 +34,21 @@ struct LayerFormats {
 
 // Where the rows of the embedding table are looked up: in a table of floats, in a matrix of its
 // own, or in lm_head.
-enum class EmbeddingSource : int32_t { f32 = 0, bf16 = 1, matrix = 2, head = 3 };
+// `other`: in another decoder, unscaled.
+enum class EmbeddingSource : int32_t { f32 = 0, bf16 = 1, matrix = 2, head = 3, other = 4 };
+
+// What makes a model a draft head (EAGLE-3, arXiv 2503.01840): its one layer reads, of each row,
+// features of a target model, or the hidden state that the layer itself gave for the row before.
+//
+//   x = fc(features), or the given hidden state
+//   q, k, v read [norm(embedding, attn_norm), norm(x, hidden_norm)]
+//   the layer goes on from x, or from norm(x, hidden_norm) if norm_before_residual
+struct DraftShape {
+  int64_t num_features = 0;  // columns of fc; 0: the model is no draft head
+  int64_t vocab_size = 0;    // rows of lm_head
+  bool norm_before_residual = false;
+  MatrixFormat fc;
+};
 
 // The numbers of trimtab.models.spec.ModelSpec, and the formats in which it is held.
 struct ModelShape {
@@ -61,7 +75,11 @@ struct ModelShape {
   EmbeddingSource embedding = EmbeddingSource::bf16;
   MatrixFormat embedding_matrix;  // where the source is a matrix of its own
   KVFormat kv_format = KVFormat::bf16;
+  DraftShape draft;
 
+  bool is_draft() const { return draft.num_features != 0; }
+  int64_t head_rows() const { return is_draft() ? draft.vocab_size : vocab_size; }
+  int64_t qkv_columns() const { return is_draft() ? 2 * hidden_size : hidden_size; }
   int64_t query_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
   int64_t group() const { return num_heads / num_kv_heads; }  // query heads of a kv head
@@ -98,9 +116,8 @@ struct LayerWeights {
 };
 
 // The bytes of all matrices of a model are one piece of memory, the arena: the embedding (table or
-// matrix) first, then lm_head, then qkv, o, gate_up, down of each layer, each at a multiple of 64
-// bytes.
-// Its layout follows from the shape alone.
+// matrix) first, then lm_head, then fc of a draft head, then qkv, o, gate_up, down of each layer,
+// each at a multiple of 64 bytes. Its layout follows from the shape alone.
 //
 //   memory  | skipped (mapped file: its header) | arena | (mapped file: its vectors) |
 struct Model {
@@ -110,6 +127,9 @@ struct Model {
   Matrix embedding_matrix;             // where the shape has one
   std::vector<float> final_norm;
   Matrix lm_head;
+  Matrix fc;                        // of a draft head, as are the next two
+  std::vector<float> hidden_norm;   // [hidden]
+  std::vector<int32_t> target_ids;  // [draft vocab] of lm_head's rows; empty: they are the same
   Region memory;
   size_t arena_offset = 0;
   bool embedding_loaded = false;
@@ -131,6 +151,7 @@ template <typename ModelType, typename Visit>
 void visit_matrices(ModelType& model, const Visit& visit) {
   if (model.shape.embedding == EmbeddingSource::matrix) visit(model.embedding_matrix, "embed");
   visit(model.lm_head, "lm_head");
+  if (model.shape.is_draft()) visit(model.fc, "fc");
   for (size_t i = 0; i < model.layers.size(); ++i) {
     auto& layer = model.layers[i];
     const std::string prefix = "layers." + std::to_string(i) + ".";

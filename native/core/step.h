@@ -24,6 +24,11 @@ struct StepInput {
   const int32_t* targets = nullptr;      // [num_logits] or null
   const int32_t* hidden_rows = nullptr;  // [num_hidden]
   int64_t num_hidden = 0;
+  bool features = false;  // of all rows
+  // Of a draft head: [num_rows][input_size], features or, where input_size is hidden_size, hidden
+  // states.
+  const float* inputs = nullptr;
+  int64_t input_size = 0;
 };
 
 struct StepOutput {
@@ -35,6 +40,7 @@ struct StepOutput {
   float* target_logprobs = nullptr;  // [num_logits], with targets
   float* logits = nullptr;           // [num_logits][vocab] or null
   float* hidden = nullptr;           // [num_hidden][hidden_size], what the output head reads
+  float* features = nullptr;         // [num_rows][feature layers][hidden_size], if asked for
 };
 
 // Checks everything but the sampling parameters, so that no batch can make it read or write outside

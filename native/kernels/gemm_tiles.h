@@ -188,7 +188,7 @@ void multiply_panels(Tile<Format> tile, int64_t rows, int panels) {
     for (int left = panels; left > 0;) {
       int p = most;
       while (p > left) p /= 2;
-      part.next = tiles == 1 ? part.weights + kPrefetchBytes
+      part.next = tiles == 1 ? part.weights + kPrefetchBytes * (kGroupPanels / p)
                   : left > p ? part.weights + p * tile.panel_bytes
                              : after;
       if (p == 4)

@@ -14,6 +14,7 @@ KVFormat = Literal["f32", "bf16", "int8"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("f32", "bf16", "int8", "int4")
 KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
 GROUP_SIZES = (32, 64, 128)
+PROPOSERS = ("lookup", "draft", "heads")
 _ORIGIN = re.compile(r"(\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+)\Z")
 
 
@@ -94,11 +95,47 @@ class SchedulerConfig:
     max_num_requests: int = knob(64, "requests that may run in one step")
     max_queued_requests: int = knob(512, "requests that may wait; one more is refused with 429")
     prefix_cache: bool = knob(True, "keep computed blocks and share them between requests")
+    speculative: str = knob(
+        "auto",
+        "who guesses tokens ahead: off; lookup, draft or heads, several joined by + ; "
+        "auto = lookup, and heads or a draft model where there are any",
+    )
+    draft_model: str | None = knob(
+        None, "smaller MODEL with the same tokenizer, to guess; builtin has one of its own"
+    )
+    draft_heads: str | None = knob(
+        None, "directory of trained draft heads (EAGLE-3) for this model, to guess"
+    )
+    max_draft_tokens: int = knob(16, "longest guess; how long each is follows from measurements")
+    shared_lookup: bool = knob(
+        False, "lookup: also in what other requests with the same cache salt were answered"
+    )
+    grammar_cache_mib: int = knob(
+        64, "MiB of compiled grammars that are kept for requests with the same one; an estimate"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_tokens", "max_num_requests", "max_queued_requests"):
+        for name in (
+            "max_batch_tokens",
+            "max_num_requests",
+            "max_queued_requests",
+            "max_draft_tokens",
+            "grammar_cache_mib",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        unknown = set(self.speculative.split("+")) - {"auto", "off", *PROPOSERS}
+        alone = self.speculative in ("auto", "off") or {"auto", "off"}.isdisjoint(self.proposers)
+        if unknown or not alone or len(set(self.proposers)) < len(self.proposers):
+            raise ConfigError(
+                f"speculative={self.speculative!r}: use auto, off, or lookup, draft or heads, "
+                "several joined by +"
+            )
+
+    @property
+    def proposers(self) -> tuple[str, ...]:
+        """What `speculative` names: `auto` and `off` alone, the others in the order of asking."""
+        return tuple(self.speculative.split("+"))
 
 
 @dataclass(frozen=True)

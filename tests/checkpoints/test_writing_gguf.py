@@ -69,12 +69,19 @@ def test_every_family_as_the_converter_writes_it(name: str, tmp_path: Path) -> N
         )
 
 
-@pytest.mark.parametrize("name", FILE_TYPES)
-def test_every_type_is_read_by_the_gguf_package(name: str, tmp_path: Path) -> None:
-    """Which floats the quantizers make is tested with them; here, that they come back."""
+@pytest.fixture(scope="module")
+def eight_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 8}
     model = tiny_models.build("llama", **sizes, num_attention_heads=4, num_key_value_heads=2)
-    source = open_checkpoint(tiny_models.save(model, tmp_path / "source"))
+    return tiny_models.save(model, tmp_path_factory.mktemp("models") / "eight_layers")
+
+
+@pytest.mark.parametrize("name", FILE_TYPES)
+def test_every_type_is_read_by_the_gguf_package(
+    name: str, eight_layers: Path, tmp_path: Path
+) -> None:
+    """Which floats the quantizers make is tested with them; here, that they come back."""
+    source = open_checkpoint(eight_layers)
     report = write_gguf(source, tmp_path / "out.gguf", name)
     tensors, types, metadata = read(tmp_path / "out.gguf")
     assert metadata["general.file_type"] == FILE_TYPES[name][0]

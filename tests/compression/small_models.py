@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "checkpoints"))
 
 import tiny_models
+from overlay import Overlay
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.base import Checkpoint, StoredTensor
@@ -19,6 +20,7 @@ from trimtab.compression.calibration import CalibrationRows
 from trimtab.compression.quantize import quantize_weights
 from trimtab.compression.report import Report
 from trimtab.compression.settings import QuantizeSettings
+from trimtab.executors.torch_model import model_logits
 from trimtab.numerics.stored import GroupedMatrix
 
 Changes = dict[str, GroupedMatrix | StoredTensor]
@@ -66,3 +68,13 @@ def quantized(
     chosen = QuantizeSettings(**{"group_size": 32, **settings})
     report = quantize_weights(checkpoint, calibration, chosen, changes.__setitem__)
     return changes, report
+
+
+def kl(checkpoint: Checkpoint, changes: Changes) -> float:
+    """Of the quantized model from the original, on the calibration rows."""
+    given = rows()
+    tokens, segments = torch.from_numpy(given.token_ids), torch.from_numpy(given.segments)
+    with torch.no_grad():
+        p = torch.log_softmax(model_logits(checkpoint, tokens, segments), -1)
+        q = torch.log_softmax(model_logits(Overlay(checkpoint, changes), tokens, segments), -1)
+    return float((p.exp() * (p - q)).sum(-1).mean())

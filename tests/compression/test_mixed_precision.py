@@ -8,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small_models
-import torch
-from overlay import Overlay
-from small_models import quantized, rows
+from small_models import kl, quantized, rows
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.compression.allocation import Choice, allocate
@@ -18,7 +16,6 @@ from trimtab.compression.quantize import uniform_grids
 from trimtab.compression.sensitivity import mixed_grids
 from trimtab.compression.settings import Grid, QuantizeSettings
 from trimtab.errors import ConfigError
-from trimtab.executors.torch_model import model_logits
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -51,15 +48,6 @@ def test_allocation_is_near_the_best_there_is(seed: int) -> None:
     assert all(choice.bits == 8 for choice in allocate(units, most).values())
 
 
-def kl_of(checkpoint: Checkpoint, changes: small_models.Changes) -> float:
-    given = rows()
-    tokens, segments = torch.from_numpy(given.token_ids), torch.from_numpy(given.segments)
-    with torch.no_grad():
-        p = torch.log_softmax(model_logits(checkpoint, tokens, segments), -1)
-        q = torch.log_softmax(model_logits(Overlay(checkpoint, changes), tokens, segments), -1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
-
-
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_sensitivity_is_the_divergence_with_that_unit_alone(family: str, tmp_path: Path) -> None:
     checkpoint = small_models.build(tmp_path, family)
@@ -77,7 +65,7 @@ def test_sensitivity_is_the_divergence_with_that_unit_alone(family: str, tmp_pat
         **{end: (end,) for end in ends},
     }.items():
         alone = {name: everything[name] for name in names}
-        assert found[first] == pytest.approx(kl_of(checkpoint, alone), rel=0.01)
+        assert found[first] == pytest.approx(kl(checkpoint, alone), rel=0.01)
 
 
 def test_a_budget_is_kept_and_spent_better_than_evenly(llama: Checkpoint) -> None:
@@ -90,7 +78,7 @@ def test_a_budget_is_kept_and_spent_better_than_evenly(llama: Checkpoint) -> Non
     for layer in range(llama.spec.num_layers):  # what servers run as one matrix is stored alike
         for parts in (("q", "k", "v"), ("gate", "up")):
             assert len({formats[f"layers.{layer}.{part}"] for part in parts}) == 1
-    assert kl_of(llama, mixed) < kl_of(llama, even)
+    assert kl(llama, mixed) < kl(llama, even)
 
 
 def test_a_large_budget_gives_eight_bits_to_all(llama: Checkpoint) -> None:

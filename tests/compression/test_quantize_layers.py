@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 import small_models
 import torch
-from overlay import Overlay
-from small_models import quantized, rows
+from small_models import kl, quantized, rows
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.compression import streaming
 from trimtab.compression.settings import MATRICES
 from trimtab.errors import ConfigError
-from trimtab.executors.torch_model import model_logits
 from trimtab.numerics.stored import GroupedMatrix
 
 CALIBRATED: list[dict[str, Any]] = [
@@ -32,16 +30,6 @@ CALIBRATED: list[dict[str, Any]] = [
     {"method": "autoround", "bits": 3, "iterations": 20, "start": "gptq"},
     {"method": "autoround", "bits": 3, "symmetric": False, "iterations": 40},
 ]
-
-
-def kl(checkpoint: Checkpoint, changes: small_models.Changes) -> float:
-    """Of the quantized model from the original, on the calibration rows."""
-    given = rows()
-    tokens, segments = torch.from_numpy(given.token_ids), torch.from_numpy(given.segments)
-    with torch.no_grad():
-        p = torch.log_softmax(model_logits(checkpoint, tokens, segments), -1)
-        q = torch.log_softmax(model_logits(Overlay(checkpoint, changes), tokens, segments), -1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("settings", CALIBRATED, ids=str)

@@ -25,12 +25,13 @@ def byte_backend() -> Tokenizer:
     return backend
 
 
-def write_tiny_model(directory: Path, seed: int = 0) -> Path:
+def write_tiny_model(directory: Path, seed: int = 0, vocab_size: int = VOCAB) -> Path:
+    """`vocab_size`: of the matrices; the tokenizer has VOCAB tokens."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": VOCAB,
+        "vocab_size": vocab_size,
         "hidden_size": HIDDEN,
         "intermediate_size": INNER,
         "num_hidden_layers": LAYERS,
@@ -46,22 +47,22 @@ def write_tiny_model(directory: Path, seed: int = 0) -> Path:
         "torch_dtype": "float32",
     }
     (directory / "config.json").write_text(json.dumps(config))
-    save_file(_weights(np.random.default_rng(seed)), directory / "model.safetensors")
+    save_file(_weights(np.random.default_rng(seed), vocab_size), directory / "model.safetensors")
     byte_backend().save(str(directory / "tokenizer.json"))
     text_config = {"eos_token": "<eos>", "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(text_config))
     return directory
 
 
-def _weights(rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _weights(rng: np.random.Generator, vocab_size: int) -> dict[str, np.ndarray]:
     def matrix(rows: int, columns: int, scale: float = 1.0) -> np.ndarray:
         values = rng.standard_normal((rows, columns)) * (scale / np.sqrt(columns))
         return values.astype(np.float32)
 
     weights = {
-        "model.embed_tokens.weight": matrix(VOCAB, HIDDEN, scale=8.0),
+        "model.embed_tokens.weight": matrix(vocab_size, HIDDEN, scale=8.0),
         "model.norm.weight": np.ones(HIDDEN, np.float32),
-        "lm_head.weight": matrix(VOCAB, HIDDEN, scale=2.0),
+        "lm_head.weight": matrix(vocab_size, HIDDEN, scale=2.0),
     }
     for layer in range(LAYERS):
         prefix = f"model.layers.{layer}."

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from trimtab.config import SchedulerConfig
-from trimtab.engine.batch import BatchBuilder
+from trimtab.engine.batch import BatchBuilder, Chooser
 from trimtab.engine.client import EngineRequest, FinishReason, TokenLogprobs, TokenOutput
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
@@ -117,7 +117,7 @@ def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
             cache_root=b"",
             allowed_mask=mask_of(params.allowed_token_ids) if params.allowed_token_ids else None,
         )
-        sampling = BatchBuilder().build_sampling([bare], np.array([len(tokens)], np.int32))
+        sampling = BatchBuilder().build_sampling([Chooser(bare)], np.array([len(tokens)], np.int32))
         token = sample_row(executor.logits(tokens), sampling, 0)
         if token in stops:
             answer.finish_reason, answer.stop_token_id = "stop", token

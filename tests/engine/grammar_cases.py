@@ -12,7 +12,7 @@ import numpy as np
 from engine_schedules import Answer
 
 from trimtab.builtin import target_path
-from trimtab.engine.batch import BatchBuilder
+from trimtab.engine.batch import BatchBuilder, Chooser
 from trimtab.engine.client import EngineRequest, Grammar, TokenLogprobs
 from trimtab.engine.engine import Engine
 from trimtab.engine.llguidance_grammars import LlguidanceGrammars
@@ -117,7 +117,7 @@ def reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
         if state.is_over or not state.prepare(bare.unwanted_ids):
             answer.finish_reason = "stop"
             break
-        sampling = BatchBuilder().build_sampling([bare], np.array([len(tokens)], np.int32))
+        sampling = BatchBuilder().build_sampling([Chooser(bare)], np.array([len(tokens)], np.int32))
         token = sample_row(executor.logits(tokens), sampling, 0)
         if token in stops:
             answer.finish_reason, answer.stop_token_id = "stop", token

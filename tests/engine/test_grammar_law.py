@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import jsonschema
 import pytest
@@ -25,12 +25,14 @@ from grammar_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from proposers import Guesser, always
 
 from trimtab.config import SchedulerConfig
-from trimtab.engine import grammar_follower
+from trimtab.engine import grammar_follower, llguidance_grammars
 from trimtab.engine.client import EngineRequest, Grammar
 from trimtab.engine.engine import Engine
-from trimtab.engine.grammar import GrammarState
+from trimtab.engine.grammar import GrammarMatcher
+from trimtab.engine.llguidance_grammars import LlguidanceGrammars, LlguidanceMatcher
 from trimtab.engine.sampling_params import SamplingParams
 
 
@@ -58,18 +60,29 @@ def random_schedule(seed: int, block_size: int, num_blocks: int, num_requests: i
     num_blocks=st.integers(8, 16),
     num_requests=st.integers(1, 6),
     slow=st.booleans(),
+    guesses=st.sampled_from((None, 0.0, 0.9, 0.9)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_schedule_gives_the_reference_answers(
-    seed: int, block_size: int, num_blocks: int, num_requests: int, slow: bool
+    seed: int,
+    block_size: int,
+    num_blocks: int,
+    num_requests: int,
+    slow: bool,
+    guesses: float | None,
 ) -> None:
-    """`slow`: every mask is made on another thread, and its request is held until it is there."""
+    """`slow`: no step waits for a grammar, so that requests are held for one or more.
+    `guesses`: with drafts, of which so many tokens are right."""
     schedule = random_schedule(seed, block_size, num_blocks, num_requests)
     executor = toy(schedule.num_blocks, schedule.block_size)
-    engine = Engine(executor, schedule.config, debug=True, grammars=compiler())
+    speculator = None if guesses is None else always(Guesser(executor, guesses, seed))
+    engine = Engine(
+        executor, schedule.config, debug=True, grammars=compiler(), speculator=speculator
+    )
     with pytest.MonkeyPatch.context() as patch:
         if slow:
-            patch.setattr(grammar_follower, "SLOW_SECONDS", -1.0)
+            patch.setattr(grammar_follower, "GRACE_SECONDS", 0.0)
+            patch.setattr(grammar_follower, "SHARE_SECONDS", 0.0)
         finished = {name: answer for _, name, answer in play(engine, schedule, max_steps=2_000)}
     engine._follower.close()
     assert finished.keys() == {arrival.request.request_id for arrival in schedule.arrivals}
@@ -103,6 +116,24 @@ def test_resubmitted_requests_go_on_where_they_were(seed: int, cut: int) -> None
     assert (rest.finish_reason, rest.stop_token_id) == (whole.finish_reason, whole.stop_token_id)
     assert rest.logprobs == whole.logprobs[len(known) :]
     assert rest.prompt_logprobs in (None, whole.prompt_logprobs)
+
+
+@pytest.mark.parametrize("quality", [1.0, 0.6])
+def test_drafts_follow_the_grammar(quality: float) -> None:
+    """Drafts are verified inside a grammar as well, and end where it leaves no choice."""
+    grammar = json_schema({"type": "array", "items": {"type": "integer"}, "maxItems": 30})
+    params = SamplingParams(max_tokens=60, temperature=0, logprobs=1)
+    request = EngineRequest("r", [101, 102, 103], params, grammar=grammar)
+    executor = toy()
+    speculator = always(Guesser(executor, quality))
+    engine = Engine(executor, debug=True, grammars=compiler(), speculator=speculator)
+
+    answer = run(engine, request)["r"]
+
+    assert answer == run(Engine(toy(), debug=True, grammars=compiler()), request)["r"]
+    stats = engine.stats().speculation
+    assert stats is not None
+    assert stats.num_accepted > 2
 
 
 @pytest.mark.parametrize(
@@ -157,35 +188,124 @@ def test_preemption_keeps_the_place_in_the_grammar() -> None:
         assert answers[request.request_id].logprobs == expected.logprobs
 
 
-def test_a_slow_mask_holds_up_its_own_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grammar_follower, "SLOW_SECONDS", -1.0)
+class Gated:
+    """A matcher whose calls of one name wait for a gate."""
+
+    def __init__(self, matcher: GrammarMatcher, name: str, gate: threading.Event) -> None:
+        self._matcher, self._name, self._gate = matcher, name, gate
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._name:
+            assert self._gate.wait(30)
+        return getattr(self._matcher, name)
+
+
+@pytest.mark.parametrize("name", ["consume", "forced", "fill"])
+def test_a_slow_grammar_holds_up_its_own_request_only(name: str) -> None:
+    """Whatever it is slow at: the chosen token, the stretch that it forces, the mask."""
     engine = Engine(toy(), debug=True, grammars=compiler())
-    gate, prepare = threading.Event(), GrammarState.prepare
-    held = replace(ask(Grammar("regex", "[0-9]{5}"), seed=1), request_id="held")
+    held = replace(ask(Grammar("regex", "[0-9]{5} and that is all"), seed=1), request_id="held")
     state = engine.read_grammar(held)
-
-    def slow(self: GrammarState, unwanted: Iterable[int]) -> bool:
-        assert gate.wait(30)
-        return prepare(self, unwanted)
-
-    monkeypatch.setattr(GrammarState, "prepare", slow)
+    assert state is not None
+    gate = threading.Event()
+    state._matcher = Gated(state._matcher, name, gate)
     plain = replace(ask(GRAMMARS[0], seed=1, max_tokens=12, ignore_eos=True), grammar=None)
+    quick = replace(ask(GRAMMARS[5], seed=2), request_id="quick")
     engine.add_request(held, state)
     engine.add_request(replace(plain, request_id="plain"))
-    outputs = [output for _ in range(12) for output in engine.step()]
-    assert {output.request_id for output in outputs} == {"plain"}
-    assert outputs[-1].finish_reason == "length"
+    engine.add_request(quick)
+    answers = {one: Answer() for one in ("held", "plain", "quick")}
+    while engine.num_live_requests > 1:
+        for output in engine.step():
+            answers[output.request_id].add(output)
+    assert answers["plain"].finish_reason == "length"
+    assert answers["quick"].token_ids == reference(toy(), quick).token_ids
+    assert len(answers["held"].token_ids) <= 1
+    assert answers["held"].finish_reason is None
     assert engine.step() == []
     engine.add_request(replace(plain, request_id="another"))
     assert engine.abort("another") is not None
     gate.set()
-    answer = Answer()
     while engine.num_live_requests:
         for output in engine.step():
-            answer.add(output)
-    assert re.fullmatch("[0-9]{5}", text_of(answer))
-    assert answer.token_ids == reference(toy(), held).token_ids
+            answers["held"].add(output)
+    assert re.fullmatch("[0-9]{5} and that is all", text_of(answers["held"]))
+    assert answers["held"].token_ids == reference(toy(), held).token_ids
     engine._follower.close()
+
+
+def test_what_is_aborted_while_its_grammar_is_slow_leaves_nothing() -> None:
+    engine = Engine(toy(), debug=True, grammars=compiler())
+    request = ask(Grammar("regex", "[0-9]{5}"), seed=1)
+    state = engine.read_grammar(request)
+    assert state is not None
+    gate = threading.Event()
+    state._matcher = Gated(state._matcher, "fill", gate)
+    engine.add_request(request, state)
+    assert engine.step() == []
+    assert engine.abort("r") is not None
+    gate.set()
+    while engine._follower.has_work:
+        assert engine.step() == []
+    assert run(engine, request)["r"].token_ids == reference(toy(), request).token_ids
+    stats = engine.stats()
+    assert stats.num_free_blocks == stats.num_blocks
+    engine._follower.close()
+
+
+def test_a_grammar_that_breaks_ends_its_own_request_only(caplog: Any) -> None:
+    engine = Engine(toy(), debug=True, grammars=compiler())
+    request = ask(Grammar("regex", "[0-9]{5}"), seed=1)
+    state = engine.read_grammar(request)
+    assert state is not None
+    state._matcher = None  # type: ignore[assignment]
+    engine.add_request(request, state)
+    other = replace(request, request_id="other")
+    engine.add_request(other)
+    answers = {"r": Answer(), "other": Answer()}
+    while engine.num_live_requests:
+        for output in engine.step():
+            answers[output.request_id].add(output)
+    assert answers["r"].finish_reason == "error"
+    assert answers["other"].token_ids == reference(toy(), other).token_ids
+    assert "a grammar failed" in caplog.text
+    engine._follower.close()
+
+
+def test_a_long_stretch_comes_in_pieces_that_are_short() -> None:
+    """Whole in the end, as one token after another, whoever asks."""
+    text = "def f(x): return x\n" * 300
+    grammar = Grammar("choice", json.dumps([text + "yes", text + "no"]))
+    matcher = compiler().compile(grammar)
+    pieces = []
+    while piece := matcher.forced():
+        assert len(tokenizer().decode(piece)) <= llguidance_grammars.FORCED_CHARACTERS
+        pieces.append(piece)
+        matcher.consume(piece)
+    tokens = [token for piece in pieces for token in piece]
+    assert len(pieces) > 5
+    assert tokenizer().decode(tokens) == text[: len(tokenizer().decode(tokens))]
+    assert len(text) - len(tokenizer().decode(tokens)) < 20
+    engine = Engine(toy(num_blocks=2000, max_context=4000), grammars=compiler())
+    answer = run(engine, ask(grammar, seed=3, max_tokens=3900))["r"]
+    assert answer.token_ids[: len(tokens)] == tokens
+    assert text_of(answer) in (text + "yes", text + "no")
+    for known in (1, 400, len(tokens) - 1):
+        again = ask(grammar, seed=3, max_tokens=known + 60)
+        rest = run(engine, replace(again, completion_ids=tokens[:known]))["r"]
+        assert rest.token_ids == answer.token_ids[known : known + len(rest.token_ids)]
+    engine._follower.close()
+
+
+def test_a_copy_does_not_wait_for_one_that_is_slow() -> None:
+    grammars = LlguidanceGrammars(tokenizer, tokenizer().vocab_size)
+    slow = grammars.compile(Grammar("regex", "[0-9]{9}"))
+    assert isinstance(slow, LlguidanceMatcher)
+    with slow._origin.lock:
+        other = grammars.compile(Grammar("regex", "[0-9]{9}"))
+        other.consume(tokenizer().encode("1", False))
+    assert not other.is_complete
+    grammars.close()
 
 
 def test_a_grammar_begins_behind_the_first_of_its_tokens() -> None:

@@ -19,9 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab import LLM, SamplingParams
+from trimtab.engine import llguidance_grammars
 from trimtab.engine.client import EngineRequest, Grammar
 from trimtab.engine.engine import Engine
 from trimtab.engine.grammar import GrammarError
+from trimtab.engine.grammar_source import forces_little
 from trimtab.engine.llguidance_grammars import LlguidanceGrammars, LlguidanceMatcher
 from trimtab.errors import RequestError
 
@@ -339,6 +341,9 @@ def test_a_limit_that_others_used_up_fails_nobody() -> None:
         def is_error(self) -> bool:
             return True
 
+        def is_stopped(self) -> bool:
+            return False
+
         def get_error(self) -> str:
             return "lexer error: too many expressions constructed"
 
@@ -359,16 +364,70 @@ def test_a_limit_that_others_used_up_fails_nobody() -> None:
         used_up.forced()
 
 
-def test_compiled_grammars_are_kept_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtab.engine.llguidance_grammars.CACHE_BYTES", 4 * (256 << 10))
-    grammars = LlguidanceGrammars(tokenizer, tokenizer().vocab_size)
+def test_compiled_grammars_are_kept_within_bounds() -> None:
+    grammars = LlguidanceGrammars(tokenizer, tokenizer().vocab_size, 4 * (257 << 10))
     for number in range(20):
         grammars.compile(Grammar("regex", f"[0-9]{{{number + 1}}}"))
         grammars.compile(Grammar("regex", "[0-9]{1}"))
     assert len(grammars._compiled) <= 4
-    assert grammars._num_bytes == sum(one.num_bytes for one in grammars._compiled.values())
+    assert grammars.num_bytes <= 4 * (257 << 10)
     assert any(one.num_uses >= 20 for one in grammars._compiled.values())  # the latest used stays
     grammars.close()
+
+
+def test_a_lexer_that_has_grown_is_left_to_those_that_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It grows where masks are slow; here all of them are, and then none."""
+    grammars = LlguidanceGrammars(tokenizer, tokenizer().vocab_size, 8 << 20)
+    mask = np.empty(-(-tokenizer().vocab_size // 32), np.uint32)
+
+    def use() -> Any:
+        matcher = grammars.compile(Grammar("regex", r"(\p{L}{1,20} ?){1,20}"))
+        assert isinstance(matcher, LlguidanceMatcher)
+        matcher.consume(tokenizer().encode("word", False))
+        matcher.fill(mask)
+        return matcher._origin
+
+    monkeypatch.setattr(llguidance_grammars, "QUICK_SECONDS", -1.0)
+    monkeypatch.setattr(llguidance_grammars, "BYTES_PER_SLOW_SECOND", 1 << 50)
+    origins = [use() for _ in range(3)]
+    assert len({id(origin) for origin in origins}) == 3
+    assert all(origin.num_bytes > 8 << 20 for origin in origins)
+    monkeypatch.setattr(llguidance_grammars, "QUICK_SECONDS", 1e9)
+    last = use()
+    assert all(use() is last for _ in range(3))
+    assert grammars.num_bytes < 1 << 20
+    grammars.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "little"),
+    [
+        ("regex", "[a-z]{2,5}-(yes|no)", True),
+        ("regex", "x((a{100}){100})y", False),
+        ("choice", '["yes", "no"]', True),
+        ("choice", json.dumps(["x" * 5000, "y"]), False),
+        (
+            *schema_bomb(
+                {"type": "object", "properties": {"a": {"type": "string", "maxLength": 9000}}}
+            ),
+            True,
+        ),
+        (*schema_bomb({"type": "array", "items": {"const": "xyz"}, "minItems": 1000}), False),
+        ("json_schema", '{"const": "x", "\\u006dinLength": 5}', False),
+        (*schema_bomb(references(12)), True),
+        (
+            "lark",
+            "start: r0\n" + "".join(f"r{i}: r{i + 1} r{i + 1}\n" for i in range(12)) + 'r12: "x"',
+            False,
+        ),
+        ("lark", 'start: "a" B ("," B)*\nB: /[0-9]+/', True),
+        ("lark", 'start: B~1000\nB: "abc"', False),
+    ],
+)
+def test_what_forces_little_is_seen_in_the_source(kind: Any, source: str, little: bool) -> None:
+    assert forces_little(Grammar(kind, source)) is little
 
 
 def test_unwanted_tokens_yield_to_a_grammar_that_needs_them() -> None:

@@ -194,8 +194,8 @@ def test_the_packed_bytes_belong_to_their_revision(weights: str, isa: str) -> No
         data = (values / 1024).astype(np.float32).reshape(shape)
         checkpoint.tensors[name] = StoredTensor(data, "f32")
     formats = choose_formats(checkpoint, config(weights))
-    native_shape = cpu._native_shape(checkpoint.spec, config(weights), formats)
-    builder = _native.ModelBuilder(native_shape, isa, 2)
+    native_shape = cpu.native_shape(checkpoint.spec, config(weights), formats)
+    builder = _native.ModelBuilder(native_shape, isa, _native.ThreadPool(2))
     load_weights(builder, checkpoint, formats)
     parts = [builder.packed_arena().data, memoryview(builder.packed_vectors())]
     digest = content_digest.digest_memory(parts, 1)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import pytest
 from hypothesis import settings
-from live import Live, live_server
+from live import Live, end, live_server, serve_command, start
+from tiny_model import write_tiny_model
 
 TEST_SECONDS = 90
 
@@ -34,3 +36,25 @@ def server() -> Iterator[Live]:
     """One server for the tests of a module that leave it as they found it."""
     with live_server() as live:
         yield live
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def real(model: Path) -> Iterator[Live]:
+    """`trimtab serve` with the native engine and the tiny model, for tests that leave it as they
+    found it."""
+    live = start(serve_command(model, "--json", "--weights", "f32", "--threads", "1"))
+    yield live
+    end(live)
+
+
+@pytest.fixture(scope="session")
+def builtin_server() -> Iterator[Live]:
+    """The same with the built-in model."""
+    live = start(serve_command("builtin", "--json", "--threads", "1"))
+    yield live
+    end(live)

@@ -115,6 +115,7 @@ class FakeEngine:
         self, request: EngineRequest, text: bytes
     ) -> AsyncGenerator[TokenOutput, None]:
         if not request.completes:
+            await asyncio.sleep(30 if b"SLOW" in text else 0)
             yield self._output(request, [], "length", prompt_logprobs=prompt_logprobs(request))
             return
         limit = MAX_CONTEXT - len(request.prompt_ids)
@@ -176,9 +177,6 @@ class FakeEngine:
             prompt_logprobs,
             stop_logprobs,
         )
-
-    async def abort(self, request_id: str) -> None:
-        raise AssertionError("the host cancels streams instead")
 
     async def stats(self) -> EngineStats:
         used = min(self._running, 5)

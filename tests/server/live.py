@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,8 +33,8 @@ class Live:
 
     def error_text(self) -> str:
         """What the server has written to standard error so far."""
-        self.errors.seek(0)
-        return self.errors.read()
+        # Not `seek`: the offset is the server's, too, which would write over its first lines.
+        return os.pread(self.errors.fileno(), 1 << 26, 0).decode()
 
     def __post_init__(self) -> None:
         # One client: making one costs more than many requests. No server here speaks TLS.
@@ -91,6 +92,10 @@ def start(command: list[str]) -> Live:
     return Live(json.loads(line)["url"], process, errors)
 
 
+def serve_command(model: Path | str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "trimtab", "serve", str(model), "--port", "0", *options]
+
+
 @contextmanager
 def live_server(**options: Any) -> Iterator[Live]:
     """A server with the fake engine; see serve_fake.py for the options."""
@@ -102,12 +107,36 @@ def live_server(**options: Any) -> Iterator[Live]:
         end(server)
 
 
+@contextmanager
+def loading_server() -> Iterator[str]:
+    """The address of a server with the fake engine whose model is still loading."""
+    command = [sys.executable, str(HERE / "serve_fake.py"), '{"model": "slow-load", "port": true}']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), text=True)
+    try:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["bound"]
+    finally:
+        process.kill()
+        process.communicate(timeout=10)
+
+
 def end(server: Live) -> None:
     if server.process.poll() is None:
         server.process.kill()
     server.process.communicate(timeout=10)
     server.errors.close()
     server.http.close()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """What comes until the other side ends or resets the connection."""
+    answer = b""
+    try:
+        while piece := connection.recv(65536):
+            answer += piece
+    except ConnectionResetError:
+        pass
+    return answer
 
 
 def children_of(pid: int) -> list[int]:

@@ -93,9 +93,6 @@ class ScriptedEngine:
 
         return cancel
 
-    async def abort(self, request_id: str) -> None:
-        pass
-
     async def stats(self) -> EngineStats:
         raise NotImplementedError
 

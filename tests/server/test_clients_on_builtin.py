@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pytest
-from live import Live, end, start
+from live import Live
 from pydantic import BaseModel, Field
-from test_real_engine import serve_command
 
 
 class Person(BaseModel, extra="forbid"):
@@ -18,15 +16,8 @@ class Person(BaseModel, extra="forbid"):
     age: Annotated[int, Field(ge=0, le=99)]
 
 
-@pytest.fixture(scope="module")
-def builtin() -> Iterator[Live]:
-    live = start(serve_command("builtin", "--json", "--threads", "1"))
-    yield live
-    end(live)
-
-
-def test_responses_parse_and_stream_a_pydantic_model(builtin: Live) -> None:
-    client = builtin.openai()
+def test_responses_parse_and_stream_a_pydantic_model(builtin_server: Live) -> None:
+    client = builtin_server.openai()
     fields: dict[str, Any] = {"model": "builtin", "input": "Who is it?", "temperature": 0}
     answer = client.responses.parse(text_format=Person, **fields)
     assert isinstance(answer.output_parsed, Person)
@@ -43,24 +34,24 @@ def test_responses_parse_and_stream_a_pydantic_model(builtin: Live) -> None:
     assert isinstance(json.loads(json_object.output_text), dict)
 
 
-def test_a_schema_that_cannot_be_is_named_by_this_routes_names(builtin: Live) -> None:
+def test_a_schema_that_cannot_be_is_named_by_this_routes_names(builtin_server: Live) -> None:
     for text_format in (
         {"type": "json_schema"},
         {"type": "json_schema", "name": "x", "schema": {"type": "nothing"}},
         {"type": "json_schema", "name": "x", "schema": 5},
     ):
         body = {"input": "x", "text": {"format": text_format}}
-        response = builtin.post("/v1/responses", json=body)
+        response = builtin_server.post("/v1/responses", json=body)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "text.format"
 
 
 @pytest.mark.parametrize("responses", [False, True])
-def test_langchain_with_structured_output(builtin: Live, responses: bool) -> None:
+def test_langchain_with_structured_output(builtin_server: Live, responses: bool) -> None:
     langchain_openai = pytest.importorskip("langchain_openai")
     model = langchain_openai.ChatOpenAI(
         model="builtin",
-        base_url=f"{builtin.url}/v1",
+        base_url=f"{builtin_server.url}/v1",
         api_key="unused",
         max_retries=0,
         temperature=0,

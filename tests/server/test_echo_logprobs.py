@@ -3,33 +3,18 @@ harnesses read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import EOS, MODEL_NAME, byte_tokenizer
-from live import Live, end, start
-from test_real_engine import serve_command
-from tiny_model import write_tiny_model
+from live import Live
 
 from trimtab import LLM, SamplingParams
 from trimtab.server.prompts import token_offsets
 from trimtab.tokenization import Tokenizer, load_tokenizer
 
 TEXT = "/v1/completions"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def real(model: Path) -> Iterator[Live]:
-    live = start(serve_command(model, "--json", "--weights", "f32", "--threads", "1"))
-    yield live
-    end(live)
 
 
 def harness_score(choice: dict[str, Any], context: int) -> tuple[float, bool]:

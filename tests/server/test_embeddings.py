@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from live import Live, end, start
-from test_real_engine import serve_command
+from live import Live, end, serve_command, start, wait_until
 
 from trimtab import builtin
 
@@ -96,3 +95,18 @@ def test_an_input_beyond_the_context(real: Live) -> None:
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert real.post("/v1/embeddings", json={"input": "fine"}).status_code == 200
+
+
+def test_a_timeout_ends_it_and_frees_the_engine(real: Live) -> None:
+    """Thousands of tokens, and no time for them."""
+    body = {"input": [f"{number} def value(self):" * 60 for number in range(64)], "timeout": 0.05}
+    answer = real.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (408, "timeout")
+    wait_until(lambda: real.get("/stats").json()["num_running"] == 0, seconds=3)
+    stats = real.get("/stats").json()
+    assert stats["num_waiting"] == 0
+    assert stats["num_free_blocks"] == stats["num_blocks"]
+    assert real.post("/v1/embeddings", json={"input": "fine", "timeout": 20}).status_code == 200
+    for wrong in (0, -1, "soon"):
+        answer = real.post("/v1/embeddings", json={"input": "fine", "timeout": wrong})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "timeout")

@@ -11,10 +11,9 @@ from typing import Any
 import jsonschema
 import llguidance
 import pytest
-from live import Live, end, start
+from live import Live, end, serve_command, start
 from parsed import parse
 from scripted import MARKERS, scripted, tokenizer_with
-from test_real_engine import serve_command
 from test_tool_templates import TOOL, USER
 from tiny_model import write_tiny_model
 from tool_templates import HERMES, LLAMA_3, MISTRAL, OPENED, QWEN, TEXT_ARGUMENTS

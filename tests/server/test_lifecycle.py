@@ -15,10 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live import HERE, Live, children_of, environment, live_server, wait_until
+from live import HERE, Live, children_of, environment, live_server, loading_server, wait_until
 
 TEXT = "/v1/completions"
-SLOW = {"prompt": "SLOW", "max_tokens": 1000}
+SLOW = {"prompt": "SLOW", "max_tokens": 1000}  # 50 s: more than anything here waits for
 QUICK = {"prompt": "quick", "max_tokens": 3}
 
 
@@ -42,17 +42,17 @@ def abandon(server: Live, body: dict[str, object]) -> None:
 @pytest.mark.parametrize("fields", [{"stream": True}, {"stream": False}, {"stream": True, "n": 3}])
 def test_a_client_that_leaves_frees_the_engine(server: Live, fields: dict[str, object]) -> None:
     abandon(server, SLOW | fields)
-    wait_until(lambda: running(server) == 0, seconds=5)
+    wait_until(lambda: running(server) == 0)
     assert server.post(TEXT, json=QUICK).status_code == 200
 
 
 def test_a_stop_string_frees_the_engine(server: Live) -> None:
-    full = server.post(TEXT, json=QUICK | {"max_tokens": 20, "temperature": 0}).json()
+    full = server.post(TEXT, json=SLOW | {"max_tokens": 20, "temperature": 0}).json()
     stop = full["choices"][0]["text"][5]
-    body = {"prompt": "quick", "max_tokens": 2000, "temperature": 0, "stop": stop}
+    body = SLOW | {"temperature": 0, "stop": stop}
     answer = server.post(TEXT, json=body).json()
     assert answer["choices"][0]["finish_reason"] == "stop"
-    wait_until(lambda: running(server) == 0, seconds=5)
+    wait_until(lambda: running(server) == 0)
 
 
 def test_many_abandoned_requests(server: Live) -> None:
@@ -64,7 +64,7 @@ def test_many_abandoned_requests(server: Live) -> None:
         thread.start()
     for thread in threads:
         thread.join(20)
-    wait_until(lambda: running(server) == 0, seconds=5)
+    wait_until(lambda: running(server) == 0)
     assert server.post(TEXT, json=QUICK).status_code == 200
 
 
@@ -95,11 +95,7 @@ class Streaming(threading.Thread):
 
 def test_loading_is_503_and_then_ready() -> None:
     """The port answers while the model loads."""
-    command = [sys.executable, str(HERE / "serve_fake.py"), '{"model": "slow-load", "port": true}']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), text=True)
-    try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["bound"]
+    with loading_server() as url:
         seen = set()
 
         def ready() -> bool:
@@ -115,9 +111,6 @@ def test_loading_is_503_and_then_ready() -> None:
         wait_until(ready, seconds=20)
         assert (503, "loading") in seen
         assert "loading" in seen
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +169,7 @@ def test_the_second_signal_does_not_wait() -> None:
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert server.process.poll() is None
-        assert server.stop(signal.SIGINT, seconds=5) == 0
+        assert server.stop(signal.SIGINT) == 0
         thread.join(5)
         assert not thread.is_alive()
 
@@ -186,7 +179,7 @@ def test_a_killed_front_leaves_no_process_and_no_file(tmp_path: Path) -> None:
         (child,) = server.children()
         server.process.kill()
         server.process.wait(5)
-        wait_until(lambda: not Path(f"/proc/{child}").exists(), seconds=5)
+        wait_until(lambda: not Path(f"/proc/{child}").exists())
         assert list(tmp_path.iterdir()) == []
 
 

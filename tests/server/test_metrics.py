@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live import HERE, Live, end, environment, live_server, start, wait_until
+from live import Live, end, live_server, loading_server, start, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from tiny_model import write_tiny_model
 
@@ -176,18 +174,17 @@ def test_blocks_by_state(watched: Live) -> None:
 
 
 def test_the_dashboard(watched: Live) -> None:
-    before = watched.get("/dashboard.json").json()
     text = watched.post(TEXT, json={"prompt": "hi", "max_tokens": 40}).json()
     assert text["usage"]["completion_tokens"] == 40
     time.sleep(1.1)  # into the next second
     after = watched.get("/dashboard.json").json()
     assert (after["model"], after["plan"], after["state"]) == (MODEL, "fake", "ready")
     last = after["last_minute"]
-    assert last["generated_tokens"] >= before["last_minute"]["generated_tokens"] + 40
-    assert last["requests"] >= before["last_minute"]["requests"] + 1
+    assert last["generated_tokens"] >= 40
+    assert last["requests"] >= 1
     assert sum(last["generated_tokens_by_second"]) == last["generated_tokens"]
     assert len(last["generated_tokens_by_second"]) == 59
-    assert after["tokens_per_second"]["generated"] >= 8
+    assert after["tokens_per_second"]["generated"] > 0
     for name in ("first_token_ms", "inter_token_ms"):
         shares = last[name]
         assert 0 < shares["p50"] <= shares["p90"] <= shares["p95"] <= shares["p99"]
@@ -213,7 +210,8 @@ def test_only_metrics_can_be_opened() -> None:
 def test_the_real_engine_tells_everything(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path / "tiny")
     command = [sys.executable, "-m", "trimtab", "serve", str(model), "--port", "0", "--json"]
-    server = start([*command, "--weights", "f32", "--threads", "1", "--served-model-name", MODEL])
+    command += ["--weights", "f32", "--threads", "1", "--served-model-name", MODEL]
+    server = start([*command, "--speculative", "off"])  # so that a step's rows are known
     try:
         body: dict[str, Any] = {
             "prompt": "a" * 200, "max_tokens": 8, "temperature": 0, "ignore_eos": True,
@@ -241,6 +239,7 @@ def test_the_real_engine_tells_everything(tmp_path: Path) -> None:
             for sample in family.samples
             if sample.name == "trimtab:engine_step_seconds_total"
         }
+        assert parts.pop("draft") == 0
         assert set(parts) == {"schedule", "build", "execute", "commit"}
         assert all(seconds > 0 for seconds in parts.values())
     finally:
@@ -248,12 +247,7 @@ def test_the_real_engine_tells_everything(tmp_path: Path) -> None:
 
 
 def test_while_there_is_no_engine() -> None:
-    options = json.dumps({"model": "slow-load", "port": True})
-    command = [sys.executable, str(HERE / "serve_fake.py"), options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment(), text=True)
-    try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["bound"]
+    with loading_server() as url:
         seen = set()
 
         def ready() -> bool:
@@ -266,6 +260,3 @@ def test_while_there_is_no_engine() -> None:
 
         wait_until(ready)
         assert ("loading", False, False) in seen
-    finally:
-        process.kill()
-        process.communicate(timeout=10)

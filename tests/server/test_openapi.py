@@ -11,8 +11,7 @@ from typing import Any, cast
 import jsonschema
 import pytest
 from fake_engine import MODEL_NAME, VOCAB_SIZE, byte_tokenizer
-from live import SOURCE, Live, end, environment, start
-from test_real_engine import serve_command
+from live import SOURCE, Live, end, environment, serve_command, start
 from tiny_model import write_tiny_model
 
 from trimtab.config import ServerConfig

@@ -46,6 +46,7 @@ CALLS = [
     ("hermes", f"<tool_call>{WEATHER}}}</tool_call>", "", [PARIS]),
     ("hermes", f"<tool_call>{WEATHER[:-1]}</tool_call>", "", [PARIS]),
     ("hermes", f"<tool_call>{WEATHER}", "", [PARIS]),
+    ("hermes", f"<tool_call>{WEATHER}\n</tool_c", "", [PARIS]),
     ("hermes", f"<tool_call>{WEATHER}\n<tool_call>{WEATHER}", "", [PARIS, PARIS]),
     ("hermes", '<tool_call>{"name": "now"}</tool_call>', "", [("now", "{}")]),
     ("hermes", '<tool_call>{"name": "now", "arguments": null}</tool_call>', "", [("now", "{}")]),
@@ -301,6 +302,6 @@ def test_a_choice_does_not_depend_on_how_its_tokens_arrive(
 
 
 def test_a_long_output_of_nothing_but_markers_takes_linear_time() -> None:
-    for text in ("<tool_call>{" * 20_000, '<tool_call>{"name": "' * 20_000, " \n" * 20_000):
+    for text in ("<tool_call>{" * 6_000, '<tool_call>{"name": "' * 6_000, " \n" * 6_000):
         result = parse(make_parser("hermes", reasoning="think"), list(text))
         assert result.content == text

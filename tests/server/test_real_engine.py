@@ -8,32 +8,14 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from live import Live, end, environment, start, wait_until
-from tiny_model import CONFIG, write_tiny_model
+from live import Live, environment, serve_command, wait_until
+from tiny_model import CONFIG
 
 from trimtab import LLM, SamplingParams
 
 TEXT = "/v1/completions"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-def serve_command(model: Path | str, *options: str) -> list[str]:
-    return [sys.executable, "-m", "trimtab", "serve", str(model), "--port", "0", *options]
-
-
-@pytest.fixture(scope="module")
-def real(model: Path) -> Iterator[Live]:
-    live = start(serve_command(model, "--json", "--weights", "f32", "--threads", "1"))
-    yield live
-    end(live)
 
 
 def test_the_same_answers_as_in_process_together_and_alone(real: Live, model: Path) -> None:

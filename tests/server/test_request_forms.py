@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 from fake_engine import VOCAB_SIZE, byte_tokenizer
-from live import Live, live_server
+from live import Live, live_server, read_all
 
 from trimtab.config import ServerConfig
 from trimtab.engine.client import EngineInfo
@@ -40,12 +40,7 @@ def raw(server: Live, head: str, body: bytes = b"") -> tuple[int, bytes]:
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
         connection.shutdown(socket.SHUT_WR)
-        answer = b""
-        try:
-            while piece := connection.recv(65536):
-                answer += piece
-        except ConnectionResetError:
-            pass
+        answer = read_all(connection)
     if not answer:
         return 0, b""
     status, _, rest = answer.partition(b"\r\n")

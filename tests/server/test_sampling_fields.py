@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import EOS, MAX_CONTEXT, VOCAB_SIZE
-from live import Live, end, start
-from test_real_engine import serve_command
-from tiny_model import write_tiny_model
+from live import Live
 
 from trimtab import LLM
 
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def real(model: Path) -> Iterator[Live]:
-    live = start(serve_command(model, "--json", "--weights", "f32", "--threads", "1"))
-    yield live
-    end(live)
 
 
 def ask(server: Live, path: str = TEXT, **fields: Any) -> Any:
@@ -166,23 +151,20 @@ def test_a_long_prompt_is_cut_from_its_start(server: Live) -> None:
     assert chat["usage"]["prompt_tokens"] == 5
 
 
-def test_special_tokens_of_a_prompt_and_of_an_answer(tmp_path: Path) -> None:
-    live = start(serve_command("builtin", "--json", "--threads", "1"))
-    try:
-        for special in (True, False):
-            ids = live.post("/tokenize", json={"prompt": "x", "add_special_tokens": special})
-            answer = ask(live, prompt="x", add_special_tokens=special, return_token_ids=True)
-            assert answer["choices"][0]["prompt_token_ids"] == ids.json()["tokens"]
-        model_ids = live.post("/tokenize", json={"prompt": ""}).json()["tokens"]
-        shown = {}
-        for skip in (True, False):
-            fields = {"allowed_token_ids": model_ids[:1], "max_tokens": 2, "ignore_eos": True}
-            answer = ask(live, skip_special_tokens=skip, **fields)
-            shown[skip] = answer["choices"][0]["text"]
-        name = live.post("/detokenize", json={"tokens": model_ids[:1]}).json()["prompt"]
-        assert shown == {True: "", False: name * 2}
-    finally:
-        end(live)
+def test_special_tokens_of_a_prompt_and_of_an_answer(builtin_server: Live) -> None:
+    live = builtin_server
+    for special in (True, False):
+        ids = live.post("/tokenize", json={"prompt": "x", "add_special_tokens": special})
+        answer = ask(live, prompt="x", add_special_tokens=special, return_token_ids=True)
+        assert answer["choices"][0]["prompt_token_ids"] == ids.json()["tokens"]
+    model_ids = live.post("/tokenize", json={"prompt": ""}).json()["tokens"]
+    shown = {}
+    for skip in (True, False):
+        fields = {"allowed_token_ids": model_ids[:1], "max_tokens": 2, "ignore_eos": True}
+        answer = ask(live, skip_special_tokens=skip, **fields)
+        shown[skip] = answer["choices"][0]["text"]
+    name = live.post("/detokenize", json={"tokens": model_ids[:1]}).json()["prompt"]
+    assert shown == {True: "", False: name * 2}
 
 
 def test_stop_reason(server: Live) -> None:

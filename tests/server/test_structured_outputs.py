@@ -6,7 +6,6 @@ import asyncio
 import json
 import re
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Annotated, Any, Literal
 
 import jsonschema
 import pytest
-from live import Live, end, start
+from live import Live, end, serve_command, start
 from pydantic import BaseModel, Field
-from test_real_engine import serve_command
 from tiny_model import write_tiny_model
 from tokenizers import Tokenizer
 
@@ -159,11 +157,9 @@ def test_a_crash_of_the_checker_is_a_400_and_nothing_stops(builtin: Live) -> Non
     bomb = f'start: r0\n{rules}\nr5000: "z"'
     with ThreadPoolExecutor(3) as pool:
         running = [pool.submit(ask, builtin, guided_json=SCHEMA) for _ in range(2)]
-        started = time.monotonic()
         response = builtin.post(CHAT, json={"messages": MESSAGES, "guided_grammar": bomb})
         assert response.status_code == 400
         assert "too deeply" in response.json()["error"]["message"]
-        assert time.monotonic() - started < 10  # on a busy machine; a tenth of a second alone
         for one in running:
             jsonschema.validate(json.loads(one.result()), SCHEMA)
     assert ask(builtin, guided_choice=["still here"]) == "still here"

@@ -10,10 +10,11 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from asking import PATIENCE, TEXT, ask_all, shapes
+from asking import PATIENCE, TEXT, ask_all
 from live import Live, live_server, wait_until
 
 QUICK = {"prompt": "quick", "max_tokens": 3}
@@ -28,14 +29,21 @@ async def kill_now_and_then(server: Live, times: int, number: int, draw: random.
         await asyncio.sleep(0.5)
 
 
+def num_generated(server: Live) -> float:
+    """Tokens of answers, as the front process has counted them."""
+    lines = server.get("/metrics").text.splitlines()
+    (line,) = (line for line in lines if line.startswith("trimtab:generation_tokens_total"))
+    return float(line.split()[-1])
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_nobody_notices_that_the_engine_is_killed(number: int) -> None:
     with live_server() as server:
         undisturbed = asyncio.run(ask_all(server, 150))
+        num_tokens = num_generated(server)
         killing = kill_now_and_then(server, 3, number, random.Random(number))
         assert asyncio.run(ask_all(server, 150, killing)) == undisturbed
-        stats = server.get("/stats").json()
-        assert stats["num_generated_tokens"] >= 2 * 150 * len(shapes(150))
+        assert num_generated(server) == 2 * num_tokens > 0
         assert server.stop() == 0
 
 
@@ -62,7 +70,7 @@ def test_however_the_engine_ends_or_hangs_its_requests_go_on(how: str) -> None:
 
 def test_a_request_that_ends_the_engine_is_given_up_and_nobody_else() -> None:
     with live_server(policy={"first_backoff_seconds": 0.02}) as server:
-        good = {"prompt": "good SLOW", "max_tokens": 60, "temperature": 0}
+        good = {"prompt": "good SLOW", "max_tokens": 24, "temperature": 0}
         undisturbed = server.post(TEXT, json=good).json()["choices"]
 
         async def ask_them() -> list[httpx.Response]:
@@ -85,7 +93,7 @@ def test_an_engine_that_is_stopped_is_found_out() -> None:
     with live_server(policy=QUICK_POLICY | {"silent_seconds": 3.0}) as server:
         (first,) = server.children()
         os.kill(first, signal.SIGSTOP)
-        wait_until(lambda: server.get("/ready").json() == {"status": "unresponsive"}, seconds=3)
+        wait_until(lambda: server.get("/ready").json() == {"status": "unresponsive"})
         assert server.get("/ready").status_code == 503
         assert server.get("/health").status_code == 200
         assert server.post(TEXT, json=QUICK).status_code == 200
@@ -201,7 +209,7 @@ def test_a_drain_without_an_engine_ends_at_once_and_leaves_nothing(
         os.kill(first, signal.SIGKILL)
         wait_until(switch.with_suffix(".hanging").exists)
         (second,) = server.children()
-        assert server.stop(seconds=5) == 0
+        assert server.stop() == 0  # sooner than the load would be given up
         assert not Path(f"/proc/{second}").exists()
         assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -282,7 +290,7 @@ def test_a_timeout_ends_a_request_and_frees_the_engine() -> None:
         assert len(lines) > 3
         assert json.loads(lines[-2][6:])["error"]["code"] == "timeout"
         assert lines[-1] == "data: [DONE]"
-        wait_until(lambda: server.get("/stats").json()["num_running"] == 0, seconds=3)
+        wait_until(lambda: server.get("/stats").json()["num_running"] == 0)
         assert server.post(TEXT, json=QUICK | {"timeout": 5}).status_code == 200
         for wrong in (0, -1, "soon", 1e300):
             refused = server.post(TEXT, json=QUICK | {"timeout": wrong})
@@ -291,7 +299,18 @@ def test_a_timeout_ends_a_request_and_frees_the_engine() -> None:
 
 
 def test_the_servers_own_timeout_holds_for_all() -> None:
+    messages = [{"role": "user", "content": "SLOW"}]
+    bodies: dict[str, dict[str, Any]] = {
+        TEXT: {"prompt": "SLOW", "max_tokens": 1000},
+        "/v1/chat/completions": {"messages": messages, "max_tokens": 1000},
+        "/v1/messages": {"messages": messages, "max_tokens": 1000},
+        "/v1/responses": {"input": "SLOW", "max_output_tokens": 1000},
+        "/v1/embeddings": {"input": ["SLOW", "SLOW too"]},
+    }
     with live_server(server={"timeout_seconds": 0.5}) as server:
-        for fields in ({}, {"timeout": 100}):
-            body = {"prompt": "SLOW", "max_tokens": 1000}
-            assert server.post(TEXT, json=body | fields).status_code == 408
+        for path, body in bodies.items():
+            for fields in ({}, {"timeout": 100}):
+                refused = server.post(path, json=body | fields)
+                assert refused.status_code == 408, path
+                assert refused.json()["error"]["type"] == "timeout_error"
+        wait_until(lambda: server.get("/stats").json()["num_running"] == 0, seconds=3)

@@ -15,6 +15,7 @@ from trimtab.engine.client import (
     EngineStats,
     PrefillChunk,
     RequestTimeline,
+    SpeculationStats,
     TokenLogprobs,
     TokenOutput,
 )
@@ -256,6 +257,26 @@ def test_counters_go_on_over_processes() -> None:
     nothing = without_counts(second)
     assert (nothing.num_steps, nothing.step_size_counts, nothing.num_blocks) == (0, [0, 0], 8)
     assert sum_stats(first, nothing).step_size_counts == [1, 2]
+
+
+def test_counters_of_speculation_go_on_over_processes() -> None:
+    """Whether there was any in both, in one or in none."""
+    none = EngineStats(*range(10))
+    first = dataclasses.replace(
+        none, speculation=SpeculationStats(1, [4, 2], [3, 1], {"lookup": 6}, {"lookup": 4})
+    )
+    second = dataclasses.replace(
+        none, speculation=SpeculationStats(2, [5], [0], {"heads": 5}, {"heads": 0})
+    )
+    assert sum_stats(first, second).speculation == SpeculationStats(
+        3, [9, 2], [3, 1], {"lookup": 6, "heads": 5}, {"lookup": 4, "heads": 0}
+    )
+    for one, other in ((first, none), (none, first), (first, without_counts(second))):
+        both = sum_stats(one, other).speculation
+        assert both is not None
+        assert both.num_drafted == 6
+        assert both.num_accepted == 4
+    assert sum_stats(none, without_counts(none)).speculation is None
 
 
 def test_outputs_that_are_merged_lose_no_scores() -> None:

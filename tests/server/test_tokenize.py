@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import transformers
 from fake_engine import EOS, MAX_CONTEXT, MODEL_NAME, VOCAB_SIZE
-from live import Live, end, start
-from test_real_engine import serve_command
+from live import Live
 
 import trimtab
 from trimtab import builtin
@@ -17,44 +15,37 @@ from trimtab import builtin
 CHAT = [{"role": "user", "content": "what does sorted do?"}]
 
 
-@pytest.fixture(scope="module")
-def real() -> Iterator[Live]:
-    live = start(serve_command("builtin", "--json", "--threads", "1"))
-    yield live
-    end(live)
-
-
-def test_texts_are_tokenized_as_transformers_does(real: Live) -> None:
+def test_texts_are_tokenized_as_transformers_does(builtin_server: Live) -> None:
     oracle = transformers.AutoTokenizer.from_pretrained(builtin.target_path())
     for text in ("def f(x):\n    return x", "é🙂", "<|user|>hi", " ", ""):
         for special in (True, False, None):
             body: dict[str, Any] = {"prompt": text, "return_token_strs": True}
             if special is not None:
                 body["add_special_tokens"] = special
-            answer = real.post("/tokenize", json=body).json()
+            answer = builtin_server.post("/tokenize", json=body).json()
             assert answer["tokens"] == oracle.encode(text, add_special_tokens=special is not False)
             assert answer["count"] == len(answer["tokens"])
             assert answer["token_strs"] == oracle.convert_ids_to_tokens(answer["tokens"])
-            back = real.post("/detokenize", json={"tokens": answer["tokens"]}).json()
+            back = builtin_server.post("/detokenize", json={"tokens": answer["tokens"]}).json()
             assert back == {"prompt": oracle.decode(answer["tokens"])}
-    card = real.get("/v1/models").json()["data"][0]
+    card = builtin_server.get("/v1/models").json()["data"][0]
     assert card["max_model_len"] == answer["max_model_len"]
 
 
-def test_messages_are_tokenized_as_they_are_answered(real: Live) -> None:
+def test_messages_are_tokenized_as_they_are_answered(builtin_server: Live) -> None:
     oracle = transformers.AutoTokenizer.from_pretrained(builtin.target_path())
     for generation_prompt in (True, False):
         body = {"messages": CHAT, "add_generation_prompt": generation_prompt}
-        answer = real.post("/tokenize", json=body).json()
+        answer = builtin_server.post("/tokenize", json=body).json()
         text = oracle.apply_chat_template(
             CHAT, add_generation_prompt=generation_prompt, tokenize=False
         )
         assert answer["tokens"] == oracle.encode(text, add_special_tokens=False)
         assert answer["token_strs"] is None
-    ids = real.post("/tokenize", json={"messages": CHAT}).json()["tokens"]
+    ids = builtin_server.post("/tokenize", json={"messages": CHAT}).json()["tokens"]
     fields = {"temperature": 0, "max_tokens": 12}
-    chat = real.post("/v1/chat/completions", json={"messages": CHAT} | fields).json()
-    plain = real.post("/v1/completions", json={"prompt": ids} | fields).json()
+    chat = builtin_server.post("/v1/chat/completions", json={"messages": CHAT} | fields).json()
+    plain = builtin_server.post("/v1/completions", json={"prompt": ids} | fields).json()
     assert plain["choices"][0]["text"] == chat["choices"][0]["message"]["content"]
     assert plain["usage"]["prompt_tokens"] == chat["usage"]["prompt_tokens"] == len(ids)
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-import socket
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -24,7 +21,6 @@ from trimtab.engine.client import (
 )
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.server import messages
-from trimtab.server.child import SOCKET_NAME, private_directory
 from trimtab.server.choice import Choice
 from trimtab.server.formats import readable
 from trimtab.server.json_body import too_complex
@@ -127,7 +123,7 @@ def test_the_launch_line_survives_json() -> None:
         "m",
         ExecutorConfig(weights="int4"),
         SchedulerConfig(prefix_cache=False),
-        "ipc://x",
+        7,
         "a:b",
         1,
     )
@@ -189,17 +185,20 @@ def test_readable_tokens() -> None:
     assert readable(b"\xe2\x80") == "bytes:\\xe2\\x80"
 
 
-def test_the_private_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Closed to other users, and never too deep for a socket."""
-    deep = tmp_path / ("x" * 100)
-    deep.mkdir()
-    for base in (tmp_path, deep):
-        monkeypatch.setattr("tempfile.tempdir", str(base))
-        directory = private_directory()
-        try:
-            assert directory.stat().st_mode & 0o777 == 0o700
-            with socket.socket(socket.AF_UNIX) as listener:
-                listener.bind(str(directory / SOCKET_NAME))
-        finally:
-            shutil.rmtree(directory)
-    assert list(deep.iterdir()) == []
+@given(st.lists(st.binary(max_size=9), max_size=6), st.lists(st.integers(0, 7), max_size=30))
+def test_frames_come_out_however_they_arrive(documents: list[bytes], cuts: list[int]) -> None:
+    stream = b"".join(map(messages.framed, documents))
+    frames, found = messages.Frames(), []
+    for size in [*cuts, len(stream)]:
+        found += frames.split(stream[:size])
+        stream = stream[size:]
+    assert found == documents
+
+
+def test_a_frame_that_is_too_long() -> None:
+    """It is refused as soon as its length is there."""
+    length = (messages.MAX_FRAME_BYTES + 1).to_bytes(messages.LENGTH_BYTES, "little")
+    for piece in (length, length + b"something"):
+        (document,) = messages.Frames().split(piece)
+        with pytest.raises(msgspec.DecodeError):
+            messages.decode_event(document)

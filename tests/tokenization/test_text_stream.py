@@ -54,6 +54,20 @@ def test_pieces_of_a_text_add_up(tokenizers_by_kind, kind, text, cuts) -> None:
 
 
 @fixtures_are_shared
+@given(data=st.data(), skip=st.booleans(), repeats=st.integers(1, 3))
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_without_offsets_is_the_same(tokenizers_by_kind, kind, data, skip, repeats) -> None:
+    """Tokens that came before are known by their text, also behind half a character."""
+    tokenizer = tokenizers_by_kind[kind]
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 3), max_size=12)) * repeats
+    ids += tokenizer.encode(data.draw(texts))
+    stream = TextStream(tokenizer, skip_special_tokens=skip)
+    cuts = data.draw(st.lists(st.integers(0, 2), max_size=40))
+    pieces = [stream.push_text(hand) for hand in deal(ids, cuts)]
+    assert "".join([*pieces, stream.finish()]) == tokenizer.decode(ids, skip)
+
+
+@fixtures_are_shared
 @given(data=st.data(), skip=st.booleans())
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_of_random_tokens_add_up(tokenizers_by_kind, kind, data, skip) -> None:

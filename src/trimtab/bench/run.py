@@ -69,7 +69,10 @@ def _engine(model: str, config: ExecutorConfig, plan: Plan) -> Engine:
     if not (config.num_blocks or config.kv_cache_gib):
         config = replace(config, num_blocks=_num_blocks(plan))
     scheduler = SchedulerConfig(
-        prefix_cache=False, max_num_requests=max(64, *plan.streams, 1), max_queued_requests=1024
+        prefix_cache=False,
+        max_num_requests=max(64, *plan.streams, 1),
+        max_queued_requests=1024,
+        speculative="off",  # prompts are random: see bench.speculation
     )
     return load_engine(model, config, scheduler)
 

@@ -21,6 +21,11 @@ def draft_path() -> Path:
     return _HERE / "draft"
 
 
+def heads_path() -> Path:
+    """The directory of the draft head on the target's hidden states."""
+    return _HERE / "heads"
+
+
 def heldout_path() -> Path:
     """UTF-8 Python sources that neither model nor tokenizer has seen, for perplexity."""
     return _HERE / "heldout.txt"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import typer
 
 from trimtab.cli.options import with_config_options
-from trimtab.config import ExecutorConfig, parse_weights
+from trimtab.config import ExecutorConfig, SchedulerConfig, parse_weights
 from trimtab.errors import UserError
 
 
@@ -33,6 +34,10 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
     return counts
 
 
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 @with_config_options
 def command(
     executor: ExecutorConfig,
@@ -47,11 +52,40 @@ def command(
     ),
     rounds: int = typer.Option(3, min=1, help="how often each row is measured"),
     seed: int = typer.Option(0, help="of the random prompts"),
+    speculative: str = typer.Option(
+        "",
+        help="what guessing tokens ahead gains on a workload, instead: auto, or lookup, draft, "
+        "heads, several joined by +",
+    ),
+    workload: Path | None = typer.Option(
+        None, help='with --speculative: JSON lines of {"prompt": ...} or {"messages": ...}'
+    ),
+    draft_model: str | None = typer.Option(None, help="with --speculative: a smaller MODEL"),
+    draft_heads: str | None = typer.Option(None, help="with --speculative: trained draft heads"),
+    output_tokens: int = typer.Option(128, min=2, help="with --speculative: of each prompt"),
+    temperature: float = typer.Option(0.0, min=0.0, help="with --speculative"),
     as_json: bool = typer.Option(False, "--json", help="one JSON object instead of a table"),
 ) -> None:
     """Measure how fast MODEL runs here: median of the rounds, and percent of the limit."""
     from trimtab.bench.run import run_benchmark
+    from trimtab.bench.speculation import SpeculationPlan, measure_speculation
     from trimtab.bench.speed import Plan
+    from trimtab.engine.llm import LLM
+
+    if speculative:
+        guessing = SpeculationPlan(
+            parse_counts("--streams", streams), rounds, output_tokens, temperature, workload
+        )
+        scheduler = SchedulerConfig(
+            speculative=speculative,
+            draft_model=draft_model,
+            draft_heads=draft_heads,
+            prefix_cache=False,
+        )
+        with LLM(model, **asdict(executor), **asdict(scheduler)) as llm:
+            found = measure_speculation(llm, model, guessing, _progress)
+        print(json.dumps(found.as_json()) if as_json else "\n".join(found.lines()))
+        return
 
     plan = Plan(
         parse_counts("--prefill", prefill),
@@ -64,6 +98,6 @@ def command(
         model,
         parse_formats(formats, executor),
         plan,
-        progress=lambda text: print(text, file=sys.stderr, flush=True),
+        progress=_progress,
     )
     print(json.dumps(report.as_json()) if as_json else "\n".join(report.lines()))

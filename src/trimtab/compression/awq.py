@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.compression.folding import READERS, FoldedLayer
-from trimtab.compression.gptq import Hessian
+from trimtab.compression.gptq import head_hessian
 from trimtab.compression.grids import (
     Scales,
     as_matrix,
@@ -60,12 +60,7 @@ class Awq:
         return result
 
     def quantize_head(self, task: HeadTask) -> GroupedMatrix:
-        hessian = Hessian(task.head.shape[1], task.decoder.device)
-        assert task.inputs is not None
-        for batch in task.inputs:
-            normed = task.decoder.norm(batch.x, task.final_norm)
-            hessian.add("head", normed.reshape(-1, normed.shape[-1]))
-        return clipped_round(task.head, task.grid, hessian.mean())
+        return clipped_round(task.head, task.grid, head_hessian(task))
 
 
 def clipped_round(weights: Tensor, grid: Grid, hessian: Tensor | None) -> GroupedMatrix:

@@ -43,6 +43,16 @@ class Hessian:
         return self.sum / max(1, self.count)
 
 
+def head_hessian(task: HeadTask) -> Tensor:
+    """[cols, cols]: the mean of x x^T over the inputs of the output head. The task has inputs."""
+    assert task.inputs is not None
+    hessian = Hessian(task.head.shape[1], task.decoder.device)
+    for batch in task.inputs:
+        normed = task.decoder.norm(batch.x, task.final_norm)
+        hessian.add("head", normed.reshape(-1, normed.shape[-1]))
+    return hessian.mean()
+
+
 @dataclass(frozen=True)
 class Curvature:
     """What rounding needs of a Hessian, its columns in the order in which they are taken."""
@@ -145,12 +155,9 @@ class Gptq:
         return result
 
     def quantize_head(self, task: HeadTask) -> GroupedMatrix:
-        hessian = Hessian(task.head.shape[1], task.decoder.device)
-        assert task.inputs is not None
-        for batch in task.inputs:
-            normed = task.decoder.norm(batch.x, task.final_norm)
-            hessian.add("head", normed.reshape(-1, normed.shape[-1]))
-        return Rounder(hessian.mean(), task.settings).round(task.head, task.grid).matrix(task.grid)
+        return (
+            Rounder(head_hessian(task), task.settings).round(task.head, task.grid).matrix(task.grid)
+        )
 
 
 def stages(task: LayerTask, result: LayerResult) -> Iterator[tuple[tuple[str, ...], Rounder]]:

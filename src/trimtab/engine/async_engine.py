@@ -22,7 +22,9 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from trimtab.engine.admission import validate_request
 from trimtab.engine.client import EngineInfo, EngineRequest, EngineStats, TokenOutput
@@ -130,13 +132,6 @@ class AsyncEngine:
                     return
         finally:
             self._leave(request.request_id, stream)
-
-    async def abort(self, request_id: str) -> None:
-        """Idempotent; the stream then ends with finish_reason "abort"."""
-        with self._changed:
-            if request_id in self._streams:
-                self._inbox.append(_Abort(request_id))
-                self._changed.notify()
 
     async def reset_prefix_cache(self) -> None:
         """See EngineClient."""

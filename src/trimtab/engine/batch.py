@@ -7,13 +7,14 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.scheduler import Chunk
+from trimtab.engine.speculation.draft import Draft
 from trimtab.executors.base import Int32Array, SamplingBatch, StepBatch, UInt32Array
 
 Key = TypeVar("Key")
@@ -24,15 +25,15 @@ _ONE = np.array(1, np.int32)
 
 
 def logit_span(chunk: Chunk) -> tuple[int, int]:
-    """[first, last) of the chunk's rows whose logits are needed: its last one if a token is chosen
-    there, and those whose next token is to be scored."""
+    """[first, last) of the chunk's rows whose logits are needed: where a token is chosen, behind
+    the last known one and behind each of the draft; and those whose next token is to be scored."""
     request = chunk.request
     if request.num_prompt_logprobs is None and not request.num_unscored:
-        return chunk.count - (chunk.emits and request.chooses), chunk.count
+        return chunk.count - (chunk.emits and request.chooses), chunk.num_rows
     owed, chooses = _owed_in(chunk), chunk.emits and request.chooses
     if not owed:
-        return chunk.count - chooses, chunk.count
-    return owed.start, chunk.count if chooses else owed.stop
+        return chunk.count - chooses, chunk.num_rows
+    return owed.start, chunk.num_rows if chooses else owed.stop
 
 
 def is_embedded(chunk: Chunk) -> bool:
@@ -77,7 +78,7 @@ class _Decodes:
     def are(chunks: Sequence[Chunk]) -> bool:
         for chunk in chunks:
             request = chunk.request
-            if chunk.count != 1 or not chunk.emits or not request.chooses or request.owed_rows:
+            if chunk.num_rows != 1 or not chunk.emits or not request.chooses or request.owed_rows:
                 return False
             if _has_bans(request) or _has_penalties(request):
                 return False
@@ -87,7 +88,7 @@ class _Decodes:
         if len(chunks) != len(self.requests):
             return False
         for chunk, request, start in zip(chunks, self.requests, self.next_starts, strict=True):
-            if chunk.request is not request or chunk.start != start or chunk.count != 1:
+            if chunk.request is not request or chunk.start != start or chunk.num_rows != 1:
                 return False
             if request.num_unscored or not chunk.emits:
                 return False  # its grammar forced tokens
@@ -126,7 +127,8 @@ class BatchBuilder:
         decodes.next_starts = [start + 1 for start in decodes.next_starts]
         block_starts, block_ids = self._block_tables(chunks)
         if decodes.has_grammars:
-            decodes.sampling["mask_rows"], decodes.sampling["mask"] = _mask_arrays(decodes.requests)
+            masks = [request.mask for request in decodes.requests]
+            decodes.sampling["mask_rows"], decodes.sampling["mask"] = _mask_arrays(masks)
         return StepBatch(
             _int32(token_ids),
             positions,
@@ -146,13 +148,15 @@ class BatchBuilder:
         token_ids = array("i")
         for chunk in chunks:
             token_ids.extend(chunk.request.token_ids[chunk.start : chunk.start + chunk.count])
-        spans = [(chunk.count, *logit_span(chunk)) for chunk in chunks]
+            if chunk.draft is not None:
+                token_ids.extend(chunk.draft.token_ids)
+        spans = [(chunk.num_rows, *logit_span(chunk)) for chunk in chunks]
         rows = self._rows(spans)
         starts = np.array([chunk.start for chunk in chunks], np.int32)
         positions = starts.take(rows.chunks) + rows.offsets
         chosen_positions = positions.take(rows.logit_rows) + _ONE
         block_starts, block_ids = self._block_tables(chunks)
-        sampled: list[Request] = []
+        sampled: list[Chooser] = []
         for chunk, (_, first, last) in zip(chunks, spans, strict=True):
             sampled += _choosers(chunk, first, last)
         return StepBatch(
@@ -167,17 +171,18 @@ class BatchBuilder:
             hidden_rows=_hidden_rows(chunks, rows.seq_starts),
         )
 
-    def build_sampling(self, requests: list[Request], positions: Int32Array) -> SamplingBatch:
-        """One row for each (request, position of the token to choose)."""
+    def build_sampling(self, choosers: Sequence[Chooser], positions: Int32Array) -> SamplingBatch:
+        """One row for each (chooser, position of the token to choose)."""
+        requests = [chooser.request for chooser in choosers]
         banned_starts, banned_ids = self._banned(
-            [sorted(r.banned_ids) if _has_bans(r) else () for r in requests]
+            [_banned_ids(one) if _has_bans(one.request) else () for one in choosers]
         )
         output_starts, output_ids = self._outputs(
-            [r.token_ids[r.num_prompt_tokens :] if _has_penalties(r) else () for r in requests]
+            [_output_ids(one) if _has_penalties(one.request) else () for one in choosers]
         )
         fixed = self._fixed(requests)
         if any(request.grammar is not None for request in requests):
-            mask_rows, mask = _mask_arrays(requests)
+            mask_rows, mask = _mask_arrays([chooser.mask for chooser in choosers])
             fixed = fixed | {"mask_rows": mask_rows, "mask": mask}
         return SamplingBatch(
             positions=positions,
@@ -187,6 +192,24 @@ class BatchBuilder:
             output_ids=output_ids,
             **fixed,
         )
+
+
+class Chooser(NamedTuple):
+    """A request whose next token is chosen as if it had the first `num_drafted` of its draft."""
+
+    request: Request
+    draft: Draft | None = None
+    num_drafted: int = 0
+
+    @property
+    def mask(self) -> UInt32Array | None:
+        if self.draft is None or not self.num_drafted or self.request.grammar is None:
+            return self.request.mask
+        return self.draft.masks[self.num_drafted - 1]
+
+    @property
+    def drafted_ids(self) -> list[int]:
+        return self.draft.token_ids[: self.num_drafted] if self.draft is not None else []
 
 
 @dataclass(frozen=True)
@@ -213,22 +236,26 @@ def _row_arrays(spans: list[Span]) -> _Rows:
     )
 
 
-def _choosers(chunk: Chunk, first: int, last: int) -> list[Request]:
+def _choosers(chunk: Chunk, first: int, last: int) -> list[Chooser]:
     """Whose sampling parameters the rows [first, last) take: neutral ones where it is scored."""
-    request = chunk.request
+    request, draft = chunk.request, chunk.draft
+    own = [Chooser(request)]
+    if draft is not None:
+        own += [Chooser(request, draft, count) for count in range(1, len(draft) + 1)]
     owed = _owed_in(chunk)
     if not owed:
-        return [request] * (last - first)
+        return own[: last - first]
     of_prompt = min(max(request.num_prompt_tokens - 1 - chunk.start - owed.start, 0), len(owed))
     scored = [_scorer(request.num_prompt_logprobs or 0)] * of_prompt
     scored += [_scorer(request.params.logprobs or 0)] * (len(owed) - of_prompt)
-    return scored + [request] * (last - owed.stop)
+    between = last - owed.stop - len(own)  # rows whose logits nobody asked for
+    return scored + own[:1] * between + own[: last - owed.stop]
 
 
 @functools.cache
-def _scorer(num_logprobs: int) -> Request:
+def _scorer(num_logprobs: int) -> Chooser:
     """Stands in for a request where its tokens are scored and nothing is chosen."""
-    return Request(
+    request = Request(
         request_id="scorer",
         params=SamplingParams(temperature=0, logprobs=num_logprobs or None),
         token_ids=array("i"),
@@ -239,6 +266,7 @@ def _scorer(num_logprobs: int) -> Request:
         order=(0, 0),
         cache_root=b"",
     )
+    return Chooser(request)
 
 
 def _targets(chunks: Sequence[Chunk], spans: list[Span]) -> Int32Array | None:
@@ -271,16 +299,30 @@ def allowed_mask(token_ids: Collection[int], vocab_size: int) -> UInt32Array:
     return mask
 
 
-def _mask_arrays(requests: list[Request]) -> tuple[Int32Array, UInt32Array]:
+def _mask_arrays(masks: Sequence[UInt32Array | None]) -> tuple[Int32Array, UInt32Array]:
     """`mask_rows` and `mask`."""
-    rows = np.full(len(requests), -1, np.int32)
-    masks: list[UInt32Array] = []
-    for index, request in enumerate(requests):
-        mask = request.mask
+    rows = np.full(len(masks), -1, np.int32)
+    present: list[UInt32Array] = []
+    for index, mask in enumerate(masks):
         if mask is not None:
-            rows[index] = len(masks)
-            masks.append(mask)
-    return rows, np.stack(masks) if masks else np.zeros((0, 0), np.uint32)
+            rows[index] = len(present)
+            present.append(mask)
+    return rows, np.stack(present) if present else np.zeros((0, 0), np.uint32)
+
+
+def _banned_ids(chooser: Chooser) -> list[int]:
+    request, drafted = chooser.request, chooser.drafted_ids
+    if not drafted:
+        return sorted(request.banned_ids)
+    request.token_ids.extend(drafted)  # what is banned depends on the latest tokens
+    banned = sorted(request.banned_ids)
+    del request.token_ids[-len(drafted) :]
+    return banned
+
+
+def _output_ids(chooser: Chooser) -> array[int]:
+    request = chooser.request
+    return request.token_ids[request.num_prompt_tokens :] + array("i", chooser.drafted_ids)
 
 
 def _has_bans(request: Request) -> bool:
@@ -305,7 +347,7 @@ def _fixed_arrays(requests: list[Request]) -> dict[str, Any]:
         for request in requests
     ]
     bias_starts, bias_ids = _ragged([p.logit_bias for p in params])
-    mask_rows, mask = _mask_arrays(requests)
+    mask_rows, mask = _mask_arrays([request.mask for request in requests])
     prompt_starts, prompt_ids = _ragged(prompts)
     return {
         "temperature": np.array([p.temperature for p in params], np.float32),

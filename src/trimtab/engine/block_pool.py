@@ -22,6 +22,7 @@ class BlockPool:
     def __init__(self, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._references = [0] * num_blocks
+        self._uses = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
         self._plain = list(range(num_blocks - 1, -1, -1))
@@ -62,7 +63,12 @@ class BlockPool:
         else:
             raise IndexError("no free block")
         self._references[block_id] = 1
+        self._uses[block_id] += 1
         return block_id
+
+    def uses(self, block_id: int) -> int:
+        """How often it was taken: as long as this stays the same, so do its contents."""
+        return self._uses[block_id]
 
     def release(self, block_id: int) -> None:
         """One reference less; the last one makes the block the most recently used free one."""

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from trimtab.engine.sampling_params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -81,8 +83,7 @@ class RequestTimeline:
     num_accepted_drafts: int = 0
 
 
-@dataclass(slots=True)  # never changed; freezing costs a microsecond for each token
-class TokenOutput:
+class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
     """What one step added to one request. The last one of a request has a finish_reason."""
 
     request_id: str
@@ -97,7 +98,27 @@ class TokenOutput:
     # What the output head would read behind the prompt's last token: [hidden_size], not normalised.
     embedding: list[float] | None = None
     # In the output with the first token, and, whole, in the last one.
-    timeline: RequestTimeline | None = field(default=None, compare=False)
+    timeline: RequestTimeline | None = None
+
+
+@dataclass(frozen=True)
+class SpeculationStats:
+    """Since start. A token counts as drafted when a step has computed it; as accepted when it was
+    emitted. Position 0 is the first token of a draft."""
+
+    num_drafts: int
+    drafted_by_position: list[int]
+    accepted_by_position: list[int]
+    drafted_by_proposer: dict[str, int]
+    accepted_by_proposer: dict[str, int]
+
+    @property
+    def num_drafted(self) -> int:
+        return sum(self.drafted_by_position)
+
+    @property
+    def num_accepted(self) -> int:
+        return sum(self.accepted_by_position)
 
 
 @dataclass(frozen=True)
@@ -115,11 +136,13 @@ class EngineStats:
     num_step_tokens: int = 0  # rows of all steps: prefilled, decoded, computed again
     schedule_seconds: float = 0.0  # the parts of all steps, since start
     build_seconds: float = 0.0
+    draft_seconds: float = 0.0
     execute_seconds: float = 0.0
     commit_seconds: float = 0.0
     step_size_counts: list[int] = field(default_factory=list)  # see engine.timing.STEP_SIZES
     num_non_finite_requests: int = 0  # ended with an error: the model's numbers were not finite
     executor_progress: int = 0  # grows within a step, too, where the executor can tell
+    speculation: SpeculationStats | None = None
 
 
 @dataclass(frozen=True)
@@ -146,10 +169,6 @@ class EngineClient(Protocol):
         Raises RequestError for what can never be served, QueueFullError when the queue is full,
         EngineDeadError if the engine is gone.
         """
-        ...
-
-    async def abort(self, request_id: str) -> None:
-        """Idempotent; the stream then ends with finish_reason "abort"."""
         ...
 
     async def reset_prefix_cache(self) -> None:

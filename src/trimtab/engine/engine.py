@@ -24,9 +24,12 @@ from trimtab.engine.grammar import GrammarCompiler, GrammarError, GrammarState
 from trimtab.engine.grammar_follower import GrammarFollower
 from trimtab.engine.grammar_source import refused
 from trimtab.engine.kv_cache import KVCacheManager, cache_root
+from trimtab.engine.outputs import joined, request_output, score, token_logprobs
 from trimtab.engine.request import Request, RequestState
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.engine.scheduler import Scheduler, StepPlan
+from trimtab.engine.scheduler import Chunk, Scheduler, StepPlan
+from trimtab.engine.speculation.draft import Draft
+from trimtab.engine.speculation.speculator import Speculator
 from trimtab.engine.timing import STEP_SIZES, StepClock, StepPart
 from trimtab.environment import debug_checks
 from trimtab.errors import QueueFullError, RequestError
@@ -48,8 +51,10 @@ class Engine:
         config: SchedulerConfig | None = None,
         debug: bool | None = None,
         grammars: GrammarCompiler | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
-        """Without `grammars`, requests that have one are refused."""
+        """Without `grammars`, requests that have one are refused; without a `speculator`, which the
+        engine owns from here on, each step gives a request one token."""
         self.executor = executor
         self.grammars = grammars
         self.config = config or SchedulerConfig()
@@ -59,6 +64,9 @@ class Engine:
             capacity.num_blocks, capacity.block_size, self.config.prefix_cache
         )
         self.scheduler = Scheduler(self.config, self.kv_cache)
+        self.speculator = speculator
+        if speculator is not None:
+            speculator.start(self.kv_cache, self.config.max_batch_tokens)
         self.info = EngineInfo(
             vocab_size=executor.spec.vocab_size,
             max_context=executor.spec.max_context,
@@ -157,8 +165,12 @@ class Engine:
         if not plan.chunks:
             self._follower.wait()
             return ended
+        if self.speculator is not None:
+            self.speculator.extend(plan)
+            clock.lap(StepPart.DRAFT)
         try:
             batch = self._batches.build(plan.chunks)
+            batch.features = self.speculator is not None and self.speculator.needs_features
             clock.lap(StepPart.BUILD)
             result = self.executor.execute(batch)
             clock.lap(StepPart.EXECUTE)
@@ -166,7 +178,11 @@ class Engine:
             outputs = self._fail(plan, error)
         else:
             outputs = self._commit(plan, result)
+            if self.speculator is not None:
+                self.speculator.observe(plan, result)
         clock.lap(StepPart.COMMIT)
+        if self.speculator is not None:
+            self.speculator.stepped(plan, clock.latest)
         self._num_steps += 1
         self._num_step_tokens += plan.num_rows
         self._step_size_counts[bisect_left(STEP_SIZES, plan.num_rows)] += 1
@@ -201,11 +217,13 @@ class Engine:
             num_step_tokens=self._num_step_tokens,
             schedule_seconds=self._clock.seconds[StepPart.SCHEDULE],
             build_seconds=self._clock.seconds[StepPart.BUILD],
+            draft_seconds=self._clock.seconds[StepPart.DRAFT],
             execute_seconds=self._clock.seconds[StepPart.EXECUTE],
             commit_seconds=self._clock.seconds[StepPart.COMMIT],
             step_size_counts=list(self._step_size_counts),
             num_non_finite_requests=self._num_non_finite_requests,
             executor_progress=getattr(self.executor, "progress", 0),
+            speculation=None if self.speculator is None else self.speculator.stats(),
         )
 
     def check(self) -> None:
@@ -220,6 +238,8 @@ class Engine:
         for request_id in list(self._requests):
             self.abort(request_id)
         self._follower.close()
+        if self.speculator is not None:
+            self.speculator.close()
         if self.grammars is not None:
             self.grammars.close()
         self.executor.close()
@@ -237,7 +257,8 @@ class Engine:
             embedding = next(embeddings) if is_embedded(chunk) else None
             if request.state is not RequestState.RUNNING:
                 continue  # aborted while the step ran
-            if not all_finite and min(tokens[row:end], default=0) < 0:
+            num_drafted = 0 if chunk.draft is None else len(chunk.draft)
+            if not all_finite and min(tokens[row : end - num_drafted], default=0) < 0:
                 error = "the model's logits were not finite"
                 self._num_non_finite_requests += 1
                 outputs.append(self._finish(request, "error", error=error))
@@ -247,11 +268,13 @@ class Engine:
             if is_prefill:
                 request.timer.prefilled(self._clock, chunk.count, chunk.emits)
             if request.num_prompt_logprobs is not None or request.num_unscored:
-                _score(request, result, row, end - row)
-            if chunk.emits and request.chooses:
+                score(request, result, row, end - row)
+            if chunk.draft is not None:
+                outputs.append(self._emit_drafted(chunk, chunk.draft, tokens, result, end))
+            elif chunk.emits and request.chooses:
                 outputs.append(self._emit(request, tokens[end - 1], result, end - 1))
                 if is_prefill:
-                    outputs[-1].timeline = request.timer.timeline(request.num_preemptions)
+                    outputs[-1].timeline = request.timer.timeline(request)
             elif embedding is not None:
                 outputs.append(self._embed(request, embedding))
             elif chunk.emits and request.ending is not None:
@@ -264,7 +287,7 @@ class Engine:
         reason = request.accept(token_id)
         logprobs = None
         if request.params.logprobs is not None:
-            logprobs = [_token_logprobs(result, row, request.params.logprobs, result.logprobs)]
+            logprobs = [token_logprobs(result, row, request.params.logprobs, result.logprobs)]
         if reason == "stop":
             end = self._finish if request.grammar is None else self._report
             output = end(request, "stop")
@@ -276,7 +299,29 @@ class Engine:
             return self._emit_with_grammar(request, token_id, reason, logprobs)
         if reason is not None:
             return self._finish(request, reason, [token_id], logprobs)
-        return _output(request, [token_id], logprobs)
+        return request_output(request, [token_id], logprobs)
+
+    def _emit_drafted(
+        self, chunk: Chunk, draft: Draft, tokens: list[int], result: StepResult, end: int
+    ) -> TokenOutput:
+        """The token chosen behind the known ones; and, as long as the draft had what was chosen,
+        the one behind that. Rows up to `end` of the result are those of the draft."""
+        request = chunk.request
+        row = end - 1 - len(draft)
+        output = self._emit(request, tokens[row], result, row)
+        num_accepted = 0
+        for drafted in draft.token_ids:
+            if tokens[row] != drafted or output.finish_reason is not None or not request.chooses:
+                break
+            num_accepted += 1
+            row += 1
+            if tokens[row] < 0 or request.num_missing != 1:
+                break  # the next step meets these logits again; or the grammar appended more
+            self.scheduler.commit_draft(request)
+            output = joined(output, self._emit(request, tokens[row], result, row))
+        assert self.speculator is not None
+        self.speculator.settle(draft, num_accepted)
+        return output
 
     def _embed(self, request: Request, embedding: Float32Array) -> TokenOutput:
         if not np.isfinite(embedding).all():
@@ -292,13 +337,10 @@ class Engine:
         reason: FinishReason | None,
         logprobs: list[TokenLogprobs] | None,
     ) -> TokenOutput:
-        """Of a token that was appended, and of those that the grammar makes follow."""
+        """Of a token that was appended; those that the grammar makes follow come with the next."""
         request.unreported_logprobs += logprobs or []
         if reason is None:
-            try:
-                reason = self._follower.take(request, token_id)
-            except GrammarError as error:
-                return self._report(request, "error", str(error))
+            self._follower.take(request, token_id)
         return self._report(request, reason)
 
     def _settle_grammars(self) -> list[TokenOutput]:
@@ -320,7 +362,7 @@ class Engine:
         if reason is not None and error is None and request.num_unscored:
             request.ending, reason = reason, None
         if reason is None:
-            return _output(request, tokens, logprobs)
+            return request_output(request, tokens, logprobs)
         return self._finish(request, reason, tokens, logprobs, error=error)
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[TokenOutput]:
@@ -342,8 +384,10 @@ class Engine:
     ) -> TokenOutput:
         self.scheduler.finish(request, reason)
         del self._requests[request.request_id]
-        output = _output(request, token_ids or [], logprobs, reason, error)
-        output.timeline = request.timer.timeline(request.num_preemptions)
+        if self.speculator is not None:
+            self.speculator.forget(request)
+        output = request_output(request, token_ids or [], logprobs, reason, error)
+        output.timeline = request.timer.timeline(request)
         return output
 
 
@@ -351,58 +395,3 @@ def _allowed_mask(params: SamplingParams, info: EngineInfo) -> UInt32Array | Non
     if not params.allowed_token_ids:
         return None
     return allowed_mask(params.allowed_token_ids, info.vocab_size)
-
-
-def _score(request: Request, result: StepResult, row: int, num_rows: int) -> None:
-    """Keep the logprobs of the prompt tokens, and of the forced ones, that follow on these rows of
-    the result."""
-    owed = request.owed_rows
-    num_scored = min(num_rows, len(owed))
-    if not num_scored:
-        return
-    targets = result.target_logprobs
-    assert targets is not None
-    first_forced = request.num_tokens - request.num_unscored
-    for place in range(num_scored):
-        token = owed.start + place + 1
-        if token < request.num_prompt_tokens:
-            num_top = request.num_prompt_logprobs or 0
-            request.prompt_logprobs.append(_token_logprobs(result, row + place, num_top, targets))
-        elif token >= first_forced:
-            num_top = request.params.logprobs or 0
-            own = _token_logprobs(result, row + place, num_top, targets)
-            request.unreported_logprobs.append(own)
-            request.num_unscored -= 1
-
-
-def _output(
-    request: Request,
-    token_ids: list[int],
-    logprobs: list[TokenLogprobs] | None,
-    reason: FinishReason | None = None,
-    error: str | None = None,
-) -> TokenOutput:
-    output = TokenOutput(
-        request.request_id,
-        token_ids,
-        logprobs,
-        reason,
-        None,
-        error,
-        request.num_cached_tokens or 0,
-    )
-    wanted = request.num_prompt_logprobs is not None and not request.has_reported
-    if wanted and len(request.prompt_logprobs) >= request.num_prompt_tokens - 1:
-        request.has_reported = True
-        output.prompt_logprobs = request.prompt_logprobs
-    return output
-
-
-def _token_logprobs(
-    result: StepResult, row: int, num_top: int, logprobs: Float32Array
-) -> TokenLogprobs:
-    """`logprobs` [R]: of the tokens that stand there."""
-    ids = result.top_ids[row, :num_top].tolist()
-    values = result.top_logprobs[row, :num_top].tolist()
-    top = [(i, value) for i, value in zip(ids, values, strict=True) if i >= 0]
-    return TokenLogprobs(float(logprobs[row]), top)

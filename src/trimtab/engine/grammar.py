@@ -10,13 +10,14 @@ forced tokens wherever there are any, before it asks for a mask:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from time import perf_counter
-from typing import Protocol
+import copy
+from collections.abc import Collection, Iterable, Sequence
+from time import thread_time
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from trimtab.engine.client import Grammar
+from trimtab.engine.client import FinishReason, Grammar
 from trimtab.errors import RequestError, TrimtabError
 from trimtab.executors.base import UInt32Array
 
@@ -29,16 +30,25 @@ class GrammarError(TrimtabError):
 class GrammarMatcher(Protocol):
     """One sequence's place in its grammar. Used by one thread at a time.
 
-    Tokens are only ever appended; a matcher that also takes them back is what verifying drafts
-    would need.
+    What takes long must let other threads of the interpreter run meanwhile.
     """
+
+    @property
+    def forces_little(self) -> bool:
+        """No stretch that it forces is long, and masks are quick."""
+        ...
+
+    def fork(self) -> GrammarMatcher:
+        """Another one at the same place, for guessing ahead."""
+        ...
 
     def consume(self, token_ids: Sequence[int]) -> None:
         """GrammarError if one of them does not follow; the matcher is useless from then on."""
         ...
 
     def forced(self) -> list[int]:
-        """Tokens that must come next, all of one stretch of text; empty if there is a choice."""
+        """Tokens that must come next, all of one stretch of text, or the beginning of a very long
+        one; empty if there is a choice."""
         ...
 
     def fill(self, mask: UInt32Array) -> None:
@@ -66,6 +76,13 @@ class GrammarCompiler(Protocol):
     def close(self) -> None: ...
 
 
+class Advance(NamedTuple):
+    """Where a grammar has got to behind a chosen token."""
+
+    token_ids: list[int]  # that it forces, to be appended
+    reason: FinishReason | None = None  # why the completion ends there; None: `mask` is there
+
+
 class GrammarState:
     """What a request knows of its grammar."""
 
@@ -79,7 +96,7 @@ class GrammarState:
         self.active = not self._after
         self._vocab = vocab
         self._stop_mask = self._bits(stop_ids)
-        self.seconds = 0.0  # that the latest mask took
+        self.seconds = 0.0  # of processor time that the latest `advance` took
         self._stretch: list[int] = []  # the rest of a forced stretch that was taken in part
 
     def consume(self, token_ids: Sequence[int]) -> None:
@@ -122,6 +139,35 @@ class GrammarState:
     def is_over(self) -> bool:
         return self.active and self._matcher.is_over
 
+    @property
+    def can_guess(self) -> bool:
+        """Whether `guess` may be used: it is quick."""
+        return self._matcher.forces_little
+
+    def advance(self, token_ids: Sequence[int], room: int, stop_ids: Collection[int]) -> Advance:
+        """Take tokens that were chosen, then what is forced behind the last of them, up to `room`
+        tokens and to the first of `stop_ids`, and make the mask. GrammarError as `consume`
+        and `prepare`. In any thread, while no other method runs: it may take long."""
+        started = thread_time()
+        try:
+            return self._advance(token_ids, room, stop_ids)
+        finally:
+            self.seconds = thread_time() - started
+
+    def _advance(self, token_ids: Sequence[int], room: int, stop_ids: Collection[int]) -> Advance:
+        self.consume(token_ids)
+        taken: list[int] = []
+        while tokens := self.forced():
+            for forced in tokens:
+                if forced in stop_ids:
+                    return Advance(taken, "stop")
+                taken.append(forced)
+                if len(taken) == room:
+                    return Advance(taken, "length")
+            self.consume(tokens)
+        is_over = self.is_over or not self._make_mask()
+        return Advance(taken, "stop" if is_over else None)
+
     def prepare(self, unwanted: Iterable[int]) -> bool:
         """Make `mask`. False if the completion must end here.
 
@@ -129,26 +175,50 @@ class GrammarState:
         What is `unwanted` is not allowed, unless nothing else is. GrammarError if the text is not
         complete and nothing may follow. In any thread, while no other method runs.
         """
+        can_go_on = self._make_mask()
+        self.restrict(unwanted)
+        return can_go_on
+
+    def restrict(self, unwanted: Iterable[int]) -> None:
+        """Take these out of `mask`, unless nothing would be left."""
+        unwanted = list(unwanted)
+        if unwanted and self.mask is not None:
+            wanted = self.mask & ~self._bits(unwanted)
+            self.mask = wanted if wanted.any() else self.mask
+
+    def _make_mask(self) -> bool:
+        """See `prepare`."""
+        self.mask = None
         if not self.active:
-            self.mask = None
             return True
-        started = perf_counter()
         mask = np.empty(-(-self._vocab // 32), np.uint32)
         self._matcher.fill(mask)
-        self.seconds = perf_counter() - started
         is_complete = self._matcher.is_complete
         if not mask.any():
             if not is_complete:
                 raise GrammarError("no token of this model continues the grammar's text")
             return False
-        if is_complete:
-            mask |= self._stop_mask
-        unwanted = list(unwanted)
-        if unwanted:
-            wanted = mask & ~self._bits(unwanted)
-            mask = wanted if wanted.any() else mask
-        self.mask = mask
+        self.mask = mask | self._stop_mask if is_complete else mask
         return True
+
+    def fork(self) -> GrammarState:
+        """A copy to `guess` with."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.fork()
+        other._stretch = list(self._stretch)
+        return other
+
+    def guess(self, token_id: int) -> bool:
+        """Take a token as if it had been chosen, and make the mask of the next one. False, and no
+        more is to be guessed, if the grammar does not allow it, or leaves no choice behind it: what
+        it forces is not guessed."""
+        if self.mask is not None and not self.mask[token_id >> 5] >> (token_id & 31) & 1:
+            return False
+        try:
+            self.consume([token_id])
+            return not self.is_over and not self.forced() and self.prepare(())
+        except GrammarError:
+            return False
 
     def _bits(self, token_ids: Iterable[int]) -> UInt32Array:
         mask = np.zeros(-(-self._vocab // 32), np.uint32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import Any
 
 from trimtab.engine.client import Grammar
@@ -20,11 +21,17 @@ MAX_JSON_DEPTH = 4 * MAX_SCHEMA_DEPTH  # a schema in a schema is two to four lev
 MAX_NESTING = 100  # brackets in brackets, of patterns and grammars
 MAX_REPEATS = 10_000
 MAX_CHOICES = 20_000
+MAX_FORCED = 4096  # bytes, of a grammar that is followed within a step: some 10 ms at worst
 
 _COUNTS = re.compile(r"\{\s*(\d*)\s*(?:,\s*(\d*)\s*)?\}|~\s*(\d+)(?:\s*\.\.\s*(\d+))?")
 _ESCAPED = re.compile(r"\\.", re.DOTALL)
 _BRACKETS = re.compile(r"[(\[{)\]}]")
 _JSON_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
+
+_REFERENCE = re.compile(r'"\$(?:ref|dynamicRef|recursiveRef)"\s*:\s*"([^"]*)"')
+_LEAST = re.compile(r'"min(?:Length|Items|Properties|Contains)"\s*:\s*(\d+)')
+_RULE = re.compile(r"^\s*[?!]?([A-Za-z_][\w-]*)[^:\n]*:", re.MULTILINE)
+_WORD = re.compile(r"[\w-]+")
 
 # Where a schema holds others: as values, in a list, or by name.
 _SUBSCHEMAS = frozenset(
@@ -53,6 +60,25 @@ def check_source(grammar: Grammar) -> None:
         _check_choices(_parse(grammar.source))
     elif grammar.kind != "json_object":
         _check_pattern(grammar.source)
+
+
+def forces_little(grammar: Grammar) -> bool:
+    """Whether it can be seen at once that no text of more than MAX_FORCED bytes is forced: its own
+    length, times each least number of repeats, times the uses of each rule and reference."""
+    source = grammar.source
+    if "\\u" in source:
+        return False  # a key may hide behind it
+    counts = [count for groups in _COUNTS.findall(source) for count in groups if count]
+    uses = Counter(_REFERENCE.findall(source))
+    if grammar.kind == "lark":
+        words = Counter(_WORD.findall(source))
+        uses += Counter({name: words[name] - 1 for name in set(_RULE.findall(source))})
+    most = len(source)
+    for count in [*counts, *_LEAST.findall(source), *uses.values()]:
+        most *= max(1, int(str(count)[:6]))
+        if most > MAX_FORCED:
+            break
+    return most <= MAX_FORCED
 
 
 def refused(reason: str) -> RequestError:

@@ -33,6 +33,7 @@ class KVCacheManager:
     def __init__(self, num_blocks: int, block_size: int, prefix_cache: bool = True) -> None:
         self.block_size = block_size
         self.prefix_cache = prefix_cache
+        self.max_draft_tokens = 0  # for which requests may hold blocks
         self.pool = BlockPool(num_blocks)
         self._pending: dict[bytes, Request] = {}
 
@@ -74,6 +75,16 @@ class KVCacheManager:
             return False
         request.block_ids.extend(self.pool.take() for _ in range(num_new))
         return True
+
+    def grow_for_draft(self, request: Request, num_tokens: int, spare: int) -> int:
+        """Room behind the newest tokens for a draft of so many, as long as `spare` blocks stay free
+        or the blocks held already suffice. How many fit. It stays with the request."""
+        held = len(request.block_ids)
+        wanted = self.blocks_for(request.num_needed + num_tokens) - held
+        num_new = max(0, min(wanted, self.pool.num_free - spare))
+        request.block_ids.extend(self.pool.take() for _ in range(num_new))
+        room = len(request.block_ids) * self.block_size - request.num_needed
+        return min(num_tokens, room)
 
     def commit(self, request: Request) -> None:
         """Publish the blocks that are now completely computed.
@@ -130,7 +141,7 @@ class KVCacheManager:
             num_blocks = len(request.block_ids)
             if not self.blocks_for(request.num_computed_tokens) <= num_blocks:
                 raise RuntimeError(f"{name}: more tokens computed than its blocks hold")
-            if num_blocks > self.blocks_for(request.num_tokens):
+            if num_blocks > self.blocks_for(request.num_tokens + self.max_draft_tokens):
                 raise RuntimeError(f"{name}: holds more blocks than its tokens need")
             first_writable = request.num_computed_tokens // self.block_size
             for block_id in request.block_ids[first_writable:]:

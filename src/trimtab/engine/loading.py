@@ -23,13 +23,20 @@ def load_engine(
     """
     from trimtab.checkpoints import open_checkpoint, resolve_model
     from trimtab.engine.llguidance_grammars import LlguidanceGrammars
+    from trimtab.engine.speculation.loading import load_speculator
     from trimtab.executors.cpu import CpuExecutor
     from trimtab.tokenization import load_tokenizer
 
     executor_config = executor_config or ExecutorConfig()
+    scheduler_config = scheduler_config or SchedulerConfig()
     path = resolve_model(str(model))
     checkpoint = open_checkpoint(path, executor_config.max_context)
+    scheduler_config = scheduler_config or SchedulerConfig()
     grammars = LlguidanceGrammars(
-        lambda: tokenizer or load_tokenizer(path), checkpoint.spec.vocab_size
+        lambda: tokenizer or load_tokenizer(path),
+        checkpoint.spec.vocab_size,
+        scheduler_config.grammar_cache_mib << 20,
     )
-    return Engine(CpuExecutor(checkpoint, executor_config), scheduler_config, grammars=grammars)
+    executor = CpuExecutor(checkpoint, executor_config)
+    speculator = load_speculator(executor, path, scheduler_config)
+    return Engine(executor, scheduler_config, grammars=grammars, speculator=speculator)

@@ -54,6 +54,8 @@ class Request:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of tokens 1, 2 ...
     has_reported: bool = False  # an output of it is out, and with it its prompt's logprobs
     num_preemptions: int = 0
+    num_drafts: int = 0  # tokens that were proposed for it, and computed
+    num_accepted_drafts: int = 0
     num_prefill_tokens: int = 0  # num_tokens when last admitted: steps up to there are prefill
     timer: RequestTimer = field(default_factory=RequestTimer)
 

@@ -27,18 +27,25 @@ from trimtab.config import SchedulerConfig
 from trimtab.engine.client import FinishReason
 from trimtab.engine.kv_cache import KVCacheManager
 from trimtab.engine.request import Request, RequestState
+from trimtab.engine.speculation.draft import Draft
 
 MAX_PASSED_OVER = 16  # waiting requests that may be passed over in one admission
 
 
 @dataclass(slots=True)
 class Chunk:
-    """Rows of one request in a step: its tokens [start, start + count). Never changed."""
+    """Rows of one request in a step: its tokens [start, start + count), and those of a draft
+    behind them. Never changed once the batch is built."""
 
     request: Request
     start: int
     count: int
     emits: bool  # reaches the end of the known tokens, so the next one is chosen
+    draft: Draft | None = None  # verified in this step; never empty
+
+    @property
+    def num_rows(self) -> int:
+        return self.count if self.draft is None else self.count + len(self.draft)
 
 
 @dataclass
@@ -50,7 +57,7 @@ class StepPlan:
 
     @property
     def num_rows(self) -> int:
-        return sum(chunk.count for chunk in self.chunks)
+        return sum(chunk.num_rows for chunk in self.chunks)
 
 
 class CompletionEstimate:
@@ -117,6 +124,11 @@ class Scheduler:
         """The step has computed this chunk: its tokens count, its full blocks may be shared."""
         request = chunk.request
         request.num_computed_tokens = chunk.start + chunk.count
+        self.kv_cache.commit(request)
+
+    def commit_draft(self, request: Request) -> None:
+        """The step has also computed the token that the request has just accepted."""
+        request.num_computed_tokens += 1
         self.kv_cache.commit(request)
 
     def finish(self, request: Request, reason: FinishReason) -> None:

@@ -7,8 +7,12 @@ nothing for a request that decodes.
 from __future__ import annotations
 
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from trimtab.engine.client import PrefillChunk, RequestTimeline
+
+if TYPE_CHECKING:
+    from trimtab.engine.request import Request
 
 MAX_CHUNKS = 256  # in one timeline; what comes later is counted with the last of them
 
@@ -24,6 +28,7 @@ class StepPart:
     BUILD = 1
     EXECUTE = 2
     COMMIT = 3
+    DRAFT = 4
 
 
 class StepClock:
@@ -31,14 +36,17 @@ class StepClock:
     at the last `lap`."""
 
     def __init__(self) -> None:
-        self.seconds = [0.0] * 4
+        self.seconds = [0.0] * 5
+        self.latest = [0.0] * 5  # of the latest step, as far as it has got
         self.started = self.last = perf_counter()  # of the step; of the last part that ended
 
     def start(self) -> None:
         self.started = self.last = perf_counter()
+        self.latest[StepPart.DRAFT] = 0.0
 
     def lap(self, part: int) -> None:
         now = perf_counter()
+        self.latest[part] = now - self.last
         self.seconds[part] += now - self.last
         self.last = now
 
@@ -65,12 +73,14 @@ class RequestTimer:
         if emits and self._first_token is None:
             self._first_token = end
 
-    def timeline(self, num_preemptions: int) -> RequestTimeline:
+    def timeline(self, request: Request) -> RequestTimeline:
         total = perf_counter() - self._arrival
         return RequestTimeline(
             queued=self._chunks[0].start if self._chunks else total,
             prefill=list(self._chunks),
             first_token=self._first_token,
             total=total,
-            num_preemptions=num_preemptions,
+            num_preemptions=request.num_preemptions,
+            num_drafts=request.num_drafts,
+            num_accepted_drafts=request.num_accepted_drafts,
         )

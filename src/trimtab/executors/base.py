@@ -77,6 +77,7 @@ class StepBatch:
     targets: Int32Array | None = None  # [R] token to score at each logit row (-1: none)
     hidden_rows: Int32Array | None = None  # [H] ascending row numbers whose hidden state is wanted
     return_logits: bool = False
+    features: bool = False  # of all rows; for executors that were told which
 
     @property
     def num_rows(self) -> int:
@@ -99,6 +100,8 @@ class StepResult:
     target_logprobs: Float32Array | None = None  # [R] of `targets`
     logits: Float32Array | None = None  # [R, vocab], the model's own
     hidden: Float32Array | None = None  # [H, hidden_size] of `hidden_rows`, behind the final norm
+    # [num_rows, layers * hidden_size], the residual stream of the layers that were asked for
+    features: Float32Array | None = None
 
 
 @dataclass(frozen=True)

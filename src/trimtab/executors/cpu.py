@@ -11,6 +11,7 @@ attends to them.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -53,18 +54,26 @@ class CpuExecutor:
     their contract; nothing has been written then.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: ExecutorConfig | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ExecutorConfig | None = None,
+        pool: _native.ThreadPool | None = None,
+    ) -> None:
+        """`pool`: the threads of an executor that never runs a step at the same time; its own ones,
+        `config.threads`, if there is none."""
         from trimtab import _native
 
         config = config or ExecutorConfig()
         self._spec = _limit_context(checkpoint.spec, config.max_context)
         self.config = config
         self.isa = select_isa()
-        self.threads = choose_threads(config.threads)
+        self.pool = pool or _native.ThreadPool(choose_threads(config.threads))
+        self.threads = self.pool.num_threads
         self.formats = choose_formats(checkpoint, config)
         try:
             builder = _native.ModelBuilder(
-                _native_shape(self._spec, config, self.formats), self.isa, self.threads
+                native_shape(self._spec, config, self.formats), self.isa, self.pool
             )
             _check_weights_fit(builder.weight_bytes, self._label)
         except ValueError as error:
@@ -106,6 +115,16 @@ class CpuExecutor:
 
     def execute(self, batch: StepBatch) -> StepResult:
         return StepResult(*self._open_decoder().step(batch))
+
+    @property
+    def native(self) -> _native.Decoder:
+        """For executors that run beside it and read its weights."""
+        return self._open_decoder()
+
+    def set_feature_layers(self, layers: Sequence[int]) -> None:
+        """What `StepResult.features` is of from now on: the residual stream as layer i gets it, for
+        each i given; `num_layers` stands for what the final norm gets. ValueError for others."""
+        self._open_decoder().set_feature_layers(list(layers))
 
     @property
     def progress(self) -> int:
@@ -167,7 +186,7 @@ def choose_threads(threads: int) -> int:
     return threads or min(available_cpus(), MAX_THREADS)
 
 
-def _native_shape(
+def native_shape(
     spec: ModelSpec, config: ExecutorConfig, formats: ModelFormats
 ) -> _native.ModelShape:
     from trimtab import _native
@@ -194,15 +213,15 @@ def _native_shape(
     shape.ropes = [_native.RopeShape(list(rope.inv_freq), rope.amplitude) for rope in spec.ropes]
     shape.gelu = spec.activation == "gelu_tanh"
     shape.formats = [_native_layer(slots) for slots in formats.layers]
-    shape.head = _native_format(formats.head)
+    shape.head = native_format(formats.head)
     shape.set_embedding_source(formats.embedding)
     if formats.embedding_matrix is not None:
-        shape.embedding_matrix = _native_format(formats.embedding_matrix)
+        shape.embedding_matrix = native_format(formats.embedding_matrix)
     shape.set_kv_cache(config.kv_cache)
     return shape
 
 
-def _native_format(slot: Slot) -> _native.MatrixFormat:
+def native_format(slot: Slot) -> _native.MatrixFormat:
     from trimtab import _native
 
     format = slot.format
@@ -214,7 +233,7 @@ def _native_format(slot: Slot) -> _native.MatrixFormat:
 def _native_layer(slots: tuple[Slot, ...]) -> _native.LayerFormats:
     from trimtab import _native
 
-    at = {slot.name: _native_format(slot) for slot in slots}
+    at = {slot.name: native_format(slot) for slot in slots}
     return _native.LayerFormats(
         [at[name] for name in ("qkv", "q", "k", "v") if name in at],
         at["o"],

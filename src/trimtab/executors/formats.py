@@ -26,7 +26,7 @@ KERNEL_GROUPS = (128, 64, 32, 16)
 HeldFormat = Literal["f32", "bf16", "int8", "int4", "int5", "int6", "fp8"]
 ScaleFormat = Literal["f16", "bf16", "f32", "supers"]
 OffsetFormat = Literal["none", "zero", "offset"]
-EmbeddingSource = Literal["f32", "bf16", "matrix", "head"]
+EmbeddingSource = Literal["f32", "bf16", "matrix", "head", "other"]
 
 
 @dataclass(frozen=True)

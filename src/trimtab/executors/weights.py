@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
     from trimtab import _native
 
 logger = logging.getLogger(__name__)
+
+
+class TensorReader(Protocol):
+    """What this module needs of a Checkpoint."""
+
+    def names(self) -> Iterable[str]: ...
+
+    def tensor(self, name: str) -> StoredTensor: ...
+
+    def matrix(self, name: str) -> StoredMatrix: ...
+
+    def release(self) -> None: ...
 
 
 def load_model(
@@ -58,7 +71,7 @@ def load_model(
 
 
 def load_weights(
-    builder: _native.ModelBuilder, checkpoint: Checkpoint, formats: ModelFormats
+    builder: _native.ModelBuilder, checkpoint: TensorReader, formats: ModelFormats
 ) -> None:
     """Hands every tensor of the checkpoint to the builder, which packs it at once. No more of the
     checkpoint than one matrix of integers, or a piece of one of floats, stays in memory."""
@@ -66,7 +79,7 @@ def load_weights(
 
     def norm(layer: int, name: str, prefix: str) -> None:
         if prefix + name in names:
-            builder.set_norm(layer, name, _vector(checkpoint.tensor(prefix + name)))
+            builder.set_norm(layer, name, stored_vector(checkpoint.tensor(prefix + name)))
 
     def matrix(layer: int, slot: Slot, prefix: str) -> None:
         parts = [prefix + part for part in slot.parts]
@@ -74,7 +87,7 @@ def load_weights(
         biases: list[Float32Array] = []
         if any(f"{part}_bias" in names for part in parts):
             biases = [
-                _vector(checkpoint.tensor(f"{part}_bias"))
+                stored_vector(checkpoint.tensor(f"{part}_bias"))
                 if f"{part}_bias" in names
                 else np.zeros(_shape(tensor)[0], np.float32)
                 for part, tensor in zip(parts, stored, strict=True)
@@ -98,7 +111,7 @@ def load_weights(
 
     if formats.embedding_matrix is not None:
         matrix(-1, formats.embedding_matrix, "")
-    elif formats.embedding != "head":
+    elif formats.embedding not in ("head", "other"):
         builder.set_embedding(checkpoint.tensor("embed").data, checkpoint.release)
     norm(-1, "final_norm", "")
     matrix(-1, formats.head, "")
@@ -186,5 +199,5 @@ def _shape(tensor: StoredMatrix) -> tuple[int, ...]:
     return tensor.data.shape if isinstance(tensor, StoredTensor) else tensor.shape
 
 
-def _vector(tensor: StoredTensor) -> Float32Array:
+def stored_vector(tensor: StoredTensor) -> Float32Array:
     return np.ascontiguousarray(tensor.to_float32())

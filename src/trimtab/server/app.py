@@ -30,8 +30,10 @@ from trimtab.server.api_errors import (
     error_response,
     internal_error,
 )
+from trimtab.server.chat_format import ChatFormat
+from trimtab.server.completion_format import CompletionFormat
 from trimtab.server.desk import Desk
-from trimtab.server.formats import ChatFormat, CompletionFormat, Extras
+from trimtab.server.formats import Extras
 from trimtab.server.generation import Generation, Placement, Prompt
 from trimtab.server.guard import Guard
 from trimtab.server.keys import KeyRing, make_keys

@@ -3,61 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
-import zmq
 
 from trimtab.server import messages
 
-SOCKET_NAME = "engine"
-MAX_DIRECTORY_BYTES = 107 - len("/" + SOCKET_NAME)  # a Unix socket's path has 107
-
-
-def private_directory() -> Path:
-    """A new directory that only this user can enter, short enough to hold a socket's path."""
-    directory = tempfile.mkdtemp(prefix="trimtab-")
-    if len(directory.encode()) > MAX_DIRECTORY_BYTES:
-        Path(directory).rmdir()
-        directory = tempfile.mkdtemp(prefix="trimtab-", dir="/tmp")
-    return Path(directory)
+READ_BYTES = 256 << 10
 
 
 class EngineChild:
-    """A running engine process and the socket that joins it to this one.
+    """A running engine process and the socket that joins it to this one: a pair that has no name,
+    so nobody else can come in.
 
     Made in the thread that lives as long as the front: the kernel ends the child with the thread
     that started it.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], launch: messages.Launch) -> None:
+    def __init__(self, launch: messages.Launch, take: Callable[[bytes], None]) -> None:
+        """`take` gets each frame that the process sends, on the event loop, once this is made.
+        Raises OSError if the process cannot be started."""
         self.started_at = time.monotonic()
-        self._directory: Path | None = private_directory()
-        address = f"ipc://{self._directory / SOCKET_NAME}"
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_FRAME_BYTES)
-        self._socket.bind(address)
-        self._frames: deque[bytes] = deque()  # that came in and were not asked for yet
-        self._arrival: asyncio.Future[None] | None = None  # what `receive` waits for
+        self._take = take
+        self._frames = messages.Frames()
+        self._unsent = bytearray()  # what the socket had no room for
         self._loop = asyncio.get_running_loop()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _bootstrap()], stdin=subprocess.PIPE
-        )
+        self._socket, theirs = socket.socketpair()
+        socket_fd = theirs.fileno()
+        self._socket.setblocking(False)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _bootstrap()],
+                stdin=subprocess.PIPE,
+                pass_fds=[socket_fd],
+            )
+        except OSError:
+            self._socket.close()
+            raise
+        finally:
+            theirs.close()
         line = msgspec.json.encode(
-            msgspec.structs.replace(launch, address=address, parent_pid=os.getpid())
+            msgspec.structs.replace(launch, socket_fd=socket_fd, parent_pid=os.getpid())
         )
         assert self._process.stdin is not None
         try:
@@ -66,7 +58,7 @@ class EngineChild:
         except BrokenPipeError:
             pass  # it died at once; `exit_status` tells
 
-        self._loop.add_reader(self._socket.fileno(), self._read_frames)
+        self._loop.add_reader(self._socket.fileno(), self._read)
         self.exited = self._loop.create_future()  # done once it has ended
         self._exit_fd = _watch_exit(self._process.pid, self._note_exit)
 
@@ -86,8 +78,12 @@ class EngineChild:
         return self._process.pid
 
     def exit_status(self) -> int | None:
-        """None while it runs; negative: minus the signal that ended it."""
-        return self._process.poll()
+        """None while it runs; negative: minus the signal that ended it. Once it is known, `exited`
+        is done."""
+        status = self._process.poll()
+        if status is not None:
+            self._note_exit()
+        return status
 
     def describe_exit(self) -> str:
         """How it ended, for people."""
@@ -98,37 +94,40 @@ class EngineChild:
             return f"was ended by {signal.Signals(-status).name}"
         return f"exited with status {status}"
 
-    async def receive(self) -> messages.Event:
-        """The next event. Raises msgspec errors for a malformed frame."""
-        while not self._frames:
-            self._arrival = self._loop.create_future()
-            await self._arrival
-        event = messages.decode_event(self._frames.popleft())
-        self._close_the_door()
-        return event
-
-    def _read_frames(self) -> None:
-        """All that is there: the socket's descriptor tells of a change, and only once."""
+    def _read(self) -> None:
         try:
-            while not self._socket.closed:
-                self._frames.append(self._socket.recv(zmq.NOBLOCK))
-        except zmq.Again:
-            pass
-        if self._frames and self._arrival is not None and not self._arrival.done():
-            self._arrival.set_result(None)
+            data = self._socket.recv(READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:  # it has ended, or is about to
+            self._loop.remove_reader(self._socket.fileno())
+            return
+        for frame in self._frames.split(data):
+            self._take(frame)
 
     def send(self, command: messages.Command) -> None:
         """Queue a command; never blocks. To a process that is gone it is lost without an error."""
-        with contextlib.suppress(zmq.ZMQError):
-            self._socket.send(messages.encode(command), zmq.NOBLOCK)
-        # Sending may have taken note of what came in meanwhile: then its descriptor tells no more.
-        self._loop.call_soon(self._read_frames)
+        if self._socket.fileno() < 0:
+            return
+        waiting = bool(self._unsent)
+        self._unsent += messages.framed(messages.encode(command))
+        if not waiting:
+            self._write()
+            if self._unsent:
+                self._loop.add_writer(self._socket.fileno(), self._write)
 
-    def _close_the_door(self) -> None:
-        """The two are joined: nobody else shall come in, and nothing be left if we are killed."""
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
+    def _write(self) -> None:
+        """As much as there is room for."""
+        try:
+            del self._unsent[: self._socket.send(self._unsent)]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._unsent.clear()
+        if not self._unsent:
+            self._loop.remove_writer(self._socket.fileno())
 
     async def stop(self, grace_seconds: float) -> None:
         """Ask it to end, wait, then kill; always reaps it and closes the socket."""
@@ -143,8 +142,8 @@ class EngineChild:
                 await asyncio.sleep(0.01)
         self._forget_exit_fd()
         self._loop.remove_reader(self._socket.fileno())
-        self._socket.close(0)
-        self._close_the_door()
+        self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
         if self._process.stdin is not None:
             self._process.stdin.close()
 

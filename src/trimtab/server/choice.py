@@ -98,6 +98,18 @@ class Choice:
         self._parser = None if parsing is None else parsing.parser()
         self._logprobs: list[tuple[int, TokenLogprobs]] = []  # of every token so far
         self._num_out = 0  # of these, how many have left
+        # Nothing but text comes of it before its end: `take_text` may stand in for `take`.
+        self.is_plain = not (
+            self._parser or self._reports_logprobs or reports_token_ids or params.stop
+        )
+
+    def take_text(self, output: TokenOutput) -> str:
+        """What `take` would give as an event's text: of a plain choice, an output with new tokens
+        and nothing else."""
+        if output.num_cached_tokens > self.num_cached_tokens:
+            self.num_cached_tokens = output.num_cached_tokens
+        self.num_tokens += len(output.token_ids)
+        return self._stream.push_text(output.token_ids)
 
     def take(self, output: TokenOutput) -> ChoiceEvent:
         """Raises ApiError 500 if the engine gave the request up."""
@@ -105,8 +117,10 @@ class Choice:
             raise generation_failed(output.error or output.finish_reason)
         if output.num_cached_tokens > self.num_cached_tokens:
             self.num_cached_tokens = output.num_cached_tokens
+        before = len(self._stream.token_offsets)
         text = self._stream.push(output.token_ids)
-        known, self.num_tokens = self.num_tokens, len(self._stream.token_offsets)
+        num_new = len(self._stream.token_offsets) - before  # fewer where a stop string cut
+        self.num_tokens += num_new
         if output.finish_reason is not None:
             text += self._stream.finish()
         reason = "stop" if self._stream.stopped else output.finish_reason
@@ -122,7 +136,7 @@ class Choice:
         if self.finished:
             event.stop_reason = self._stop_reason(output)
         if self._reports_token_ids:
-            event.token_ids = output.token_ids[: self.num_tokens - known]
+            event.token_ids = output.token_ids[:num_new]
             if output.stop_token_id is not None and not self._stream.stopped:
                 event.token_ids = [*event.token_ids, output.stop_token_id]
         event.prompt_logprobs = output.prompt_logprobs

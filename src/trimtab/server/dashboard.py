@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from trimtab.engine.client import EngineStats
+from trimtab.engine.client import EngineStats, SpeculationStats
 from trimtab.errors import EngineDeadError
 from trimtab.server.api_errors import JSONResponse
 from trimtab.server.desk import Desk
@@ -65,6 +65,7 @@ def parts_of(stats: EngineStats) -> dict[str, float]:
     """Seconds of all steps by part."""
     return {
         "schedule": stats.schedule_seconds,
+        "draft": stats.draft_seconds,
         "build": stats.build_seconds,
         "execute": stats.execute_seconds,
         "commit": stats.commit_seconds,
@@ -111,9 +112,21 @@ def dashboard_of(desk: Desk, stats: EngineStats | None) -> dict[str, Any]:
             "prefix_cache_hit_rate": _share(
                 stats.num_cached_prompt_tokens, stats.num_prompt_tokens
             ),
+            "speculation": _speculation(stats.speculation),
             "step_seconds": {name: round(one, 3) for name, one in parts_of(stats).items()},
         }
     return document
+
+
+def _speculation(stats: SpeculationStats | None) -> dict[str, Any] | None:
+    if stats is None:
+        return None
+    return {
+        "drafted": stats.num_drafted,
+        "accepted": stats.num_accepted,
+        "acceptance_rate": _share(stats.num_accepted, stats.num_drafted),
+        "accepted_by_proposer": stats.accepted_by_proposer,
+    }
 
 
 def _rates(observer: Observer, seconds: Sequence[Second], now: float) -> dict[str, float]:

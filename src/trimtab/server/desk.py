@@ -143,7 +143,8 @@ class Desk:
 
     async def _answer(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         """Until the first event an error is an HTTP status; after it, an event of the stream."""
-        stream = EventStream(scope, send, named=answer.format.named_events)
+        answer_format = answer.format
+        stream = EventStream(scope, send, answer_format.named_events, answer_format.text_template)
         try:
             if answer.stream:
                 await _stream(answer, stream)
@@ -180,7 +181,9 @@ async def _stream(answer: Answer, stream: EventStream) -> None:
         return chunks
 
     make = timed_chunks if is_timed else answer.format.chunks
-    await answer.generation.deliver(lambda event: stream.put(partial(make, event)))
+    await answer.generation.deliver(
+        lambda event: stream.put(partial(make, event)), None if is_timed else stream.put_text
+    )
     stream.put(lambda: [*held, *answer.format.ending(answer.generation.usage())], _timings())
     await stream.end()
 

@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from trimtab.engine.client import EngineRequest
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.server.api_errors import JSONResponse, bad_request, generation_failed
+from trimtab.server.api_errors import JSONResponse, bad_request, generation_failed, timed_out
 from trimtab.server.desk import Desk
 from trimtab.server.generation import Placement
 from trimtab.server.http import Work
@@ -46,6 +46,7 @@ class EmbeddingRequest(msgspec.Struct):
     encoding_format: Literal["float", "base64"] | None = None
     priority: int | None = None
     cache_salt: str | None = None
+    timeout: float | None = None  # seconds
 
 
 class Embedding(msgspec.Struct, tag_field="object", tag="embedding"):
@@ -68,12 +69,16 @@ def routes(desk: Desk) -> list[Route]:
     async def embeddings(request: Request) -> Response:
         asked = await desk.parse(request, EmbeddingRequest, partial(refuse_all_but, inert=INERT))
         inputs = await _token_ids(desk, asked)
-        placement = desk.placement("embd-", asked.priority, asked.cache_salt)
+        placement = desk.placement("embd-", asked.priority, asked.cache_salt, asked.timeout)
         if call := current_call.get():
             call.prepare(sum(map(len, inputs)), len(inputs), placement.request_id)
 
         async def work(scope: Scope, receive: Receive, send: Send) -> None:
-            vectors = await _embed_all(desk, inputs, placement)
+            try:
+                embedding = _embed_all(desk, inputs, placement)
+                vectors = await asyncio.wait_for(embedding, placement.timeout_seconds)
+            except asyncio.TimeoutError:
+                raise timed_out() from None
             as_text = asked.encoding_format == "base64"
             data = [Embedding(i, _encoded(vector, as_text)) for i, vector in enumerate(vectors)]
             size = sum(map(len, inputs))

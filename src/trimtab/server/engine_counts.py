@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 from trimtab.engine.client import EngineStats
@@ -50,19 +51,30 @@ def sum_stats(earlier: EngineStats | None, stats: EngineStats) -> EngineStats:
 
 def without_counts(stats: EngineStats) -> EngineStats:
     """`stats`, with every counter at its beginning."""
-    cleared: dict[str, Any] = {}
-    for name in _COUNTERS:
-        value = getattr(stats, name)
-        cleared[name] = [0] * len(value) if isinstance(value, list) else type(value)()
-    return replace(stats, **cleared)
+    return replace(stats, **{name: _cleared(getattr(stats, name)) for name in _COUNTERS})
 
 
 def _sum(first: Any, second: Any) -> Any:
-    """Of two numbers, or element by element."""
+    """Of two numbers; element by element of what holds some. None counts nothing."""
+    if first is None or second is None:
+        return second if first is None else first
     if isinstance(first, list):
-        return (
-            [a + b for a, b in zip(first, second, strict=True)]
-            if first and second
-            else first or second
-        )
+        return [a + b for a, b in zip_longest(first, second, fillvalue=0)]
+    if isinstance(first, dict):
+        return {name: first.get(name, 0) + second.get(name, 0) for name in first | second}
+    if is_dataclass(first):
+        sums = {
+            one.name: _sum(getattr(first, one.name), getattr(second, one.name))
+            for one in fields(first)
+        }
+        return replace(first, **sums)  # type: ignore[type-var]
     return first + second
+
+
+def _cleared(value: Any) -> Any:
+    if isinstance(value, list):
+        return [0] * len(value)
+    if is_dataclass(value):
+        zeros = {one.name: _cleared(getattr(value, one.name)) for one in fields(value)}
+        return replace(value, **zeros)  # type: ignore[type-var]
+    return None if value is None else type(value)()

@@ -134,16 +134,23 @@ class Generation:
             CompletionTokensDetails(num_reasoning_tokens),
         )
 
-    async def deliver(self, take: Callable[[ChoiceEvent], None]) -> None:
+    async def deliver(
+        self,
+        take: Callable[[ChoiceEvent], None],
+        take_text: Callable[[int, str], bool] | None = None,
+    ) -> None:
         """Run all choices to their ends. `take` gets each event within the very call that brought
         the tokens: nothing is scheduled for a token. Every choice ends with one finish_reason.
+        `take_text` is asked first for an event that is text of a choice (by index) and nothing
+        else; where it says False, the event is made.
 
         Raises what the engine raises, what `take` raises, and ApiError 408 when the request's time
         is over; whatever still runs is aborted then.
         """
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        running = len(self.choices)
+        choices, call = self.choices, self._call
+        running = len(choices)
 
         def fail(error: Exception) -> None:
             if isinstance(error, RequestError) and error.param == "grammar" and self._asked_grammar:
@@ -153,13 +160,24 @@ class Generation:
 
         def on_output(index: int, output: TokenOutput | Exception) -> None:
             nonlocal running
-            choice = self.choices[index]
+            choice = choices[index]
             if ended.done() or choice.finished:
                 return
             try:
                 if isinstance(output, Exception):
                     raise output
-                self._take(choice, output, take)
+                if call is not None:
+                    call.output(index, output)
+                if choice.is_plain and not (output.finish_reason or output.prompt_logprobs):
+                    text = choice.take_text(output)
+                    if text and not (take_text is not None and take_text(index, text)):
+                        take(ChoiceEvent(index, text))
+                    return
+                event = choice.take(output)
+                if call is not None and event.finish_reason is not None:
+                    call.finish(index, event.finish_reason)
+                if not event.is_empty:
+                    take(event)
             except Exception as error:
                 fail(error)
                 return
@@ -182,15 +200,3 @@ class Generation:
                 timer.cancel()
             for cancel in cancels:
                 cancel()
-
-    def _take(
-        self, choice: Choice, output: TokenOutput, take: Callable[[ChoiceEvent], None]
-    ) -> None:
-        call = self._call
-        if call is not None:
-            call.output(choice.index, output)
-        event = choice.take(output)
-        if call is not None and event.finish_reason is not None:
-            call.finish(choice.index, event.finish_reason)
-        if not event.is_empty:
-            take(event)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from trimtab.server.observation import Timings, current_call
 
 if TYPE_CHECKING:
     from trimtab.server.protocol import DirectBody
+
+encode_json = msgspec.json.Encoder().encode
 
 DIRECT_BODY = "trimtab.direct_body"  # in a scope: protocol.DirectBody
 MAX_HEADER_BYTES = 64 << 10
@@ -76,15 +78,24 @@ class EventStream:
 
     Events are put, not awaited: they leave at once while the client keeps up, and wait here, not
     made yet, while it does not. `named` events carry the tag of their document, its `type`, as
-    their name, and no `[DONE]` follows them.
+    their name, and no `[DONE]` follows them. `text_template`: see formats.AnswerFormat.
     """
 
-    def __init__(self, scope: Scope, send: Send, named: bool = False) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        named: bool = False,
+        text_template: Callable[[int], tuple[bytes, bytes] | None] = lambda index: None,
+    ) -> None:
         self._direct: DirectBody | None = scope.get(DIRECT_BODY)
         self._send = send
         self._named = named
+        self._text_template = text_template
+        self._templates: dict[int, tuple[bytes, bytes]] = {}  # by choice, once there is one
         self._pending: list[Callable[[], bytes]] = []
         self._sending: asyncio.Task[None] | None = None  # while anything is pending
+        self._failure: Exception | None = None  # of what was pending; raised once
         self._begun = False  # the status is out
         self.started = False  # there has been an event
 
@@ -92,7 +103,8 @@ class EventStream:
         self, make: Callable[[], Sequence[msgspec.Struct]], timings: Timings | None = None
     ) -> None:
         """The documents of events, in their order, as `make` gives them when they are wanted; the
-        timings go with the last one."""
+        timings go with the last one. Raises what `make` raises, for this or an earlier event."""
+        self._raise_failure()
         self.started = True
         if self._sending is None and self._begun and self._direct and self._direct.writable:
             if data := self._events(make, timings):
@@ -102,11 +114,27 @@ class EventStream:
         if self._sending is None:
             self._sending = asyncio.ensure_future(self._send_pending())
 
+    def put_text(self, index: int, text: str) -> bool:
+        """An event that is more text of a choice and nothing else. False where it cannot leave at
+        once as a template says: then nothing was done, and it must be `put`."""
+        if self._sending is not None or not self._begun or self._direct is None:
+            return False
+        template = self._templates.get(index)
+        if template is None:
+            template = self._text_template(index)
+            if template is None:
+                return False
+            self._templates[index] = template
+        before, after = template
+        return self._direct.try_write(before + encode_json(text) + after)
+
     async def end(self) -> None:
-        """Ends the response, when all events are out."""
+        """Ends the response, when all events are out. Raises what `put` raises: then it has not
+        ended."""
+        if self._sending is not None:
+            await self._sending
+        self._raise_failure()
         try:
-            if self._sending is not None:
-                await self._sending
             await self._begin()
             last = b"" if self._named else b"data: [DONE]\n\n"
             await self._send({"type": "http.response.body", "body": last, "more_body": False})
@@ -118,6 +146,11 @@ class EventStream:
         self._pending.clear()
         if self._sending is not None:
             self._sending.cancel()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _events(
         self, make: Callable[[], Sequence[msgspec.Struct]], timings: Timings | None
@@ -148,9 +181,19 @@ class EventStream:
         await self._begin()
         while self._pending:
             made, self._pending = self._pending[:PENDING_AT_ONCE], self._pending[PENDING_AT_ONCE:]
-            data = b"".join(make() for make in made)
+            data = b"".join(self._made(made))
             await self._send({"type": "http.response.body", "body": data, "more_body": True})
         self._sending = None
+
+    def _made(self, pending: Sequence[Callable[[], bytes]]) -> Iterator[bytes]:
+        """Up to the first that fails: whoever puts or ends next is told of it."""
+        for make in pending:
+            try:
+                yield make()
+            except Exception as error:
+                self._failure = error
+                self._pending.clear()
+                return
 
 
 class Work(Response):

@@ -1,11 +1,13 @@
 """What the front process and the engine process say to each other, and how it is framed.
 
-Every frame is one msgpack document of a tagged struct; the tag decides the type, unknown tags and
-fields of the wrong type are refused. Nothing is ever unpickled.
+Every frame is its length in four bytes, the lowest first, and one msgpack document of a tagged
+struct; the tag decides the type, unknown tags and fields of the wrong type are refused. Nothing is
+ever unpickled.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -14,7 +16,9 @@ from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineInfo, EngineRequest, EngineStats, TokenOutput
 
 MAX_FRAME_BYTES = 64 << 20
+LENGTH_BYTES = 4
 HEARTBEAT_SECONDS = 0.5
+STATS_SECONDS = 0.1  # between outputs that bring them
 
 
 class Launch(msgspec.Struct, frozen=True):
@@ -26,7 +30,7 @@ class Launch(msgspec.Struct, frozen=True):
     model: str
     executor: ExecutorConfig
     scheduler: SchedulerConfig
-    address: str  # of the front's socket, ipc:// in a directory only this user can enter
+    socket_fd: int  # that joins it to the front, inherited
     loader: str  # "module:function", called with (model, executor, scheduler)
     parent_pid: int
     debug: bool = False
@@ -70,7 +74,7 @@ class Outputs(msgspec.Struct, frozen=True, tag="outputs"):
     """Everything that one step added, to all requests."""
 
     outputs: list[TokenOutput]
-    stats: EngineStats
+    stats: EngineStats | None = None  # now and then, and when a request has ended
 
 
 class Rejected(msgspec.Struct, frozen=True, tag="rejected"):
@@ -103,3 +107,35 @@ def decode_command(frame: bytes) -> Command:
 def decode_event(frame: bytes) -> Event:
     """Raises msgspec.ValidationError or DecodeError for anything but a well-formed Event."""
     return _event_decoder.decode(frame)
+
+
+def framed(document: bytes) -> bytes:
+    return len(document).to_bytes(LENGTH_BYTES, "little") + document
+
+
+class Frames:
+    """Cuts a stream of bytes into documents."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()  # of a frame that is not whole yet
+
+    def split(self, data: bytes) -> Iterator[bytes]:
+        """The documents that are whole with this piece of the stream. One that is longer than
+        MAX_FRAME_BYTES comes out empty, which no document is, and everything after it is lost."""
+        if not self._rest and len(data) >= LENGTH_BYTES:
+            size = int.from_bytes(data[:LENGTH_BYTES], "little")
+            if len(data) == LENGTH_BYTES + size:  # as nearly always
+                yield data[LENGTH_BYTES:]
+                return
+        self._rest += data
+        while len(self._rest) >= LENGTH_BYTES:
+            end = LENGTH_BYTES + int.from_bytes(self._rest[:LENGTH_BYTES], "little")
+            if end > LENGTH_BYTES + MAX_FRAME_BYTES:
+                self._rest.clear()
+                yield b""
+                return
+            if len(self._rest) < end:
+                return
+            document = bytes(self._rest[LENGTH_BYTES:end])
+            del self._rest[:end]
+            yield document

@@ -47,6 +47,9 @@ class MessagesFormat:
             self._stop = self._stopped(event.finish_reason, event.stop_reason)
         return out
 
+    def text_template(self, index: int) -> None:
+        return None  # each event counts on from the one before
+
     def ending(self, usage: api.Usage) -> list[msgspec.Struct]:
         return [types.MessageDelta(self._stop, _usage(usage)), types.MessageStop()]
 

@@ -19,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from trimtab.engine.client import EngineStats
+from trimtab.engine.client import EngineStats, SpeculationStats
 from trimtab.engine.timing import STEP_SIZES
 from trimtab.server.dashboard import blocks_of, parts_of
 from trimtab.server.desk import Desk
@@ -159,12 +159,42 @@ class _Scrape(Collector):
             ("part",),
             [((part,), seconds) for part, seconds in parts_of(stats).items()],
         )
+        if stats.speculation is not None:
+            yield from self._speculation(stats.speculation)
         if stats.step_size_counts:
             sizes = Distribution(STEP_SIZES)
             sizes.counts, sizes.sum = stats.step_size_counts, float(stats.num_step_tokens)
             yield self._histogram(
                 "iteration_tokens_total", "Tokens of a step: prefill and decode.", sizes, STEP_SIZES
             )
+
+    def _speculation(self, stats: SpeculationStats) -> Iterator[Metric]:
+        for name, help_text, count in (
+            ("spec_decode_num_drafts", "Guesses that a step verified.", stats.num_drafts),
+            ("spec_decode_num_draft_tokens", "Tokens of those.", stats.num_drafted),
+            ("spec_decode_num_accepted_tokens", "Of those, emitted.", stats.num_accepted),
+        ):
+            yield self._counter(name, help_text, count)
+        yield self._counters(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Emitted tokens by their place in the guess.",
+            ("position",),
+            [((str(place),), count) for place, count in enumerate(stats.accepted_by_position)],
+        )
+        accepted = stats.accepted_by_proposer
+        yield self._counters(
+            "spec_decode_tokens",
+            "Guessed tokens by who guessed them: accepted, or wasted.",
+            ("proposer", "outcome"),
+            [
+                ((name, outcome), count)
+                for name, drafted in stats.drafted_by_proposer.items()
+                for outcome, count in (
+                    ("accepted", accepted[name]),
+                    ("wasted", drafted - accepted[name]),
+                )
+            ],
+        )
 
     def _gauge(self, name: str, help_text: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, help_text, labels=list(self._labels))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -213,7 +214,10 @@ class Observer:
         totals = self.totals
         totals.num_generated_tokens += num_tokens
         if life.num_tokens:
-            totals.token.add((now - life.last_token) / num_tokens, num_tokens)
+            latency = totals.token  # its `add`, written out
+            seconds = now - life.last_token
+            latency.counts[bisect_left(latency.bounds, seconds / num_tokens)] += num_tokens
+            latency.sum += seconds
         else:
             life.first_token = now
             if num_tokens > 1:  # they came together

@@ -1,8 +1,5 @@
 """ProcessEngineClient: an EngineClient whose engine lives in a supervised child process.
 
-    generate ──> live[request_id] ── Submit ──> engine process
-    consumer <── live[...].events <── Outputs, Rejected <──┘
-
 When the process is lost another one starts, and every live request goes on there behind the tokens
 it has: by the law of docs/numerics.md exactly as it would have. What the lost process had emitted
 and nobody read is emitted again; its consumer notices nothing but a pause. Requests that come in
@@ -14,28 +11,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Literal
 
 import msgspec
-import zmq
 
 from trimtab import environment
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineInfo, EngineRequest, EngineStats, TokenOutput
-from trimtab.errors import (
-    EngineDeadError,
-    FatalRequestError,
-    QueueFullError,
-    RequestError,
-    UserError,
-)
+from trimtab.errors import EngineDeadError, UserError
 from trimtab.server import messages
 from trimtab.server.child import EngineChild
-from trimtab.server.engine_counts import Pace, sum_stats, without_counts
-from trimtab.server.lineup import Lineup
-from trimtab.server.live_request import LiveRequest, Sink
+from trimtab.server.engine_counts import sum_stats, without_counts
+from trimtab.server.live_request import Sink
+from trimtab.server.request_table import RequestTable
 from trimtab.server.watchdog import Restarts, SupervisionPolicy, Watchdog
 
 logger = logging.getLogger("trimtab.server")
@@ -61,28 +51,25 @@ class ProcessEngineClient:
         policy: SupervisionPolicy | None = None,
     ) -> None:
         self._launch = messages.Launch(
-            model, executor, scheduler, "", loader, 0, environment.debug_checks()
+            model, executor, scheduler, -1, loader, 0, environment.debug_checks()
         )
         self._policy = policy or SupervisionPolicy()
-        self._limit = scheduler.max_num_requests + scheduler.max_queued_requests
+        limit = scheduler.max_num_requests + scheduler.max_queued_requests
+        self._requests = RequestTable(limit, self._send)
         self._state: EngineState = "loading"
         self._info: EngineInfo | None = None
         self._stats: EngineStats | None = None
         self._earlier_stats: EngineStats | None = None  # of all processes that are gone
         self._num_restarts = 0
-        self._live: dict[str, LiveRequest] = {}  # not finished, in the order of their arrival
-        self._pace = Pace()
-        self._lineup = Lineup()
         self._restarts = Restarts(self._policy)
         self._child: EngineChild | None = None
         self._watchdog = Watchdog(self._policy)
-        self._fruitful = False  # the present process has emitted something
         self._ready_since: float | None = None  # of the present process
         self._last_start_failed = False
         self._first_load_seconds: float | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._ticking: asyncio.TimerHandle | None = None  # until the watchdog looks again
         self._first_start: asyncio.Future[None] | None = None
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     # -- what the layers above ask
 
@@ -121,7 +108,7 @@ class ProcessEngineClient:
             stats = replace(
                 stats,
                 num_running=0,
-                num_waiting=len(self._live),
+                num_waiting=len(self._requests),
                 num_free_blocks=stats.num_blocks,
                 num_cached_blocks=0,
             )
@@ -145,84 +132,25 @@ class ProcessEngineClient:
         """See SupervisedEngine."""
         if self._state not in ("ready", "restarting"):
             raise EngineDeadError(f"the engine is {self._state}")
-        if len(self._live) >= self._limit:
-            raise QueueFullError(
-                "too many requests are running and waiting", self._pace.retry_after(self._limit)
-            )
-        if request.request_id in self._live:
-            raise RequestError(f"request_id {request.request_id!r} is in use")
-        live = LiveRequest.of(request, sink)
-        self._live[request.request_id] = live
-        self._submit(self._lineup.arrive(live))
-        return lambda: self._drop(live)
-
-    async def abort(self, request_id: str) -> None:
-        live = self._live.get(request_id)
-        if live is not None:
-            self._drop(live)
-            live.sink(TokenOutput(request_id, [], finish_reason="abort"))
+        live = self._requests.add(request, sink)
+        return lambda: self._requests.drop(live)
 
     async def reset_prefix_cache(self) -> None:
         """See EngineClient. A process that is yet to come has nothing to forget."""
-        if self._child is not None:
-            self._child.send(messages.ResetPrefixCache())
+        self._send(messages.ResetPrefixCache())
 
     def fail_all(self, message: str) -> None:
         """End every live request with EngineDeadError(message), and abort it in the engine."""
-        for live in list(self._live.values()):
-            self._fail(live, EngineDeadError(message))
+        self._requests.fail_all(message)
 
-    # -- requests
-
-    def _submit(self, requests: Iterable[LiveRequest]) -> None:
-        for live in requests:
-            if self._child is not None:
-                self._child.send(messages.Submit(live.to_submit()))
-
-    def _drop(self, live: LiveRequest) -> None:
-        """Forget a request that nobody wants any more; nothing if it is over."""
-        if self._live.get(live.request_id) is live:
-            del self._live[live.request_id]
-            if live.submitted and self._child is not None:
-                self._child.send(messages.Abort(live.request_id))
-            self._submit(self._lineup.leave(live))
-
-    def _fail(self, live: LiveRequest, error: Exception) -> None:
-        self._drop(live)
-        live.sink(error)
-
-    def _take(self, output: TokenOutput) -> None:
-        live = self._live.get(output.request_id)
-        if live is None:
-            return
-        self._fruitful = True
-        if output.finish_reason is not None:
-            del self._live[output.request_id]
-            self._pace.finished()
-            self._submit(self._lineup.leave(live))
-        live.take(output)
-        if self._lineup.in_trial and output.request_id in self._live:
-            self._submit(self._lineup.progress(live))
-
-    def _reject(self, event: messages.Rejected) -> None:
-        live = self._live.get(event.request_id)
-        if live is None:
-            return
-        del self._live[event.request_id]
-        self._submit(self._lineup.leave(live))
-        if event.reason == "request" and not live.begun:
-            error: Exception = RequestError(event.message, event.param, event.code)
-        elif event.reason == "queue_full" and not live.begun:
-            error = QueueFullError(event.message, self._pace.retry_after(self._limit))
-        else:
-            error = EngineDeadError(f"the engine failed to run the request: {event.message}")
-        live.sink(error)
+    def _send(self, command: messages.Command) -> None:
+        if self._child is not None:
+            self._child.send(command)
 
     # -- life and death of the process
 
     async def launch(self) -> None:
         """Start the engine process; returns while it loads."""
-        self._context = zmq.Context()
         self._first_start = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise())
         await asyncio.sleep(0)  # there the supervisor starts it
@@ -248,9 +176,6 @@ class ProcessEngineClient:
         if self._child is not None:
             child, self._child = self._child, None
             await child.stop(grace)
-        if self._context is not None:
-            self._context.destroy(0)
-            self._context = None
         if self._first_start is not None and self._first_start.done():
             self._first_start.exception()  # nobody may have waited for it
 
@@ -267,17 +192,17 @@ class ProcessEngineClient:
 
     async def _run_one(self) -> Exception:
         """One process from its start to its end; says why it ended. It is reaped then."""
-        assert self._context is not None
-        self._fruitful, self._ready_since = False, None
+        self._requests.fruitful, self._ready_since = False, None
         self._watchdog = Watchdog(self._policy)
+        lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         try:
-            child = EngineChild(self._context, self._next_launch())
-        except (OSError, zmq.ZMQError) as error:
+            child = EngineChild(self._next_launch(), lambda frame: self._take_frame(frame, lost))
+        except OSError as error:
             self._last_start_failed = True
             return EngineDeadError(f"the engine process cannot be started: {error}")
         self._child = child
         try:
-            loss = await self._watch(child)
+            loss = await self._watch(child, lost)
         except Exception as error:  # a bug of ours: whatever it was, the engine is watched on
             logger.exception("the engine process cannot be followed any more")
             loss = EngineDeadError(f"the front failed to read from it ({type(error).__name__})")
@@ -295,11 +220,8 @@ class ProcessEngineClient:
         return msgspec.structs.replace(self._launch, executor=executor)
 
     def _note_loss(self) -> None:
-        """The process is as good as gone: from here on requests are held for the next one."""
-        guilty = self._lineup.end(self._live.values())
-        if guilty is not None:
-            logger.error("giving up request %s: it ends the engine process", guilty.request_id)
-            self._fail(guilty, FatalRequestError("the engine process ended each time it ran this"))
+        """The process is as good as gone."""
+        self._requests.end()
         self._last_start_failed = self._ready_since is None
         if self._state == "ready":
             self._state = "restarting"
@@ -310,94 +232,105 @@ class ProcessEngineClient:
     def _after(self, loss: Exception) -> float:
         """What follows a loss; seconds until the next start."""
         served = 0.0 if self._ready_since is None else time.monotonic() - self._ready_since
-        fruitful = self._fruitful or served > self._policy.stable_seconds
+        fruitful = self._requests.fruitful or served > self._policy.stable_seconds
         delay = self._restarts.ended(fruitful=fruitful)
         self._num_restarts += 1
         when = f" in {delay:g} s" if delay else ""
-        logger.error("%s; starting another%s for %d requests", loss, when, len(self._live))
+        logger.error("%s; starting another%s for %d requests", loss, when, len(self._requests))
         if self._restarts.hopeless:
             self._state = "down"
             self.fail_all(f"the engine does not start again: {loss}")
         return delay
 
-    async def _watch(self, child: EngineChild) -> Exception:
-        """Serve one process until it is lost; says why."""
-        reading = asyncio.create_task(self._read(child))
+    async def _watch(self, child: EngineChild, lost: asyncio.Future[Exception]) -> Exception:
+        """Serve one process until it is lost; says why. `lost` says so where something else than
+        the end of the process tells it."""
+        self._tick(child, lost)
         try:
-            while True:
+            await asyncio.wait({lost, child.exited}, return_when=asyncio.FIRST_COMPLETED)
+            if not lost.done():
+                # What it said last may still be on its way: tokens, or why it did not start.
+                serving = self._ready_since is not None
                 await asyncio.wait(
-                    {reading, child.exited},
-                    timeout=self._policy.poll_seconds,
-                    return_when=asyncio.FIRST_COMPLETED,
+                    {lost}, timeout=0.1 if serving else self._policy.last_words_seconds
                 )
-                if reading.done():
-                    return reading.result()
-                if child.exit_status() is not None:
-                    # What it said last may still be on its way: tokens, or why it did not start.
-                    serving = self._ready_since is not None
-                    seconds = 0.1 if serving else self._policy.last_words_seconds
-                    await asyncio.wait({reading}, timeout=seconds)
-                    if reading.done():
-                        return reading.result()
-                    return EngineDeadError(f"the engine process {child.describe_exit()}")
-                if self._ready_since is None:
-                    trouble = self._watchdog.tick_loading(self._first_load_seconds)
-                else:
-                    busy = any(live.submitted for live in self._live.values())
-                    trouble = self._watchdog.tick(busy=busy)
-                if trouble:
-                    return EngineDeadError(f"the engine process {trouble}")
+            if lost.done():
+                return lost.result()
+            return EngineDeadError(f"the engine process {child.describe_exit()}")
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            lost.cancel()
+            if self._ticking is not None:
+                self._ticking.cancel()
 
-    async def _read(self, child: EngineChild) -> Exception:
-        """Take in events until the process says that it cannot go on."""
-        while True:
-            try:
-                event = await child.receive()
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                return EngineDeadError(f"the engine process sent a malformed message: {error}")
-            self._watchdog.heard()
-            if isinstance(event, messages.Outputs):
+    def _tick(self, child: EngineChild, lost: asyncio.Future[Exception]) -> None:
+        """Every `poll_seconds`. A plain timer: a task would cost several times as much."""
+        if lost.done() or child.exit_status() is not None:
+            return
+        if self._ready_since is None:
+            trouble = self._watchdog.tick_loading(self._first_load_seconds)
+        else:
+            trouble = self._watchdog.tick(busy=self._requests.busy)
+        if trouble:
+            lost.set_result(EngineDeadError(f"the engine process {trouble}"))
+            return
+        loop = asyncio.get_running_loop()
+        self._ticking = loop.call_later(self._policy.poll_seconds, self._tick, child, lost)
+
+    def _take_frame(self, frame: bytes, lost: asyncio.Future[Exception]) -> None:
+        """What the process says. Once it is `lost` nothing counts any more."""
+        if lost.done():
+            return
+        try:
+            event = messages.decode_event(frame)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            problem = f"the engine process sent a malformed message: {error}"
+            lost.set_result(EngineDeadError(problem))
+            return
+        try:
+            loss = self._take_event(event)
+        except Exception as error:  # a bug of ours
+            lost.set_exception(error)
+        else:
+            if loss is not None and not lost.done():
+                lost.set_result(loss)
+
+    def _take_event(self, event: messages.Event) -> Exception | None:
+        """What it says when it cannot go on; else None."""
+        self._watchdog.heard()
+        if isinstance(event, messages.Outputs):
+            if event.stats is not None:
                 self._note_stats(event.stats)
-                for output in event.outputs:
-                    self._take(output)
-            elif isinstance(event, messages.Heartbeat):
-                if event.stats is not None:
-                    self._note_stats(event.stats)
-            elif isinstance(event, messages.Rejected):
-                self._watchdog.refused()
-                self._reject(event)
-            elif isinstance(event, messages.Ready):
-                self._become_ready(event, child)
-            else:
-                return (UserError if event.user_error else EngineDeadError)(event.message)
+            self._requests.take_outputs(event.outputs)
+        elif isinstance(event, messages.Heartbeat):
+            if event.stats is not None:
+                self._note_stats(event.stats)
+        elif isinstance(event, messages.Rejected):
+            self._watchdog.refused()
+            self._requests.reject(event)
+        elif isinstance(event, messages.Ready):
+            self._become_ready(event)
+        else:
+            return (UserError if event.user_error else EngineDeadError)(event.message)
+        return None
 
-    def _become_ready(self, event: messages.Ready, child: EngineChild) -> None:
+    def _become_ready(self, event: messages.Ready) -> None:
         assert self._first_start is not None
+        assert self._child is not None
         changed = self._info is not None and self._info.identity != event.info.identity
         self._info = event.info
         self._note_stats(event.stats)
         self._state = "ready"
         self._ready_since = time.monotonic()
-        seconds = self._ready_since - child.started_at
+        seconds = self._ready_since - self._child.started_at
         if not self._first_start.done():
             self._first_load_seconds = seconds
             self._first_start.set_result(None)
         else:
             if changed:
-                self._fail_begun("the model was changed while the engine restarted")
-            number = len(self._live)
+                self._requests.fail_begun("the model was changed while the engine restarted")
+            number = len(self._requests)
             logger.warning("the engine process is back after %.1f s; %d go on", seconds, number)
-        self._submit(self._lineup.begin())
-
-    def _fail_begun(self, message: str) -> None:
-        """End those that another model would continue."""
-        logger.error("%s: requests that had begun are given up", message)
-        for live in list(self._live.values()):
-            if live.begun:
-                self._fail(live, EngineDeadError(message))
+        self._requests.begin()
 
     def _note_stats(self, stats: EngineStats) -> None:
         self._watchdog.note(stats)

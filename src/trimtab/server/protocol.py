@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import resource
 import socket
+import time
+from email.utils import formatdate
 from typing import Any
 
 import msgspec
@@ -68,6 +71,15 @@ class DirectBody:
         cycle = self._cycle
         paused: bool = cycle.flow.write_paused
         return not (paused or not cycle.chunked_encoding or cycle.response_complete)
+
+    def try_write(self, data: bytes) -> bool:
+        """`write`, if `writable`."""
+        cycle = self._cycle
+        if cycle.flow.write_paused or not cycle.chunked_encoding or cycle.response_complete:
+            return False
+        if not cycle.disconnected:
+            cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def write(self, data: bytes) -> None:
         """A part that is not empty, while `writable`; nothing if the client has gone."""
@@ -133,6 +145,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self._in_headers = False
         self._header_bytes = 0
+        date = (b"date", _date(int(time.time())))
+        self.server_state.default_headers = [date, *self.config.encoded_headers]
         super().on_headers_complete()
         self.scope[DIRECT_BODY] = DirectBody(self.cycle)  # type: ignore[literal-required]
 
@@ -163,6 +177,11 @@ class LimitedProtocol(HttpToolsProtocol):
             if self.cycle is None or self.cycle.response_complete:
                 self.transport.write(status + _TAIL)
             self.transport.close()
+
+
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
 
 
 def _set_options(connection: Any) -> None:

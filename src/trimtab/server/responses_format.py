@@ -51,6 +51,9 @@ class ResponsesFormat:
             self._close(self._status, out)
         return out
 
+    def text_template(self, index: int) -> None:
+        return None  # each event counts on from the one before
+
     def ending(self, usage: api.Usage) -> list[msgspec.Struct]:
         response = self._finished(usage)
         kind = types.Completed if self._status == "completed" else types.Incomplete

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from trimtab.server.api_types import TokenLogprob
+from trimtab.server.sampling_fields import SamplingFields
 
 
 class TextOptions(msgspec.Struct, omit_defaults=True):
@@ -19,16 +20,10 @@ class ReasoningOptions(msgspec.Struct):
     summary: str | None = None
 
 
-class ResponsesRequest(msgspec.Struct, kw_only=True):
-    """OpenAI's parameters, then the extensions that the other routes have, by the same names."""
-
+class ResponsesRequest(SamplingFields, kw_only=True):
     input: str | list[dict[str, Any]]
-    model: str | None = None
     instructions: str | None = None
-    stream: bool | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     top_logprobs: int | None = None
     include: list[str] | None = None
     text: TextOptions | None = None
@@ -38,28 +33,6 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     reasoning: ReasoningOptions | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
-
-    n: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    priority: int | None = None
-    cache_salt: str | None = None
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
-    truncate_prompt_tokens: int | None = None
-    skip_special_tokens: bool | None = None
-    timeout: float | None = None
-    timings: bool | None = None
 
 
 # -- answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import gc
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -29,6 +29,7 @@ from trimtab.tokenization import Tokenizer, load_tokenizer
 
 BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 75  # longer than a client's pool keeps one, so that it closes first
+YOUNG_OBJECTS = 5000  # that a garbage collection waits for; a request leaves some hundred
 SECONDS_AFTER_DRAIN = 3.0  # for the error events of streams that the drain cut off
 
 
@@ -142,6 +143,7 @@ async def _answer(
         await asyncio.wait({starting, answering}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            _settle_garbage_collection()
             announce(Announcement(_url(listener), model, engine.info, serving.server))
         await answering
     finally:
@@ -149,6 +151,14 @@ async def _answer(
         starting.cancel()
         await asyncio.gather(starting, answering, return_exceptions=True)
         api.close()
+
+
+def _settle_garbage_collection() -> None:
+    """What is there by now stays: it is not looked at again; and what requests leave is looked at
+    less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
 
 class _StopSignals:
@@ -200,12 +210,9 @@ class Front(uvicorn.Server):
         self._stopped = asyncio.Event()
 
     async def main_loop(self) -> None:
-        """uvicorn's, which wakes up ten times a second to ask what we are told anyway."""
-        for second in itertools.count():
-            if await self.on_tick(10 * second):  # the date header, each second
-                return
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._stopped.wait(), 1)
+        """uvicorn's wakes up ten times a second, to ask what we are told and to set the date, which
+        `LimitedProtocol` does when it is wanted."""
+        await self._stopped.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from trimtab.engine.client import Grammar
 from trimtab.engine.grammar_source import check_source
 from trimtab.errors import RequestError
 from trimtab.server.api_errors import ApiError, bad_request
+from trimtab.server.sampling_fields import SamplingFields
 
 Schema = dict[str, Any] | bool
 
@@ -47,7 +48,7 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
     disable_any_whitespace: bool | None = None
 
 
-class GrammarFields(msgspec.Struct, kw_only=True):
+class GrammarFields(SamplingFields, kw_only=True):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: str | Schema | None = None

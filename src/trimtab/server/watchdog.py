@@ -13,7 +13,7 @@ from trimtab.engine.client import EngineStats
 class SupervisionPolicy:
     """Times of the supervision of engine processes, in seconds."""
 
-    poll_seconds: float = 0.5  # the end of a process is noticed at once
+    poll_seconds: float = 1.0  # the end of a process is noticed at once
     fresh_seconds: float = 5.0  # a heartbeat or step older than this makes /ready fail
     silent_seconds: float = 10.0  # without any message for so long, the process is killed
     silent_loading_seconds: float = 300.0  # the same in a first load: packing may hold it up
@@ -39,7 +39,7 @@ class Watchdog:
     count only time in which this process itself ran: after a suspension of both nothing is wrong.
     """
 
-    MAX_TICK_SECONDS = 1.0
+    MAX_TICK_SECONDS = 1.5
 
     def __init__(
         self, policy: SupervisionPolicy, clock: Callable[[], float] = time.monotonic

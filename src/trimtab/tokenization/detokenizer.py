@@ -15,6 +15,11 @@ from trimtab.tokenization.vocabulary import Vocabulary
 
 
 class Detokenizer(Protocol):
+    @property
+    def pending(self) -> bool:
+        """What comes next may change how tokens before it are read."""
+        ...
+
     def push(self, token_id: int) -> str:
         """The text that this token settled; "" while it may still change."""
         ...
@@ -29,13 +34,21 @@ class ByteLevelDetokenizer:
     for each maximal subpart (Unicode 15, section 3.9), as in the `tokenizers` library."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.pending = False
         self._vocabulary = vocabulary
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
-        return self._utf8.decode(self._vocabulary.byte_level_bytes(token_id))
+        if not self.pending:
+            whole = self._vocabulary.whole_texts.get(token_id)
+            if whole is not None:
+                return whole
+        text = self._utf8.decode(self._vocabulary.byte_level_bytes(token_id))
+        self.pending = bool(self._utf8.getstate()[0])
+        return text
 
     def flush(self) -> str:
+        self.pending = False
         return self._utf8.decode(b"", final=True)
 
 
@@ -51,6 +64,7 @@ class WindowDetokenizer:
     """
 
     MAX_PENDING = 8
+    pending = True  # a token's text may hang on the one before it
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary

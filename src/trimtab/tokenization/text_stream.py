@@ -42,6 +42,7 @@ class TextStream:
         self._skip_special_tokens = skip_special_tokens
         self._kept_ids = kept_ids
         self._include_stop = include_stop_in_output
+        self._whole_texts = tokenizer.vocabulary.whole_texts
         self._detokenizer = make_detokenizer(tokenizer.vocabulary)
         self._matcher = StopMatcher(stop) if stop else None
         self._held = ""  # decoded, and maybe the start of a stop string
@@ -67,6 +68,16 @@ class TextStream:
             if self._vocabulary.is_visible(token_id, skips):
                 text += self._release(self._detokenizer.push(token_id))
         return text
+
+    def push_text(self, token_ids: Sequence[int]) -> str:
+        """`push` of a stream without stop strings whose offsets and `num_tokens` nobody wants: most
+        streams, and most of what is computed for a token."""
+        if len(token_ids) == 1 and not self._detokenizer.pending and not self._finished:
+            text = self._whole_texts.get(token_ids[0])
+            if text is not None:
+                self._num_out += len(text)
+                return text
+        return self.push(token_ids)
 
     def finish(self) -> str:
         """The rest: no token follows. Idempotent, and "" after a stop string."""

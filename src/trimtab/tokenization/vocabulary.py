@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -41,6 +42,8 @@ class Vocabulary:
         added = backend.get_added_tokens_decoder()
         self._backend = backend
         self._bytes: dict[int, bytes] = {}
+        # The texts of ordinary tokens of whole characters, as far as `byte_level_bytes` was asked.
+        self.whole_texts: dict[int, str] = {}
         self.is_byte_level = decoders == ["ByteLevel"]
         self.has_byte_fallback = "ByteFallback" in decoders
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
@@ -81,12 +84,14 @@ class Vocabulary:
         known = self._bytes.get(token_id)
         if known is None:
             piece = self.piece(token_id) or ""
-            alphabet = byte_level_alphabet()
-            if all(character in alphabet for character in piece):
-                known = bytes(alphabet[character] for character in piece)
-            else:  # an added token: its text as it is
+            try:
+                known = bytes(map(byte_level_alphabet().__getitem__, piece))
+            except KeyError:  # an added token: its text as it is
                 known = piece.encode()
             self._bytes[token_id] = known
+            if token_id not in self.special_ids:
+                with contextlib.suppress(UnicodeDecodeError):
+                    self.whole_texts[token_id] = known.decode()
         return known
 
     def token_bytes(self, token_id: int) -> bytes:

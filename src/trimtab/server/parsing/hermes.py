@@ -60,7 +60,7 @@ class HermesBody:
             if not self._object.begun:
                 return False
             self._object.finish(sink)
-        return self._held == ""
+        return True  # what is held is the beginning of the end marker, cut off
 
     def _behind(self, text: str) -> tuple[int, Status]:
         held = (self._held + text).lstrip(SUPERFLUOUS)
