@@ -17,6 +17,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("config", "models", "numerics", "builtin"),
     ("checkpoints",),
     ("tokenization",),  # a GGUF file holds its tokenizer
+    ("workloads",),
     ("executors",),
     ("engine",),
     ("evaluation", "simulator", "server", "bench"),
