@@ -8,12 +8,14 @@ from proposers import FREE, QUICK
 
 from trimtab import builtin
 from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.draft_head import open_draft_head
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineRequest, Grammar
 from trimtab.engine.engine import Engine
 from trimtab.engine.llguidance_grammars import LlguidanceGrammars
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.speculation.draft_model import DraftModel
+from trimtab.engine.speculation.heads import HeadsProposer
 from trimtab.engine.speculation.lookup import LookupProposer
 from trimtab.engine.speculation.proposer import Proposer
 from trimtab.engine.speculation.speculator import Speculator
@@ -22,6 +24,7 @@ from trimtab.tokenization import load_tokenizer
 pytest.importorskip("trimtab._native")
 
 from trimtab.executors.cpu import CpuExecutor
+from trimtab.executors.cpu_draft_head import CpuDraftHead
 
 NUM_BLOCKS = 256
 SETTINGS: dict[str, dict[str, object]] = {
@@ -95,11 +98,15 @@ def answers(
     return found
 
 
-def engine(speculator: Speculator | None, num_blocks: int, budget: int) -> Engine:
+def engine(names: str, num_blocks: int, budget: int) -> Engine:
+    """With these proposers; "" for no drafts."""
     tokenizer = load_tokenizer(builtin.target_path())
     grammars = LlguidanceGrammars(lambda: tokenizer, tokenizer.vocab_size)
+    target = executor(builtin.target_path(), num_blocks)
+    guessing = proposers(names, target, num_blocks)
+    speculator = Speculator(guessing, FREE, max_draft_tokens=5) if guessing else None
     return Engine(
-        executor(builtin.target_path(), num_blocks),
+        target,
         SchedulerConfig(max_batch_tokens=budget),
         debug=True,
         grammars=grammars,
@@ -110,7 +117,7 @@ def engine(speculator: Speculator | None, num_blocks: int, budget: int) -> Engin
 @pytest.fixture(scope="module")
 def plain(prompts: list[list[int]]) -> dict[str, Answer]:
     """The answers to all requests, one by one and without drafts."""
-    one_by_one = engine(None, NUM_BLOCKS, 512)
+    one_by_one = engine("", NUM_BLOCKS, 512)
     found = {}
     for request in requests(prompts, 16):
         found |= answers(one_by_one, [request])
@@ -118,17 +125,23 @@ def plain(prompts: list[list[int]]) -> dict[str, Answer]:
     return found
 
 
-def proposers(names: str, num_blocks: int) -> list[Proposer]:
+def proposers(names: str, target: CpuExecutor, num_blocks: int) -> list[Proposer]:
     made: list[Proposer] = []
     if "lookup" in names:
         made.append(LookupProposer())
+    if "heads" in names:
+        head = CpuDraftHead(open_draft_head(builtin.heads_path(), target.spec), target)
+        target.set_feature_layers(head.spec.layer_ids)
+        made.append(HeadsProposer(head, target.capacity.block_size, QUICK))
     if "draft" in names:
         target_vocab = load_tokenizer(builtin.target_path()).vocab_size
         made.append(DraftModel(executor(builtin.draft_path(), num_blocks), target_vocab, QUICK))
     return made
 
 
-@pytest.mark.parametrize("names", ["lookup", "draft", "lookup+draft"])
+@pytest.mark.parametrize(
+    "names", ["lookup", "draft", "heads", "lookup+draft", "lookup+heads+draft"]
+)
 @pytest.mark.parametrize(
     ("batch", "budget", "num_blocks"),
     [(1, 512, NUM_BLOCKS), (4, 7, NUM_BLOCKS), (16, 64, NUM_BLOCKS), (16, 37, 36)],
@@ -142,8 +155,7 @@ def test_drafts_change_no_bit(
     prompts: list[list[int]],
     plain: dict[str, Answer],
 ) -> None:
-    speculator = Speculator(proposers(names, num_blocks), FREE, max_draft_tokens=5)
-    drafting = engine(speculator, num_blocks, budget)
+    drafting = engine(names, num_blocks, budget)
     wanted = requests(prompts, 16)
 
     found = {}
