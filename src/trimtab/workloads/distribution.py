@@ -1,0 +1,84 @@
+"""Latencies of a load: mean and percentiles, each with what its samples can show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.workloads.statistics import Estimate, effective_samples, finite, percentile
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Of pooled samples, seconds; not-a-number without any."""
+
+    count: int
+    mean: float
+    deviation: float  # standard deviation
+    least: float
+    greatest: float
+    percentiles: dict[str, Estimate]  # of QUANTILES
+
+    def is_claimed(self, name: str) -> bool:
+        """Whether there are enough samples to bound the percentile from above: 368 independent ones
+        for p99. Without, its value is what was seen and says little of the next load."""
+        return math.isfinite(self.percentiles[name].high)
+
+    @property
+    def has_weak_percentile(self) -> bool:
+        return self.count > 0 and not all(self.is_claimed(name) for name in self.percentiles)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "count": self.count,
+            "mean": finite(self.mean),
+            "deviation": finite(self.deviation),
+            "min": finite(self.least),
+            "max": finite(self.greatest),
+            **{
+                name: {**estimate.as_json(), "claimed": self.is_claimed(name)}
+                for name, estimate in self.percentiles.items()
+            },
+        }
+
+    def row(self) -> str:
+        """mean, p50, p95, p99 in milliseconds; `~` before a percentile that is not claimed."""
+        if not self.count:
+            return f"{'-':>10}" * 4
+        cells = [f"{1e3 * self.mean:.4g}"]
+        for name in ("p50", "p95", "p99"):
+            mark = "" if self.is_claimed(name) else "~"
+            cells.append(f"{mark}{1e3 * self.percentiles[name].value:.4g}")
+        return "".join(f"{cell:>10}" for cell in cells)
+
+
+def distribution(groups: Iterable[Iterable[float]]) -> Distribution:
+    """Of the samples of all groups; not-a-number is left out. Samples of one group (the gaps of a
+    request) may be alike: intervals are as wide as that makes them."""
+    kept = [[value for value in group if not math.isnan(value)] for group in groups]
+    kept = [group for group in kept if group]
+    ordered = sorted(value for group in kept for value in group)
+    count = len(ordered)
+    mean = math.fsum(ordered) / count if count else math.nan
+    square = math.fsum((value - mean) ** 2 for value in ordered) / (count - 1) if count > 1 else 0.0
+    sizes = [len(group) for group in kept]
+    percentiles = {}
+    for name, quantile in QUANTILES.items():
+        effective: float = count
+        if count > len(kept):
+            value = percentile(ordered, quantile).value
+            below = [sum(sample <= value for sample in group) for group in kept]
+            effective = effective_samples(below, sizes)
+        percentiles[name] = percentile(ordered, quantile, effective)
+    return Distribution(
+        count=count,
+        mean=mean,
+        deviation=math.sqrt(square) if count else math.nan,
+        least=ordered[0] if count else math.nan,
+        greatest=ordered[-1] if count else math.nan,
+        percentiles=percentiles,
+    )

@@ -1,0 +1,213 @@
+"""`make_workload`: a preset's name or a file becomes a reproducible stream of requests."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import UserError
+from trimtab.workloads.arrivals import Arrivals
+from trimtab.workloads.lengths import quantiles
+from trimtab.workloads.presets import PRESETS, shape_for
+from trimtab.workloads.requests import PlannedRequest, Workload
+from trimtab.workloads.sessions import Turn, conversation_length, fit, plan
+
+DEFAULT_DURATION = 60.0  # seconds of an open loop
+DEFAULT_COUNT = 100  # requests of a closed loop, at least; and ten for each that runs at once
+MAX_REQUESTS = 5_000_000
+
+
+@dataclass(frozen=True)
+class Load:
+    """How the requests are offered; checked."""
+
+    rate: float | None
+    concurrency: int | None
+    duration: float | None
+    count: int | None
+    burstiness: float | None
+
+
+def make_workload(
+    source: str,
+    *,
+    rate: float | None = None,
+    concurrency: int | None = None,
+    duration: float | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    max_context: int = 0,
+    scale: float = 1.0,
+    burstiness: float | None = None,
+) -> Workload:
+    """The requests of `source` (a name of `PRESETS`, or a file: users' JSON lines, an Azure CSV
+    trace, a Mooncake JSON-lines trace), the same for the same arguments.
+
+    rate: requests a second, those of later turns included, that are offered over the whole load
+    (open loop): sessions start at this rate divided by their mean number of turns. concurrency:
+    sessions that run at once (closed loop). One of them, but for `batch` (without: all at once) and
+    files with times (without: at their own).
+    duration: seconds in which sessions start (60 unless `count` says otherwise). count: requests.
+    max_context: tokens that a conversation, prompts and answers, may have (0: any). Lengths are
+    scaled down until 99 % of conversations fit and the others cut, which `description` tells.
+    scale: of all lengths but those of users' own texts. burstiness: coefficient of variation of
+    the inter-arrival times instead of the preset's arrivals: 0 constant, 1 Poisson, above 1 bursts.
+    Raises UserError for what cannot be made, with file and line.
+    """
+    load = _checked(rate, concurrency, duration, count, burstiness)
+    if not (scale > 0 and math.isfinite(scale)):
+        raise UserError(f"scale must be a number above 0, not {scale:g}")
+    if max_context < 0 or 0 < max_context < 16:
+        raise UserError(f"a context of {max_context} tokens is too short for a workload")
+    if seed < 0:
+        raise UserError(f"seed must be 0 or more, not {seed}")
+    if source in PRESETS:
+        return _from_preset(source, load, seed, max_context, scale)
+    raise UserError(f"workload {source!r}: use one of {', '.join(PRESETS)}")
+
+
+def _checked(
+    rate: float | None,
+    concurrency: int | None,
+    duration: float | None,
+    count: int | None,
+    burstiness: float | None,
+) -> Load:
+    for name, value in (("rate", rate), ("duration", duration)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{name} must be a number above 0, not {value:g}")
+    for name, number in (("concurrency", concurrency), ("count", count)):
+        if number is not None and number < 1:
+            raise UserError(f"{name} must be at least 1, not {number}")
+    if rate is not None and concurrency is not None:
+        raise UserError(
+            "give a rate (open loop) or a concurrency (closed loop), not both: a load that waits "
+            "for answers has no rate of its own"
+        )
+    if burstiness is not None and not 0 <= burstiness <= 100:
+        raise UserError(
+            f"burstiness is a coefficient of variation, 0 to 100 (1: Poisson), not {burstiness:g}"
+        )
+    if concurrency is not None and burstiness is not None:
+        raise UserError("burstiness is of an open loop: give a rate with it, not a concurrency")
+    if concurrency is not None and duration is not None:
+        raise UserError(
+            "a closed loop (concurrency) lasts as long as the server takes: give a count of "
+            "requests instead of a duration"
+        )
+    if rate is not None and count is not None and duration is not None:
+        raise UserError("rate and count make the duration: leave one of the three out")
+    if rate is not None and duration is not None and rate * duration > MAX_REQUESTS:
+        raise UserError(f"{rate:g} requests/s for {duration:g} s are more than {MAX_REQUESTS:,}")
+    if count is not None and count > MAX_REQUESTS:
+        raise UserError(f"{count:,} requests are more than {MAX_REQUESTS:,}")
+    return Load(rate, concurrency, duration, count, burstiness)
+
+
+def number_of_requests(load: Load) -> int:
+    """How many requests, turns included."""
+    if load.count is not None:
+        return load.count
+    if load.rate is not None:
+        return max(1, round(load.rate * (load.duration or DEFAULT_DURATION)))
+    return max(DEFAULT_COUNT, 10 * (load.concurrency or 0))
+
+
+def _from_preset(name: str, load: Load, seed: int, max_context: int, scale: float) -> Workload:
+    preset = PRESETS[name]
+    if load.rate is None and load.concurrency is None and name != "batch":
+        raise UserError(
+            f"workload {name!r} needs a rate (requests a second) or a concurrency (at once)"
+        )
+    shape = shape_for(preset, scale, max_context)
+    # Lengths do not depend on the rate, so that two rates are tried with the same requests.
+    rng = random_numbers(seed, name, "lengths")
+    prefix = f"{name}/{seed}"
+    drawn = (preset.session(rng, shape, prefix, number) for number in itertools.count())
+    sessions, num_cut = fitting(drawn, number_of_requests(load), max_context)
+    arrivals = preset.arrivals
+    description = {
+        "source": preset.sources(),
+        "scale": shape.lengths,
+        "turns_scale": shape.turns,
+        "max_context": max_context,
+        "cut": num_cut,
+    }
+    return offered(name, sessions, arrivals, load, seed, description)
+
+
+def random_numbers(seed: int, *purpose: str) -> np.random.Generator:
+    """A stream of its own for each purpose."""
+    return np.random.default_rng([seed, zlib.crc32("/".join(purpose).encode())])
+
+
+def fitting(
+    drawn: Iterable[Sequence[Turn]], count: int, max_context: int
+) -> tuple[list[list[Turn]], int]:
+    """Sessions cut to the context, until they have `count` turns (the last one ends there, and so
+    do `drawn` that end before), and how many were cut."""
+    sessions: list[list[Turn]] = []
+    num_cut, left = 0, count
+    for session in drawn:
+        kept = fit(session, max_context)
+        num_cut += conversation_length(kept) != conversation_length(session)
+        sessions.append(kept[:left])
+        left -= len(sessions[-1])
+        if left <= 0:
+            break
+    return sessions, num_cut
+
+
+def offered(
+    name: str,
+    sessions: Sequence[list[Turn]],
+    arrivals: Arrivals,
+    load: Load,
+    seed: int,
+    description: dict[str, Any],
+) -> Workload:
+    """Gives sessions their starts: at a rate, or all at 0 for a closed loop."""
+    if load.burstiness is not None:
+        arrivals = Arrivals("asked for", load.burstiness)
+    if load.rate is None:
+        starts = [0.0] * len(sessions)
+        description = {**description, "arrivals": "closed loop"}
+    else:
+        num_requests = sum(len(session) for session in sessions)
+        duration = num_requests / load.rate
+        starts = arrivals.times(random_numbers(seed, name, "arrivals"), len(sessions), duration)
+        description = {
+            **description,
+            "arrivals": arrivals.text,
+            "arrivals_source": arrivals.source,
+            "duration": duration,
+        }
+    requests = plan(zip(starts, sessions, strict=True))
+    concurrency = load.concurrency
+    if load.rate is None and concurrency is None:
+        concurrency = len(sessions)
+    return finished(name, requests, load.rate, concurrency, seed, description)
+
+
+def finished(
+    name: str,
+    requests: Sequence[PlannedRequest],
+    rate: float | None,
+    concurrency: int | None,
+    seed: int,
+    description: dict[str, Any],
+) -> Workload:
+    description = {
+        **description,
+        "requests": len(requests),
+        "sessions": sum(request.follows is None for request in requests),
+        "prompt_tokens": quantiles([request.num_prompt_tokens for request in requests]),
+        "output_tokens": quantiles([request.num_output_tokens for request in requests]),
+    }
+    return Workload(name, tuple(requests), rate, concurrency, seed, description)
