@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from engine_schedules import Answer
 from proposers import FREE, QUICK
@@ -125,6 +127,11 @@ def plain(prompts: list[list[int]]) -> dict[str, Answer]:
     return found
 
 
+def drafting_for(path: Path, num_blocks: int) -> DraftModel:
+    target_vocab = load_tokenizer(builtin.target_path()).vocab_size
+    return DraftModel(executor(path, num_blocks), target_vocab, QUICK)
+
+
 def proposers(names: str, target: CpuExecutor, num_blocks: int) -> list[Proposer]:
     made: list[Proposer] = []
     if "lookup" in names:
@@ -134,8 +141,9 @@ def proposers(names: str, target: CpuExecutor, num_blocks: int) -> list[Proposer
         target.set_feature_layers(head.spec.layer_ids)
         made.append(HeadsProposer(head, target.capacity.block_size, QUICK))
     if "draft" in names:
-        target_vocab = load_tokenizer(builtin.target_path()).vocab_size
-        made.append(DraftModel(executor(builtin.draft_path(), num_blocks), target_vocab, QUICK))
+        made.append(drafting_for(builtin.draft_path(), num_blocks))
+    if "itself" in names:
+        made.append(drafting_for(builtin.target_path(), num_blocks))
     return made
 
 
@@ -168,4 +176,21 @@ def test_drafts_change_no_bit(
     assert stats.speculation.num_accepted > 0
     assert stats.speculation.num_accepted < stats.speculation.num_drafted
     assert (stats.num_preemptions > 0) == (num_blocks < NUM_BLOCKS)
+    drafting.close()
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_model_that_drafts_for_itself_is_always_right(
+    batch: int, prompts: list[list[int]], plain: dict[str, Answer]
+) -> None:
+    """Whatever the sampling parameters, and whoever else is drafted for."""
+    drafting = engine("itself", NUM_BLOCKS, 512)
+    wanted = requests(prompts, 16)
+    found = {}
+    for start in range(0, len(wanted), batch):
+        found |= answers(drafting, wanted[start : start + batch])
+    assert found == plain
+    speculation = drafting.stats().speculation
+    assert speculation is not None
+    assert speculation.num_accepted == speculation.num_drafted > 100
     drafting.close()

@@ -325,6 +325,11 @@ def _output_ids(chooser: Chooser) -> array[int]:
     return request.token_ids[request.num_prompt_tokens :] + array("i", chooser.drafted_ids)
 
 
+def is_settled(request: Request) -> bool:
+    """Whether its rows of a SamplingBatch are alike at all positions, but for the position."""
+    return request.grammar is None and not _has_bans(request) and not _has_penalties(request)
+
+
 def _has_bans(request: Request) -> bool:
     """Whether `banned_ids` may hold anything."""
     return bool(request.params.min_tokens or request.params.banned_sequences)

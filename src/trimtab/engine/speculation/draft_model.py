@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import exp
 
 import numpy as np
 
-from trimtab.engine.batch import BatchBuilder, Chooser
+from trimtab.engine.batch import BatchBuilder, Chooser, is_settled
 from trimtab.engine.block_pool import BlockPool
 from trimtab.engine.request import Request
 from trimtab.engine.scheduler import Chunk
 from trimtab.engine.speculation.costs import StepCosts
 from trimtab.engine.speculation.draft import NUM_CONFIDENCES, Draft
-from trimtab.engine.speculation.steps import Rows, greedy_sampling, rows_batch
+from trimtab.engine.speculation.steps import Rows, greedy_sampling, next_batch, rows_batch
 from trimtab.executors.base import Executor, Int32Array, SamplingBatch, StepBatch, StepResult
 
 OVERHEAD_SECONDS = 100e-6  # of a step, around the executor
@@ -69,21 +70,34 @@ class DraftModel:
         live = [draft for draft in drafts if self._can_follow(draft)]
         rows = self._catch_up(live)
         live = [draft for draft in live if draft.request.request_id in rows]
-        batch_rows = [rows[draft.request.request_id] for draft in live]
-        while live:
-            tokens, probabilities = self._run(live, batch_rows)
+        if not live:
+            return
+        batch = self._batch(live, [rows[draft.request.request_id] for draft in live])
+        settled = not self._is_same_vocab or all(is_settled(d.request) for d in live)
+        while True:
+            result = self._executor.execute(batch)
             going_on: list[Draft] = []
-            batch_rows = []
-            for draft, token, probability in zip(live, tokens, probabilities, strict=True):
-                state = self._states[draft.request.request_id]
+            tokens: list[int] = []
+            for draft, token, logprob in zip(
+                live, result.tokens.tolist(), result.logprobs.tolist(), strict=True
+            ):
                 if not 0 <= token < self._vocab_size:
                     continue
-                confidence = min(int(probability * NUM_CONFIDENCES), NUM_CONFIDENCES - 1)
+                confidence = min(int(exp(logprob) * NUM_CONFIDENCES), NUM_CONFIDENCES - 1)
                 position = draft.request.num_tokens + len(draft)
                 if draft.add(token, confidence) and position + 1 < self._max_context:
                     going_on.append(draft)
-                    batch_rows.append((position, [token]))
-                    state.guessed.append(token)
+                    tokens.append(token)
+                    self._states[draft.request.request_id].guessed.append(token)
+            if not going_on:
+                return
+            if settled and len(going_on) == len(live):
+                batch = next_batch(batch, tokens)
+            else:
+                ends = [draft.request.num_tokens + len(draft) - 1 for draft in going_on]
+                batch = self._batch(
+                    going_on, [(end, [token]) for end, token in zip(ends, tokens, strict=True)]
+                )
             live = going_on
 
     def observe(self, chunks: Sequence[Chunk], result: StepResult) -> None:
@@ -154,19 +168,14 @@ class DraftModel:
             block_id = request.block_ids[index]
             self._uses[block_id] = self._pool.uses(block_id)
 
-    def _run(
-        self, drafts: Sequence[Draft], rows: Sequence[tuple[int, list[int]]]
-    ) -> tuple[list[int], list[float]]:
-        """Compute these rows; what is chosen behind each draft, and its probability."""
+    def _batch(self, drafts: Sequence[Draft], rows: Sequence[tuple[int, list[int]]]) -> StepBatch:
+        """These rows, (position, tokens) of each draft; something is chosen behind each."""
         choosers = [Chooser(draft.request, draft, len(draft)) for draft in drafts]
         positions = np.array([start + len(tokens) for start, tokens in rows], np.int32)
-        sampling = self._sampling(choosers, positions)
         parts = [(d, start, tokens) for d, (start, tokens) in zip(drafts, rows, strict=True)]
         lengths = [len(tokens) for _, tokens in rows]
-        result = self._executor.execute(
-            _batch(parts, sampling, np.cumsum(lengths, dtype=np.int32) - np.int32(1))
-        )
-        return result.tokens.tolist(), np.exp(result.logprobs).tolist()
+        last_rows = np.cumsum(lengths, dtype=np.int32) - np.int32(1)
+        return _batch(parts, self._sampling(choosers, positions), last_rows)
 
     def _sampling(self, choosers: Sequence[Chooser], positions: Int32Array) -> SamplingBatch:
         count = len(choosers)

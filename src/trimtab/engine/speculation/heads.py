@@ -18,17 +18,18 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import exp
 from typing import Protocol, cast
 
 import numpy as np
 
-from trimtab.engine.batch import BatchBuilder, Chooser
+from trimtab.engine.batch import BatchBuilder, Chooser, is_settled
 from trimtab.engine.block_pool import BlockPool
 from trimtab.engine.request import Request, RequestState
 from trimtab.engine.scheduler import Chunk
 from trimtab.engine.speculation.costs import StepCosts, measure_costs
 from trimtab.engine.speculation.draft import Draft
-from trimtab.engine.speculation.steps import Rows, greedy_sampling, rows_batch
+from trimtab.engine.speculation.steps import Rows, greedy_sampling, next_batch, rows_batch
 from trimtab.executors.base import (
     Executor,
     Float32Array,
@@ -112,23 +113,35 @@ class HeadsProposer:
 
     def propose(self, drafts: Sequence[Draft]) -> None:
         live, rows, inputs = self._catch_up(drafts)
-        while live:
-            result, last_rows = self._run(live, rows, inputs)
-            probabilities = np.exp(result.logprobs).tolist()
+        if not live:
+            return
+        batch = self._chosen_batch(live, rows)
+        settled = all(is_settled(draft.request) for draft in live)
+        while True:
+            result = self._head.execute(batch, inputs)
             going_on: list[Draft] = []
-            next_rows: list[_Rows] = []
-            kept = []
-            for index, (draft, token) in enumerate(zip(live, result.tokens.tolist(), strict=True)):
-                if token < 0 or not draft.add(token, bisect_right(CLASSES, probabilities[index])):
-                    continue
-                one = rows[index]
-                position = one.position + len(one.token_ids)
-                going_on.append(draft)
-                next_rows.append(_Rows(one.state, position, [token]))
-                kept.append(last_rows[index])
-            live, rows = going_on, next_rows
+            kept: list[int] = []  # of `live`
+            for index, (draft, token, logprob) in enumerate(
+                zip(live, result.tokens.tolist(), result.logprobs.tolist(), strict=True)
+            ):
+                if token >= 0 and draft.add(token, bisect_right(CLASSES, exp(logprob))):
+                    going_on.append(draft)
+                    kept.append(index)
+            if not going_on:
+                return
             assert result.features is not None
-            inputs = result.features[kept]
+            inputs = result.features[batch.logit_rows[kept]]
+            if settled and len(going_on) == len(live):
+                batch = next_batch(batch, [draft.token_ids[-1] for draft in going_on])
+                live = going_on
+                continue
+            states = [self._states[draft.request] for draft in going_on]
+            # The row of a draft's last token lies before it.
+            rows = [
+                _Rows(state, draft.request.num_tokens + len(draft) - 2, draft.token_ids[-1:])
+                for state, draft in zip(states, going_on, strict=True)
+            ]
+            live, batch = going_on, self._chosen_batch(going_on, rows)
 
     def observe(self, chunks: Sequence[Chunk], result: StepResult) -> None:
         if result.features is None:
@@ -247,10 +260,8 @@ class HeadsProposer:
             block_id = request.block_ids[index]
             self._uses[block_id] = self._pool.uses(block_id)
 
-    def _run(
-        self, drafts: Sequence[Draft], rows: Sequence[_Rows], inputs: Float32Array
-    ) -> tuple[StepResult, list[int]]:
-        """Compute these rows; what is chosen behind each draft. And the last row of each."""
+    def _chosen_batch(self, drafts: Sequence[Draft], rows: Sequence[_Rows]) -> StepBatch:
+        """These rows; something is chosen behind the last of each draft."""
         choosers = [Chooser(draft.request, draft, len(draft)) for draft in drafts]
         last_rows = np.cumsum([len(one.token_ids) for one in rows], dtype=np.int32) - np.int32(1)
         chosen = [draft.request.num_tokens + len(draft) for draft in drafts]
@@ -258,7 +269,7 @@ class HeadsProposer:
         sampling.num_logprobs = np.zeros(len(drafts), np.int32)
         batch = self._batch(rows, sampling, last_rows)
         batch.features = True
-        return self._head.execute(batch, inputs), last_rows.tolist()
+        return batch
 
     def _batch(
         self, rows: Iterable[_Rows], sampling: SamplingBatch, logit_rows: Int32Array

@@ -10,6 +10,8 @@ import numpy as np
 
 from trimtab.executors.base import Int32Array, SamplingBatch, StepBatch
 
+_ONE = np.array(1, np.int32)
+
 
 class Rows(NamedTuple):
     """Of one sequence: tokens at consecutive positions, and its block table."""
@@ -40,6 +42,32 @@ def rows_batch(
         block_ids=np.asarray(block_ids),
         logit_rows=logit_rows,
         sampling=sampling,
+    )
+
+
+def next_batch(batch: StepBatch, token_ids: Sequence[int]) -> StepBatch:
+    """The step behind `batch` of the same sequences, each with the one token that goes on from its
+    last row. The block tables of `batch` must reach that far, and its sampling must have one row
+    for each sequence, of a request that `is_settled`."""
+    count = len(token_ids)
+    positions, seq_starts, logit_rows = batch.positions, batch.seq_starts, batch.logit_rows
+    if len(positions) != count:
+        positions = positions[logit_rows]
+        seq_starts, logit_rows = (
+            np.arange(count + 1, dtype=np.int32),
+            np.arange(count, dtype=np.int32),
+        )
+    sampling = {name: getattr(batch.sampling, name) for name in SamplingBatch.__slots__}
+    sampling["positions"] = batch.sampling.positions + _ONE
+    return StepBatch(
+        token_ids=np.array(token_ids, np.int32),
+        positions=positions + _ONE,
+        seq_starts=seq_starts,
+        block_starts=batch.block_starts,
+        block_ids=batch.block_ids,
+        logit_rows=logit_rows,
+        sampling=SamplingBatch(**sampling),
+        features=batch.features,
     )
 
 
