@@ -4,24 +4,33 @@
     python benchmarks/speculation.py /tmp/inflated-600m --heads /tmp/inflated-600m/heads
 
 The same prompts with each proposer, with all of them and with none, interleaved, medians of the
-rounds. Held-out code one by one and sixteen at a time, and edits, whose answer the prompt contains
-for the most part; and what a step costs with so many rows of one sequence.
+rounds: held-out code, one by one and sixteen at a time; and what a step costs with so many rows of
+one sequence.
+
+With --editor, edits by lookup as well: functions of the held-out code to write down again with one
+name replaced, so that the prompt contains nearly all of the answer. The built-in model copies next
+to nothing; the editor is the same model after a lesson in copying (tools/builtin_model/
+train_edits.py), inflated likewise:
+
+    python benchmarks/make_model.py --inflate DIR/editor --parameters 600M --out /tmp/editor-600m
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from speculation_prompts import code_prompts, edit_prompts
+from speculation_prompts import code_prompts, rename_prompts
 from trimtab import LLM
 from trimtab.bench.machine import cpu_name
 from trimtab.bench.speculation import SpeculationPlan, measure_speculation
@@ -38,6 +47,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--draft", type=Path, default=draft_path())
     parser.add_argument("--heads", type=Path)
+    parser.add_argument("--editor", type=Path, help="a model that edits, for that workload")
     parser.add_argument("--weights", default="int8")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--output-tokens", type=int, default=96)
@@ -48,27 +58,45 @@ def main() -> None:
     settings: dict[str, Any] = {"speculative": "lookup+draft", "draft_model": str(args.draft)}
     if args.heads is not None:
         settings |= {"speculative": "lookup+heads+draft", "draft_heads": str(args.heads)}
+    load = os.getloadavg()[0]  # what else the machine did, before and after
     with LLM(str(args.model), weights=args.weights, prefix_cache=False, **settings) as llm:
         found: dict[str, Any] = {
             "cpu": cpu_name(),
             "plan": llm.engine.info.executor,
             "rows": row_costs(llm, 4 * args.rounds),
         }
-        for name, prompts, streams in (
-            ("code", code_prompts(args.prompts), (1, 16)),
-            ("edit", edit_prompts(args.prompts), (1,)),
-        ):
-            with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
-                file.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-                file.flush()
-                plan = SpeculationPlan(
-                    streams, args.rounds, args.output_tokens, args.temperature, Path(file.name)
-                )
-                report = measure_speculation(llm, str(args.model), plan, progress)
-            print(f"\n{name}:", *report.lines()[1:], sep="\n", flush=True)
-            found[name] = report.as_json() | {"workload": name, "model": args.model.name}
+        code = [{"prompt": prompt} for prompt in code_prompts(args.prompts)]
+        found["code"] = measure(llm, args, args.model, "held-out code", code, (1, 16))
+    if args.editor is not None:
+        settings = {"speculative": "lookup", "prefix_cache": False}
+        with LLM(str(args.editor), weights=args.weights, **settings) as llm:
+            edits = [
+                {"messages": [{"role": "user", "content": prompt}]}
+                for prompt in rename_prompts(args.prompts)
+            ]
+            found["edit"] = measure(llm, args, args.editor, "edits", edits, (1,))
+    found["load"] = [load, os.getloadavg()[0]]
     if args.json is not None:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def measure(
+    llm: LLM,
+    args: argparse.Namespace,
+    model: Path,
+    workload: str,
+    prompts: Sequence[dict[str, Any]],
+    streams: tuple[int, ...],
+) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        file.writelines(json.dumps(prompt) + "\n" for prompt in prompts)
+        file.flush()
+        plan = SpeculationPlan(
+            streams, args.rounds, args.output_tokens, args.temperature, Path(file.name)
+        )
+        report = measure_speculation(llm, str(model), plan, progress)
+    print(f"\n{model.name}, {workload}:", *report.lines()[1:], sep="\n", flush=True)
+    return report.as_json() | {"workload": workload, "model": model.name}
 
 
 def progress(text: str) -> None:

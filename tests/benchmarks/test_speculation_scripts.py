@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,19 @@ def test_edit_prompts_ask_for_what_they_contain(acceptance: ModuleType) -> None:
         assert first.startswith("def ")
         assert second.splitlines()[1:] == first.splitlines()[1:]
         assert last.startswith(first[: first.index("(")] + "_3(")
+
+
+def test_renames_ask_for_a_name_that_is_there_and_one_that_is_not(acceptance: ModuleType) -> None:
+    prompts = importlib.import_module("speculation_prompts").rename_prompts(24)
+    text = heldout_path().read_text(encoding="utf-8")
+    assert len(set(prompts)) == 24
+    for prompt in prompts:
+        question, source = prompt.split(":\n", 1)
+        _, old, _, new = question.split(" ")
+        assert source.splitlines()[-1].strip() in text
+        assert source.startswith("def ")
+        assert re.search(rf"\b{old}\b", source)
+        assert not re.search(rf"\b{new}\b", source)
 
 
 def test_figures_of_a_known_answer(acceptance: ModuleType) -> None:

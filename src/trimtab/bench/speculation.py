@@ -40,6 +40,7 @@ class Way:
     name: str
     proposers: tuple[str, ...]
     seconds: list[float] = field(default_factory=list)
+    token_seconds: list[float] = field(default_factory=list)  # TPOT, over all requests of a round
     num_tokens: int = 0
     num_steps: int = 0
     drafted: list[int] = field(default_factory=list)
@@ -54,6 +55,8 @@ class SpeculationRow:
     low: float
     high: float
     gain: float  # median of the rounds' ratios to "off"
+    tpot_ms: float  # median of the rounds: from a request's first token to its last, for each
+    decode_gain: float  # as `gain`, of this time: what speculation gains where prompts are short
     tokens_per_step: float
     num_drafted: int
     num_accepted: int
@@ -93,15 +96,16 @@ class SpeculationReport:
             f"temperature {self.plan.temperature:g}, {self.plan.rounds} rounds, interleaved; "
             f"answers {'equal' if self.same_answers else 'DIFFER: please report this'}",
             "",
-            f"{'streams':>7}  {'':<14}{'tokens/s':>9} {'[low, high]':>18} {'gain':>6} "
-            f"{'tokens/step':>11}  accepted by position",
+            f"{'streams':>7}  {'':<18}{'tokens/s':>9} {'[low, high]':>18} {'gain':>6} "
+            f"{'TPOT, ms':>9} {'gain':>6} {'tokens/step':>11}  accepted by position",
         ]
         for row in self.rows:
             spread = f"[{row.low:.1f}, {row.high:.1f}]"
             rates = " ".join(f"{rate:.0%}" for rate in row.acceptance_by_position[:8])
             lines.append(
-                f"{row.streams:>7}  {row.way:<14}{row.tokens_per_s:>9.1f} {spread:>18} "
-                f"{row.gain:>5.2f}x {row.tokens_per_step:>11.2f}  {rates}"
+                f"{row.streams:>7}  {row.way:<18}{row.tokens_per_s:>9.1f} {spread:>18} "
+                f"{row.gain:>5.2f}x {row.tpot_ms:>9.2f} {row.decode_gain:>5.2f}x "
+                f"{row.tokens_per_step:>11.2f}  {rates}"
             )
         return lines
 
@@ -180,6 +184,7 @@ def _run(
     counts: bool,
 ) -> list[list[int]]:
     """All prompts, `streams` at a time; what was answered."""
+    from trimtab.engine.client import EngineRequest
     from trimtab.engine.sampling_params import SamplingParams
 
     engine = llm.engine
@@ -190,15 +195,25 @@ def _run(
         max_tokens=plan.output_tokens, temperature=plan.temperature, seed=0, ignore_eos=True
     )
     before, stats_before = engine.stats().num_steps, speculator.stats()
-    answers: list[list[int]] = []
+    answers: list[list[int]] = [[] for _ in prompts]
+    decode_seconds = 0.0
     start = time.perf_counter()
     for first in range(0, len(prompts), streams):
-        batch = list(prompts[first : first + streams])
-        answers += [result.outputs[0].token_ids for result in llm.generate(batch, params)]
+        for index in range(first, min(first + streams, len(prompts))):
+            engine.add_request(EngineRequest(str(index), prompts[index], params))
+        while engine.num_live_requests:
+            for output in engine.step():
+                answers[int(output.request_id)] += output.token_ids
+                if output.error is not None:
+                    raise UserError(f"prompt {output.request_id}: {output.error}")
+                timeline = output.timeline
+                if output.finish_reason is not None and timeline is not None:
+                    decode_seconds += timeline.total - (timeline.first_token or timeline.total)
     seconds = time.perf_counter() - start
     if counts:
         way.seconds.append(seconds)
         way.num_tokens = sum(map(len, answers))
+        way.token_seconds.append(decode_seconds / max(1, way.num_tokens - len(prompts)))
         way.num_steps += engine.stats().num_steps - before
         _add(way, stats_before, speculator.stats())
     return answers
@@ -219,6 +234,9 @@ def _rows(ways: Sequence[Way], streams: int) -> list[SpeculationRow]:
     for way in ways:
         rates = [way.num_tokens / seconds for seconds in way.seconds]
         ratios = [plain / own for plain, own in zip(off.seconds, way.seconds, strict=True)]
+        decode_ratios = [
+            plain / own for plain, own in zip(off.token_seconds, way.token_seconds, strict=True)
+        ]
         by_position = [a / d for a, d in zip(way.accepted, way.drafted, strict=True) if d]
         rows.append(
             SpeculationRow(
@@ -228,6 +246,8 @@ def _rows(ways: Sequence[Way], streams: int) -> list[SpeculationRow]:
                 low=min(rates),
                 high=max(rates),
                 gain=statistics.median(ratios),
+                tpot_ms=statistics.median(way.token_seconds) * 1e3,
+                decode_gain=statistics.median(decode_ratios),
                 tokens_per_step=way.num_tokens * len(way.seconds) / max(1, way.num_steps),
                 num_drafted=sum(way.drafted),
                 num_accepted=sum(way.accepted),
