@@ -19,6 +19,7 @@ from trimtab.workloads.statistics import (
     share_estimate,
 )
 
+_BATCHES = 20  # of requests in a row
 _FARTHEST = math.log(1000)  # a margin beyond it says no more: the objective is missed by far
 
 
@@ -107,13 +108,18 @@ class SloResult:
 def evaluate(
     terms: Sequence[Term], target: float | None, records: Sequence[RequestRecord]
 ) -> SloResult:
-    counted = [record for record in records if not record.cut]
-    results = tuple(evaluate_term(term, counted) for term in terms)
-    good = sum(
-        record.is_complete and all(term.met_by(record) for term in terms) for record in counted
+    counted = sorted(
+        (record for record in records if not record.cut), key=lambda record: record.scheduled
     )
-    count = len(counted)
-    bound = share_at_least(good, count)
+    results = tuple(evaluate_term(term, counted) for term in terms)
+    goods = [
+        float(record.is_complete and all(term.met_by(record) for term in terms))
+        for record in counted
+    ]
+    good, count = sum(goods), len(counted)
+    effective = worth(goods, [1.0] * count)
+    weight = effective / count if count else 0.0
+    bound = share_at_least(good * weight, effective)
     if target is None:
         met = all(result.met for result in results)
         proven = all(result.proven for result in results)
@@ -123,10 +129,10 @@ def evaluate(
         met = count > 0 and good >= math.ceil(target * count - 1e-9)
         proven = met and bound >= target
         ratios = sorted(max(_own_ratio(term, record) for term in terms) for record in counted)
-        margin, margin_error = _margin_of(ratios, target)
+        margin, margin_error = _margin_of(ratios, target, effective)
     return SloResult(
         terms=results,
-        attainment=share_estimate(good, count),
+        attainment=share_estimate(good * weight, effective),
         bound=bound,
         target=target,
         num_requests=count,
@@ -138,8 +144,21 @@ def evaluate(
     )
 
 
+def worth(below: Sequence[float], sizes: Sequence[float]) -> float:
+    """How many independent samples those of requests, in the order of their schedule, are worth:
+    the gaps of a request are alike, and so are requests that waited in one queue. The smaller of
+    what requests and what batches of them in a row tell (Law and Carson, Operations Research 27,
+    1979: batch means)."""
+    starts = range(0, len(sizes), max(1, math.ceil(len(sizes) / _BATCHES)))
+    step = starts.step
+    batches = [math.fsum(below[start : start + step]) for start in starts]
+    totals = [math.fsum(sizes[start : start + step]) for start in starts]
+    return min(effective_samples(below, sizes), effective_samples(batches, totals))
+
+
 def evaluate_term(term: Term, counted: Sequence[RequestRecord]) -> TermResult:
-    """Without a sample a term is not met: nothing shows that it is."""
+    """Of records in the order of their schedule. Without a sample a term is not met: nothing shows
+    that it is."""
     groups = [term.samples(record) for record in counted]
     if term.is_pooled:
         groups = _weigh_errors(groups, counted)
@@ -155,7 +174,7 @@ def evaluate_term(term: Term, counted: Sequence[RequestRecord]) -> TermResult:
     if not count:
         nothing = (NAN, 0.0, NAN, limit, False, False)
         return TermResult(term, 0, *nothing, _needed(term), -_FARTHEST, _FARTHEST)
-    effective = effective_samples(below, sizes) if term.is_pooled else count
+    effective = worth(below, sizes)
     attained = sum(below) / count
     bound = share_at_least(attained * effective, effective)
     ratios = sorted(
