@@ -193,9 +193,14 @@ def pool_runs(
     def mean(name: str) -> float:
         return math.fsum(getattr(one, name) * one.window.length for one in summaries) / end
 
-    names = ("achieved_rate", "output_tokens_per_second", "prompt_tokens_per_second",
-             "cached_tokens_per_second", "mean_concurrency")  # fmt: skip
-    pooled = replace(pooled, **{name: mean(name) for name in names})
+    pooled = replace(
+        pooled,
+        achieved_rate=mean("achieved_rate"),
+        output_tokens_per_second=mean("output_tokens_per_second"),
+        prompt_tokens_per_second=mean("prompt_tokens_per_second"),
+        cached_tokens_per_second=mean("cached_tokens_per_second"),
+        mean_concurrency=mean("mean_concurrency"),
+    )
     littles = pooled.achieved_rate * pooled.latencies["e2e"].mean
     steady = all(one.window.is_steady for one in summaries)
     window = replace(pooled.window, is_steady=steady)

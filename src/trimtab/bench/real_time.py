@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def real_time_priority() -> Iterator[bool]:
-    """SCHED_RR at the lowest real-time priority for the calling thread, which runs the loop; children
-    do not inherit it. False, and no change, where that is not allowed or not known."""
+    """SCHED_RR at the lowest real-time priority for the calling thread, which runs the loop; its
+    children do not inherit it. False, and no change, where that is not allowed or not known."""
     if not hasattr(os, "SCHED_RR") or not hasattr(os, "SCHED_RESET_ON_FORK"):
         yield False
         return
