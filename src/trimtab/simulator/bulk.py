@@ -74,7 +74,7 @@ def apply(
     running: Sequence[Request],
     answers: Sequence[Sequence[int]],
     steps: int,
-) -> list[int]:
+) -> Float64Array:
     """What `steps` steps leave behind, the tokens of `answers` appended; blocks in use in each."""
     size = kv_cache.block_size
     known = [request.num_tokens for request in running]
@@ -85,9 +85,8 @@ def apply(
         first = -known[place] % size
         events += [(step, True, place) for step in range(first, steps, size)]
     events.sort()
-    used = [kv_cache.pool.num_blocks - kv_cache.num_free_blocks] * steps
-    taken = 0
-    added = [0] * steps
+    used = kv_cache.pool.num_blocks - kv_cache.num_free_blocks
+    added = np.zeros(steps)
     for step, publishes, place in events:
         request = running[place]
         _extend(request, answers[place], known[place] + step)
@@ -98,13 +97,10 @@ def apply(
             if not kv_cache.grow(request):
                 raise RuntimeError("a block that was counted on is not there")
             added[step] += 1
-    for step in range(steps):
-        taken += added[step]
-        used[step] += taken
     for place, request in enumerate(running):
         _extend(request, answers[place], known[place] + steps)
         request.num_computed_tokens = known[place] + steps - 1
-    return used
+    return used + np.cumsum(added)
 
 
 def _extend(request: Request, answer: Sequence[int], num_tokens: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from trimtab.simulator.nnls import Float64Array
+
 MAX_POINTS = 1024
 
 
@@ -49,6 +51,20 @@ class Occupancy:
             if len(self.series) > MAX_POINTS:
                 self.series = self.series[::2]
                 self._interval = 2 * self._interval or start / MAX_POINTS
+
+    def add_steps(
+        self,
+        starts: Float64Array,
+        seconds: Float64Array,
+        running: int,
+        waiting: int,
+        blocks: Float64Array,
+    ) -> None:
+        """Steps in a row [n], between which nothing but the blocks in use changes."""
+        total = float(seconds.sum())
+        self._blocks += float(seconds @ blocks) - blocks[0] * total
+        self.add(float(starts[0]), total, running, waiting, int(blocks[0]))
+        self.peak_blocks = max(self.peak_blocks, int(blocks.max()))
 
     @property
     def busy_share(self) -> float:

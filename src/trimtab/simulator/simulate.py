@@ -267,10 +267,7 @@ class _Run:
             record.token_counts.extend(ones)
         waiting = self.scheduler.num_waiting
         occupancy = self.occupancy
-        for start, length, blocks in zip(
-            starts.tolist(), seconds[:steps].tolist(), used, strict=True
-        ):
-            occupancy.add(start, length, count, waiting, blocks)
+        occupancy.add_steps(starts, seconds[:steps], count, waiting, used)
         occupancy.num_steps += steps
         occupancy.num_bulk_steps += steps
         occupancy.num_step_tokens += steps * count

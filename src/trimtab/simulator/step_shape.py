@@ -68,12 +68,17 @@ class Reach:
         """The shape of a plan, drafts included."""
         rows = sequences = logit_rows = 0
         attended = context = 0.0
+        is_full = self.is_full
         for chunk in chunks:
-            count = chunk.num_rows
+            start, count = chunk.start, chunk.num_rows
             first, last = logit_span(chunk)
             rows += count
             sequences += 1
             logit_rows += last - first
-            attended += self.attended(chunk.start, count)
-            context += self.context(chunk.start, count)
+            if is_full:  # by far the most frequent, and asked for each row of a simulation
+                attended += count * start + count * (count + 1) / 2
+                context += start + count
+            else:
+                attended += self.attended(start, count)
+                context += self.context(start, count)
         return StepShape(rows, sequences, attended, context, logit_rows)
