@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from trimtab import __version__, environment
-from trimtab.cli import bench, chat, evaluate, generate, inspect, quantize, serve
+from trimtab.cli import bench, chat, evaluate, generate, inspect, quantize, serve, simulate
 from trimtab.errors import TrimtabError, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
 app.command("eval")(evaluate.command)
 app.command("quantize")(quantize.command)
+app.command("simulate")(simulate.command)
 
 
 def _print_version(asked: bool) -> None:

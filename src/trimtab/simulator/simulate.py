@@ -34,6 +34,7 @@ from trimtab.workloads.records import RequestRecord
 from trimtab.workloads.requests import PlannedRequest, Workload
 
 QUEUE_FULL = "HTTP 429: too many requests are running or waiting"
+NOT_SENT = "not sent: the turn before it failed"
 TOO_LONG = "HTTP 400: prompt and completion are longer than the model's context or the KV cache"
 
 
@@ -154,13 +155,8 @@ class _Run:
             self._admit(scheduled, planned)
 
     def _admit(self, scheduled: float, planned: PlannedRequest) -> None:
-        record = RequestRecord(
-            planned.index,
-            scheduled,
-            sent=scheduled,
-            session=planned.session,
-            turn=self.turns[planned.index],
-        )
+        record = self._record(scheduled, planned)
+        record.sent = scheduled
         before = self.texts.pop(planned.follows, []) if planned.follows is not None else []
         prompt = prompt_ids(planned, before)
         record.num_prompt_tokens = len(prompt)
@@ -188,13 +184,20 @@ class _Run:
         self.lives[request] = _Live(planned, record, answer)
         self.inbox.append(request)
 
+    def _record(self, scheduled: float, planned: PlannedRequest) -> RequestRecord:
+        turn = self.turns[planned.index]
+        return RequestRecord(planned.index, scheduled, session=planned.session, turn=turn)
+
     def _refuse(self, planned: PlannedRequest, record: RequestRecord, error: str) -> None:
         overheads = self.server.overheads
         record.error = error
         record.ended = record.sent + overheads.request + overheads.delivery
         self.records.append(record)
         self.occupancy.num_refused += 1
-        self.timetable.ended(planned, record.ended, is_complete=False)
+        for scheduled, dropped in self.timetable.failed(planned, record.ended):
+            lost = self._record(scheduled, dropped)
+            lost.error = NOT_SENT
+            self.records.append(lost)
 
     def _step(self) -> None:
         """Plan, let time pass, commit."""
@@ -236,7 +239,7 @@ class _Run:
         self.records.append(record)
         if record.index in self.followed:
             self.texts[record.index] = request.token_ids.tolist()
-        self.timetable.ended(live.planned, delivered, is_complete=True)
+        self.timetable.ended(live.planned, delivered)
 
     def _steps(self) -> bool:
         """As many steps as are certain to be alike; False if that is none."""

@@ -32,7 +32,7 @@ Provenance = Literal["interpolated", "extrapolated", "guessed"]
 
 class StepSample(NamedTuple):
     shape: StepShape
-    seconds: float  # median of the rounds
+    seconds: float
     is_held_out: bool = False  # measured, but no part of the fit
 
 

@@ -45,13 +45,25 @@ class Timetable:
         time, _, planned = heapq.heappop(self._heap)
         return time, planned
 
-    def ended(self, planned: PlannedRequest, time: float, is_complete: bool) -> None:
-        """Its client knows at `time`. A session whose turn failed is over."""
-        followers = self._followers.pop(planned.index, []) if is_complete else []
+    def ended(self, planned: PlannedRequest, time: float) -> None:
+        """It is complete, and its client knows at `time`."""
+        followers = self._followers.pop(planned.index, [])
         for follower in followers:
             heapq.heappush(self._heap, (time + follower.at, follower.index, follower))
         if not followers:
             self._begin(time)
+
+    def failed(self, planned: PlannedRequest, time: float) -> list[tuple[float, PlannedRequest]]:
+        """Its session is over. The turns that are never sent, and when they would have been."""
+        dropped = []
+        last = [(time, planned)]
+        while last:
+            when, one = last.pop()
+            last += [(when + after.at, after) for after in self._followers.pop(one.index, [])]
+            if one is not planned:
+                dropped.append((when, one))
+        self._begin(time)
+        return dropped
 
     def _begin(self, time: float) -> None:
         if self._waiting:
