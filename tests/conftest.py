@@ -18,6 +18,7 @@ import sys
 
 # No test, and no process that a test starts, may touch the user's own cache.
 os.environ["TRIMTAB_PACKED_CACHE"] = "off"
+os.environ["TRIMTAB_OPTIMIZER_CACHE"] = "off"
 
 # Several processes run tests at once: threads of torch and numpy that spin for one another on cores
 # that are taken cost more than they bring.

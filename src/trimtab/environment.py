@@ -47,13 +47,23 @@ def packed_cache_directory() -> Path | None:
     By default `trimtab/packed` in `XDG_CACHE_HOME`, or in `~/.cache`. None: keep none. Raises
     ConfigError for a path that is not absolute.
     """
-    value = os.environ.get("TRIMTAB_PACKED_CACHE", "")
+    return _cache_directory("TRIMTAB_PACKED_CACHE", "packed")
+
+
+def optimizer_cache_directory() -> Path | None:
+    """`TRIMTAB_OPTIMIZER_CACHE`: where quantized checkpoints and what was measured of them are
+    kept, or `off`; see docs/plan.md. By default `trimtab/optimizer` beside the packed models."""
+    return _cache_directory("TRIMTAB_OPTIMIZER_CACHE", "optimizer")
+
+
+def _cache_directory(variable: str, name: str) -> Path | None:
+    value = os.environ.get(variable, "")
     if value == "off":
         return None
     if value:
         directory = Path(value).expanduser()
         if not directory.is_absolute():
-            raise ConfigError(f"TRIMTAB_PACKED_CACHE={value!r}: must be an absolute path, or off")
+            raise ConfigError(f"{variable}={value!r}: must be an absolute path, or off")
         return directory
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not base.is_absolute():  # the specification: such a value is to be ignored
@@ -61,21 +71,31 @@ def packed_cache_directory() -> Path | None:
         if not Path(home).is_absolute():
             return None
         base = Path(home) / ".cache"
-    return base / "trimtab" / "packed"
+    return base / "trimtab" / name
 
 
 DEFAULT_PACKED_CACHE_GIB = 32.0
+DEFAULT_OPTIMIZER_CACHE_GIB = 64.0
 
 
 def packed_cache_bytes() -> int:
     """`TRIMTAB_PACKED_CACHE_GIB`: the most that packed models may take on disk together."""
-    value = os.environ.get("TRIMTAB_PACKED_CACHE_GIB", "") or str(DEFAULT_PACKED_CACHE_GIB)
+    return _gib("TRIMTAB_PACKED_CACHE_GIB", DEFAULT_PACKED_CACHE_GIB)
+
+
+def optimizer_cache_bytes() -> int:
+    """`TRIMTAB_OPTIMIZER_CACHE_GIB`: the most that the optimizer's cache may take on disk."""
+    return _gib("TRIMTAB_OPTIMIZER_CACHE_GIB", DEFAULT_OPTIMIZER_CACHE_GIB)
+
+
+def _gib(variable: str, default: float) -> int:
+    value = os.environ.get(variable, "") or str(default)
     try:
         gib = float(value)
     except ValueError:
         gib = -1.0
     if not 0 <= gib < 1 << 30:
-        raise ConfigError(f"TRIMTAB_PACKED_CACHE_GIB={value!r}: must be a number of GiB, 0 or more")
+        raise ConfigError(f"{variable}={value!r}: must be a number of GiB, 0 or more")
     return int(gib * (1 << 30))
 
 

@@ -43,6 +43,18 @@ def with_config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def given_options(context: typer.Context, *configs: type[Any]) -> dict[str, Any]:
+    """The knobs of these configs that the user set, on the command line or by environment."""
+    names = [field.name for config in configs for field in dataclasses.fields(config)]
+    unset = ("DEFAULT", "DEFAULT_MAP")
+    found = {name: context.get_parameter_source(name) for name in names}
+    return {
+        name: context.params[name]
+        for name, source in found.items()
+        if source is not None and source.name not in unset
+    }
+
+
 def _options(config: type[Any]) -> list[inspect.Parameter]:
     hints = typing.get_type_hints(config)
     return [

@@ -1,4 +1,4 @@
-"""`trimtab serve`: an OpenAI-compatible server."""
+"""`trimtab serve`: an OpenAI-compatible server, of a model or of a plan."""
 
 from __future__ import annotations
 
@@ -6,27 +6,38 @@ import json
 import shlex
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from trimtab import environment
-from trimtab.cli.options import with_config_options
+from trimtab.cli.options import given_options, with_config_options
 from trimtab.config import ExecutorConfig, SchedulerConfig, ServerConfig
 
 if TYPE_CHECKING:
+    from trimtab.optimizer.serving import Prepared
     from trimtab.server.run import Announcement
 
 
 @with_config_options
 def command(
+    context: typer.Context,
     executor: ExecutorConfig,
     scheduler: SchedulerConfig,
     server: ServerConfig,
-    model: str = typer.Argument(help="builtin, a directory, a GGUF file or a Hugging Face id"),
+    model: str = typer.Argument(
+        help="builtin, a directory, a GGUF file, a Hugging Face id, or a plan.yaml"
+    ),
     as_json: bool = typer.Option(False, "--json", help="announce the server as one line of JSON"),
 ) -> None:
-    """Serve MODEL behind an OpenAI-compatible API."""
+    """Serve MODEL behind an OpenAI-compatible API.
+
+    A plan is served as it was measured. Of a model, what is not given is fitted to this machine.
+    """
+    from trimtab.optimizer.plan import is_plan_file
+    from trimtab.optimizer.serving import prepare_model, prepare_plan
     from trimtab.server.run import Serving, serve
 
     if server.api_key is None:
@@ -35,8 +46,19 @@ def command(
         server = replace(server, admin_key=environment.admin_key())
     if sys.stderr.isatty():
         print(f"loading {model} ...", file=sys.stderr)
-    print_announcement = _print_json if as_json else _print_lines
-    serve(Serving(model, executor, scheduler, server), print_announcement)
+    given = given_options(context, ExecutorConfig, SchedulerConfig)
+    if is_plan_file(model):
+        prepared = prepare_plan(Path(model).expanduser(), given, _print_progress)
+        if server.served_model_name is None:
+            server = replace(server, served_model_name=prepared.name)
+    else:
+        prepared = prepare_model(model, executor, scheduler, given)
+    announce = partial(_print_json if as_json else _print_lines, prepared)
+    serve(Serving(prepared.model, prepared.executor, prepared.scheduler, server), announce)
+
+
+def _print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _curl(announcement: Announcement) -> str:
@@ -59,9 +81,11 @@ def _curl(announcement: Announcement) -> str:
     )
 
 
-def _print_lines(announcement: Announcement) -> None:
+def _print_lines(prepared: Prepared, announcement: Announcement) -> None:
     info = announcement.engine
     print(f"model    {announcement.model.name}")
+    for line in prepared.lines:
+        print(f"         {line}")
     print(
         f"plan     {info.executor}; context {info.max_context} tokens,"
         f" KV cache {info.kv_capacity_tokens} tokens"
@@ -72,14 +96,15 @@ def _print_lines(announcement: Announcement) -> None:
     print(f"try it   {_curl(announcement)}", flush=True)
 
 
-def _print_json(announcement: Announcement) -> None:
+def _print_json(prepared: Prepared, announcement: Announcement) -> None:
     info = announcement.engine
-    document = {
+    document: dict[str, Any] = {
         "url": announcement.url,
         "model": announcement.model.name,
         "plan": info.executor,
         "max_context": info.max_context,
         "kv_capacity_tokens": info.kv_capacity_tokens,
         "curl": _curl(announcement),
+        "prepared": prepared.document,
     }
     print(json.dumps(document), flush=True)

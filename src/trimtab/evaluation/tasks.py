@@ -68,8 +68,9 @@ def read_tasks(path: Path) -> list[Task]:
     return tasks
 
 
-def task_quality(llm: LLM, tasks: Sequence[Task]) -> TaskQuality:
-    """Greedy answers to all tasks, batched. Raises RequestError for a prompt that is too long."""
+def answers_right(llm: LLM, tasks: Sequence[Task]) -> list[bool]:
+    """Whether each greedy answer is the right one, all batched. Raises RequestError for a prompt
+    that is too long."""
     answers = [task.answer.strip() for task in tasks]
     params = [
         SamplingParams(
@@ -82,9 +83,17 @@ def task_quality(llm: LLM, tasks: Sequence[Task]) -> TaskQuality:
         results = llm.chat([[{"role": "user", "content": task.prompt}] for task in tasks], params)
     else:
         results = llm.generate([task.prompt for task in tasks], params)
+    return [
+        result.outputs[0].text.strip() == answer
+        for answer, result in zip(answers, results, strict=True)
+    ]
+
+
+def task_quality(llm: LLM, tasks: Sequence[Task]) -> TaskQuality:
+    """Raises what `answers_right` does."""
     counts: dict[str, tuple[int, int]] = {}
-    for task, answer, result in zip(tasks, answers, results, strict=True):
+    for task, is_right in zip(tasks, answers_right(llm, tasks), strict=True):
         right, count = counts.get(task.kind, (0, 0))
-        counts[task.kind] = right + (result.outputs[0].text.strip() == answer), count + 1
+        counts[task.kind] = right + is_right, count + 1
     rights = sum(right for right, _ in counts.values())
     return TaskQuality(share(rights, len(tasks)), dict(sorted(counts.items())))

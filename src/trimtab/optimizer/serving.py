@@ -1,0 +1,155 @@
+"""From what `trimtab serve` was given to settings that can be served: of a plan, or fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab import builtin
+from trimtab.checkpoints import open_checkpoint, resolve_model
+from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.errors import UserError
+from trimtab.models.spec import ModelSpec
+from trimtab.optimizer.artifacts import find_or_build, scheduler_for
+from trimtab.optimizer.content import content_hash
+from trimtab.optimizer.fingerprint import changed_versions, this_machine
+from trimtab.optimizer.fit import fit_to_machine
+from trimtab.optimizer.plan import Plan, read_plan
+
+Progress = Callable[[str], None]
+QUALITY_KNOBS = ("weights", "group_size", "kv_cache")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be served, and what is to be said of it."""
+
+    model: str  # a path, or as given
+    name: str  # what the API calls it: a model as a user would name it
+    executor: ExecutorConfig
+    scheduler: SchedulerConfig
+    lines: list[str]
+    document: dict[str, Any]  # the same for programs
+
+
+def prepare_plan(
+    path: Path,
+    overrides: Mapping[str, Any],
+    progress: Progress = lambda line: None,
+) -> Prepared:
+    """Builds or finds what the plan serves. `overrides`: knobs that the user set beside it.
+
+    Raises UserError, one line, for a plan that is damaged, a model that is not the one that it was
+    made for, and for what cannot be built.
+    """
+    plan = read_plan(path)
+    model = resolve_model(plan.model)
+    found = content_hash(open_checkpoint(model))
+    if found != plan.model_hash:
+        raise UserError(
+            f"{path}: {plan.model} is not the model that this plan was made for: its content is "
+            f"{found[:12]}, not {plan.model_hash[:12]}; run trimtab optimize again"
+        )
+    artifact = find_or_build(plan.model, plan.variant, progress)
+    notes = _notes(plan, artifact.hash if artifact.is_built else None)
+    executor, scheduler = plan.executor, plan.scheduler
+    mine = {**asdict(executor), **asdict(scheduler)}
+    changed = {name: value for name, value in overrides.items() if mine[name] != value}
+    executor = replace(executor, **_of(executor, changed))
+    scheduler = replace(scheduler, **_of(scheduler, changed))
+    if changed:
+        listed = ", ".join(
+            f"{name}={_show(v)} ({_show(mine[name])})" for name, v in changed.items()
+        )
+        notes.append(f"set beside the plan, in brackets its own: {listed}")
+        if set(changed) & set(QUALITY_KNOBS):
+            notes.append("the plan's quality was not measured with these formats")
+    return Prepared(
+        model=str(artifact.path),
+        name=plan.model
+        if plan.model == "builtin" or model != Path(plan.model).expanduser()
+        else model.resolve().name,
+        executor=executor,
+        scheduler=scheduler_for(plan.model, artifact, scheduler),
+        lines=[f"{path}: {plan.describe()}", *notes],
+        document={"file": str(path), "variant": plan.variant.as_json(), "notes": notes},
+    )
+
+
+def prepare_model(
+    model: str,
+    executor: ExecutorConfig,
+    scheduler: SchedulerConfig,
+    given: Mapping[str, Any],
+) -> Prepared:
+    """Fits what was not given to this machine. Raises UserError for what fits nowhere here."""
+    from trimtab.bench.machine import measure_arithmetic
+    from trimtab.executors.cpu import select_isa
+    from trimtab.executors.resources import available_cpus, available_memory
+
+    path = resolve_model(model)
+    checkpoint = open_checkpoint(path, executor.max_context)
+    cores = executor.threads or available_cpus()
+    speed = None
+    if "max_batch_tokens" not in given:
+        speed = measure_arithmetic(select_isa(), cores, executor.weights, 3)
+    fitted = fit_to_machine(
+        checkpoint,
+        executor,
+        scheduler,
+        given,
+        free_bytes=available_memory(),
+        cores=cores,
+        macs_per_s=speed,
+        draft=draft_spec(path, scheduler),
+    )
+    return Prepared(
+        model=model,
+        name="",
+        executor=fitted.executor,
+        scheduler=fitted.scheduler,
+        lines=fitted.lines(),
+        document=fitted.as_json(),
+    )
+
+
+def draft_spec(model: Path, scheduler: SchedulerConfig) -> ModelSpec | None:
+    """Of the model that will guess, if one does. Raises CheckpointError."""
+    wants = scheduler.proposers
+    if wants != ("auto",) and "draft" not in wants:
+        return None
+    if scheduler.draft_model is not None:
+        return open_checkpoint(resolve_model(scheduler.draft_model)).spec
+    if model == builtin.target_path() and scheduler.draft_heads is None:
+        return open_checkpoint(builtin.draft_path()).spec
+    return None
+
+
+def _notes(plan: Plan, artifact_hash: str | None) -> list[str]:
+    """What the user should know before they believe the plan's numbers, one line each."""
+    notes = []
+    differences = plan.machine.differences(this_machine())
+    if differences:
+        notes.append(
+            f"another machine than the plan's ({'; '.join(differences)}): its numbers do not carry "
+            "over, run trimtab optimize here"
+        )
+    others = changed_versions(plan.versions)
+    if others:
+        notes.append(f"other versions than the plan's ({'; '.join(others)}): measure again")
+    if plan.artifact_hash is not None and plan.artifact_hash != artifact_hash:
+        notes.append(
+            "the quantized checkpoint had to be built again and came out otherwise than the one "
+            "that was measured: its quality was not measured"
+        )
+    return notes
+
+
+def _of(config: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in asdict(config)}
+
+
+def _show(value: Any) -> str:
+    return "none" if value is None else str(value)
