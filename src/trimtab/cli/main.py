@@ -10,7 +10,17 @@ from collections.abc import Sequence
 import typer
 
 from trimtab import __version__, environment
-from trimtab.cli import bench, chat, evaluate, generate, inspect, quantize, serve, simulate
+from trimtab.cli import (
+    bench,
+    chat,
+    evaluate,
+    generate,
+    inspect,
+    quantize,
+    report,
+    serve,
+    simulate,
+)
 from trimtab.errors import TrimtabError, UserError
 
 app = typer.Typer(
@@ -28,6 +38,7 @@ app.command("bench")(bench.command)
 app.command("eval")(evaluate.command)
 app.command("quantize")(quantize.command)
 app.command("simulate")(simulate.command)
+app.command("report")(report.command)
 
 
 def _print_version(asked: bool) -> None:
