@@ -4,34 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from pathlib import Path
 
 from trimtab.errors import UserError
-from trimtab.workloads.arrivals import Arrivals
-from trimtab.workloads.lengths import quantiles
+from trimtab.workloads.files import workload_from_file
+from trimtab.workloads.offering import Load, fitting, number_of_requests, offered, random_numbers
 from trimtab.workloads.presets import PRESETS, shape_for
-from trimtab.workloads.requests import PlannedRequest, Workload
-from trimtab.workloads.sessions import Turn, conversation_length, fit, plan
+from trimtab.workloads.requests import Workload
 
-DEFAULT_DURATION = 60.0  # seconds of an open loop
-DEFAULT_COUNT = 100  # requests of a closed loop, at least; and ten for each that runs at once
 MAX_REQUESTS = 5_000_000
-
-
-@dataclass(frozen=True)
-class Load:
-    """How the requests are offered; checked."""
-
-    rate: float | None
-    concurrency: int | None
-    duration: float | None
-    count: int | None
-    burstiness: float | None
 
 
 def make_workload(
@@ -69,7 +50,11 @@ def make_workload(
         raise UserError(f"seed must be 0 or more, not {seed}")
     if source in PRESETS:
         return _from_preset(source, load, seed, max_context, scale)
-    raise UserError(f"workload {source!r}: use one of {', '.join(PRESETS)}")
+    if not Path(source).is_file():
+        names = ", ".join(PRESETS)
+        what = "is a directory" if Path(source).is_dir() else "no such file"
+        raise UserError(f"workload {source!r}: {what}; use {names}, or a file of requests")
+    return workload_from_file(Path(source), load, seed, max_context, scale)
 
 
 def _checked(
@@ -94,8 +79,8 @@ def _checked(
         raise UserError(
             f"burstiness is a coefficient of variation, 0 to 100 (1: Poisson), not {burstiness:g}"
         )
-    if concurrency is not None and burstiness is not None:
-        raise UserError("burstiness is of an open loop: give a rate with it, not a concurrency")
+    if rate is None and burstiness is not None:
+        raise UserError("burstiness is of an open loop: give a rate with it")
     if concurrency is not None and duration is not None:
         raise UserError(
             "a closed loop (concurrency) lasts as long as the server takes: give a count of "
@@ -108,15 +93,6 @@ def _checked(
     if count is not None and count > MAX_REQUESTS:
         raise UserError(f"{count:,} requests are more than {MAX_REQUESTS:,}")
     return Load(rate, concurrency, duration, count, burstiness)
-
-
-def number_of_requests(load: Load) -> int:
-    """How many requests, turns included."""
-    if load.count is not None:
-        return load.count
-    if load.rate is not None:
-        return max(1, round(load.rate * (load.duration or DEFAULT_DURATION)))
-    return max(DEFAULT_COUNT, 10 * (load.concurrency or 0))
 
 
 def _from_preset(name: str, load: Load, seed: int, max_context: int, scale: float) -> Workload:
@@ -140,74 +116,3 @@ def _from_preset(name: str, load: Load, seed: int, max_context: int, scale: floa
         "cut": num_cut,
     }
     return offered(name, sessions, arrivals, load, seed, description)
-
-
-def random_numbers(seed: int, *purpose: str) -> np.random.Generator:
-    """A stream of its own for each purpose."""
-    return np.random.default_rng([seed, zlib.crc32("/".join(purpose).encode())])
-
-
-def fitting(
-    drawn: Iterable[Sequence[Turn]], count: int, max_context: int
-) -> tuple[list[list[Turn]], int]:
-    """Sessions cut to the context, until they have `count` turns (the last one ends there, and so
-    do `drawn` that end before), and how many were cut."""
-    sessions: list[list[Turn]] = []
-    num_cut, left = 0, count
-    for session in drawn:
-        kept = fit(session, max_context)
-        num_cut += conversation_length(kept) != conversation_length(session)
-        sessions.append(kept[:left])
-        left -= len(sessions[-1])
-        if left <= 0:
-            break
-    return sessions, num_cut
-
-
-def offered(
-    name: str,
-    sessions: Sequence[list[Turn]],
-    arrivals: Arrivals,
-    load: Load,
-    seed: int,
-    description: dict[str, Any],
-) -> Workload:
-    """Gives sessions their starts: at a rate, or all at 0 for a closed loop."""
-    if load.burstiness is not None:
-        arrivals = Arrivals("asked for", load.burstiness)
-    if load.rate is None:
-        starts = [0.0] * len(sessions)
-        description = {**description, "arrivals": "closed loop"}
-    else:
-        num_requests = sum(len(session) for session in sessions)
-        duration = num_requests / load.rate
-        starts = arrivals.times(random_numbers(seed, name, "arrivals"), len(sessions), duration)
-        description = {
-            **description,
-            "arrivals": arrivals.text,
-            "arrivals_source": arrivals.source,
-            "duration": duration,
-        }
-    requests = plan(zip(starts, sessions, strict=True))
-    concurrency = load.concurrency
-    if load.rate is None and concurrency is None:
-        concurrency = len(sessions)
-    return finished(name, requests, load.rate, concurrency, seed, description)
-
-
-def finished(
-    name: str,
-    requests: Sequence[PlannedRequest],
-    rate: float | None,
-    concurrency: int | None,
-    seed: int,
-    description: dict[str, Any],
-) -> Workload:
-    description = {
-        **description,
-        "requests": len(requests),
-        "sessions": sum(request.follows is None for request in requests),
-        "prompt_tokens": quantiles([request.num_prompt_tokens for request in requests]),
-        "output_tokens": quantiles([request.num_output_tokens for request in requests]),
-    }
-    return Workload(name, tuple(requests), rate, concurrency, seed, description)

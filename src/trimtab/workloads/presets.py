@@ -155,7 +155,7 @@ PRESETS: dict[str, Preset] = {
             "rag",
             arrivals.POISSON,
             system=200,
-            num_documents=64,
+            num_documents=1000,
             document=lengths.ARXIV_IN,
             question=LogNormal(30, 0.6, 5, 300),
             answer=lengths.SERVEGEN_LARGE_OUT,
