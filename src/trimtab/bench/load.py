@@ -129,6 +129,7 @@ async def _run(
         ):
             outcome = await client.run()
             lateness = meter.stop(slo)
+        client.recount()
     finally:
         pacer.close()
         await pool.close()

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 
 from trimtab.bench.http_stream import ConnectionPool, Exchange
 from trimtab.bench.lateness import LatenessMeter
-from trimtab.bench.load_answer import Answer, CountTokens, read_document, read_stream
+from trimtab.bench.load_answer import (
+    BY_EVENTS,
+    BY_TOKENIZER,
+    BY_USAGE_AND_LENGTH,
+    Answer,
+    CountTokens,
+    read_document,
+    read_stream,
+)
 from trimtab.bench.load_prompts import History, Prompts
 from trimtab.bench.load_target import describe_failure
 from trimtab.bench.pacing import Pacer
@@ -30,6 +38,7 @@ SAMPLE_SECONDS = 0.1  # between looks at how many requests are in flight
 SAMPLES_A_TEST = 10
 LEAD_SECONDS = 0.05  # from now to the start of the load
 MAX_RETRY_SECONDS = 600.0
+BY_GUESS = (BY_USAGE_AND_LENGTH, BY_EVENTS)  # where a tokenizer knows more
 NOT_SENT = "not sent: the turn before it failed"
 
 
@@ -115,6 +124,7 @@ class LoadClient:
         self._firsts: deque[PlannedRequest] = deque(
             one for one in workload.requests if one.follows is None
         )
+        self._to_recount: list[tuple[RequestRecord, list[tuple[float, bytes]]]] = []
         self._prepared: dict[int, tuple[History, bytes]] = {}
         self._in_flight: set[_Sending] = set()
         self._waiting: deque[_Sending] = deque()  # for a place under max_concurrency
@@ -155,6 +165,20 @@ class LoadClient:
         self.outcome.elapsed = time.monotonic() - self._start
         self.outcome.records.sort(key=lambda record: record.index)
         return self.outcome
+
+    def recount(self) -> None:
+        """Counts tokens by the tokenizer where the server's own figures do not tell which event
+        brought how many. After the load: it would have made the client late."""
+        for record, pieces in self._to_recount:
+            shifted = [(when - self._start, piece) for when, piece in pieces]
+            answer = read_stream(shifted, self._count_tokens)
+            self._fill(record, answer)
+            if record.is_complete:
+                before = BY_USAGE_AND_LENGTH if answer.source != BY_TOKENIZER else BY_EVENTS
+                self.outcome.sources[before] -= 1
+                self.outcome.sources[answer.source] += 1
+        self.outcome.sources = +self.outcome.sources
+        self._to_recount.clear()
 
     def stop(self) -> None:
         """Cuts what is in flight and sends nothing more."""
@@ -237,6 +261,8 @@ class LoadClient:
             self.outcome.statuses[exchange.status] += 1
         answer = self._read(exchange)
         self._fill(record, answer)
+        if self._count_tokens is not None and answer.source in BY_GUESS:
+            self._to_recount.append((record, exchange.pieces))
         if not record.cut:
             record.error = answer.error
             self._num_ended += 1
@@ -272,11 +298,9 @@ class LoadClient:
         if exchange.status == 200 and "event-stream" not in kind and exchange.error is None:
             times = [when - self._start for when, _ in exchange.pieces]
             at = times[-1] if times else exchange.ended - self._start
-            return read_document(at, exchange.body, self._count_tokens)
+            return read_document(at, exchange.body)
         start = self._start
-        answer = read_stream(
-            [(when - start, piece) for when, piece in exchange.pieces], self._count_tokens
-        )
+        answer = read_stream([(when - start, piece) for when, piece in exchange.pieces])
         answer.error = exchange.error or answer.error
         return answer
 

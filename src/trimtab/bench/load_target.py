@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -16,6 +16,7 @@ from trimtab.errors import UserError
 Route = Literal["auto", "chat", "completions"]
 PROBE_TOKENS = 4
 PROBE_SECONDS = 120.0
+READY_SECONDS = 60.0
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 
 
@@ -76,6 +77,13 @@ class Endpoint:
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
+@dataclass(frozen=True)
+class ServedModel:
+    name: str
+    max_context: int = 0  # tokens; 0: it does not say
+    root: str = ""  # what it was loaded from, where the server says so
+
+
 def parse_url(target: Target) -> Endpoint:
     """Without asking it anything. Raises UserError."""
     try:
@@ -115,19 +123,26 @@ async def ask(pool: ConnectionPool, request: bytes, seconds: float = PROBE_SECON
         timer.cancel()
 
 
-async def resolve(
-    pool: ConnectionPool, endpoint: Endpoint, extra_options: Mapping[str, Any] | None = None
-) -> Endpoint:
+async def ask_when_ready(pool: ConnectionPool, request: bytes) -> Exchange:
+    """`ask`, again each second while the server says that it is not ready (503), a minute long."""
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        exchange = await ask(pool, request)
+        if exchange.status != 503 or time.monotonic() > deadline:
+            return exchange
+        await asyncio.sleep(1.0)
+
+
+async def resolve(pool: ConnectionPool, endpoint: Endpoint) -> Endpoint:
     """The model's name and which fields the server takes, by short requests that are no part of the
     load. Raises UserError with what the server said."""
     if not endpoint.model:
-        endpoint = replace(endpoint, model=await _first_model(pool, endpoint))
+        endpoint = replace(endpoint, model=(await served_models(pool, endpoint))[0].name)
     for attempt in range(5):
         prompt = f"Probe {attempt}."
         messages = [{"role": "user", "content": prompt}]
         asked: Any = messages if endpoint.route == "chat" else prompt
-        request = endpoint.request(asked, PROBE_TOKENS, **(extra_options or {}))
-        exchange = await ask(pool, request)
+        exchange = await ask_when_ready(pool, endpoint.request(asked, PROBE_TOKENS))
         if exchange.status == 200:
             return _as_seen(endpoint, exchange)
         weaker = _without_refused(endpoint, exchange)
@@ -137,14 +152,23 @@ async def resolve(
     raise UserError(f"{_place(endpoint)}: {describe_failure(exchange)}")
 
 
-async def _first_model(pool: ConnectionPool, endpoint: Endpoint) -> str:
-    exchange = await ask(pool, endpoint.head("GET", "/models"))
+async def served_models(pool: ConnectionPool, endpoint: Endpoint) -> list[ServedModel]:
+    """At least one. Raises UserError."""
+    exchange = await ask_when_ready(pool, endpoint.head("GET", "/models"))
     if exchange.status != 200:
         raise UserError(f"{_place(endpoint)}/models: {describe_failure(exchange)}")
     try:
-        return str(json.loads(exchange.body)["data"][0]["id"])
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{_place(endpoint)}/models lists no model: use --model-name") from None
+        models = [
+            ServedModel(
+                str(one["id"]), int(one.get("max_model_len") or 0), str(one.get("root") or "")
+            )
+            for one in json.loads(exchange.body)["data"]
+        ]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        models = []
+    if not models:
+        raise UserError(f"{_place(endpoint)}/models lists no model: use --model-name")
+    return models
 
 
 def _as_seen(endpoint: Endpoint, exchange: Exchange) -> Endpoint:
