@@ -1,10 +1,10 @@
-"""What `trimtab bench URL` does: a workload for this server, repeats with fresh prompts, the highest
-rate that holds."""
+"""What `trimtab bench URL` does: a workload for this server, repeats with fresh prompts, the
+highest rate that holds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -93,9 +93,7 @@ class LoadSession:
             burstiness=plan.burstiness,
         )
 
-    def run(
-        self, workload: Workload, label: str = "", max_seconds: float | None = None
-    ) -> LoadRun:
+    def run(self, workload: Workload, label: str = "", max_seconds: float | None = None) -> LoadRun:
         return run_load(
             self._target,
             workload,
@@ -123,9 +121,9 @@ class LoadSession:
         return make_report(plan.target.url, first, plan.slo, runs, self_check)
 
     def find_rate(self) -> Capacity:
-        """The highest rate that meets the SLO: a closed loop says what the server can do at all, and
-        open loops around that what it can do in time. Raises UserError without an SLO, and where
-        not one request succeeds."""
+        """The highest rate that meets the SLO: a closed loop says what the server can do at all,
+        and open loops around that what it can do in time. Raises UserError without an SLO, and
+        where not one request succeeds."""
         slo, plan = self._plan.slo, self._plan
         if slo is None:
             raise UserError("--find-rate needs --slo: a rate is the highest for some objective")
@@ -181,7 +179,7 @@ class LoadSession:
         room = self.served.max_context - CHAT_ROOM
         return max(16, room if self._tokenizer is not None else int(UNCOUNTED_ROOM * room))
 
-    def _make_text(self, pieces: tuple[Piece, ...] | list[Piece]) -> str:
+    def _make_text(self, pieces: Sequence[Piece]) -> str:
         return self._texts.prompt(pieces).text
 
     @property

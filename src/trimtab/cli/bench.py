@@ -41,10 +41,10 @@ def _progress(text: str) -> None:
 # Of `command`: what loads a server, and what both modes take. All else measures a model.
 _OF_LOADS = {
     "rate", "concurrency", "duration", "requests", "slo", "repeats", "find_rate", "api_key",
-    "model_name", "route", "tokenizer", "max_context", "scale", "burstiness", "max_concurrency",
+    "model_name", "route", "tokenizer", "scale", "burstiness", "max_concurrency",
     "request_timeout", "warm_up", "retry_after", "keep_on", "token_ids", "self_check", "csv",
 }  # fmt: skip
-_OF_BOTH = {"model", "workload", "seed", "as_json"}
+_OF_BOTH = {"model", "workload", "seed", "as_json", "max_context"}
 
 
 def refuse_other_mode(context: typer.Context, loads: bool) -> None:
@@ -93,9 +93,7 @@ def command(
     draft_heads: str | None = typer.Option(None, help="with --speculative: trained draft heads"),
     output_tokens: int = typer.Option(128, min=2, help="with --speculative: of each prompt"),
     temperature: float = typer.Option(0.0, min=0.0, help="with --speculative"),
-    rate: float | None = typer.Option(
-        None, help="requests a second, whatever the server does"
-    ),
+    rate: float | None = typer.Option(None, help="requests a second, whatever the server does"),
     concurrency: int | None = typer.Option(
         None, help="sessions at once, instead: the next begins when one ends"
     ),
@@ -115,9 +113,6 @@ def command(
     route: str = typer.Option("auto", help="chat, completions, or what fits the workload"),
     tokenizer: str | None = typer.Option(
         None, help="MODEL whose tokenizer counts prompts and answers, if it is not here by itself"
-    ),
-    max_context: int | None = typer.Option(
-        None, min=0, help="tokens that a conversation may have; else what the server says"
     ),
     scale: float = typer.Option(1.0, help="of the workload's lengths: 0.1 for small models"),
     burstiness: float | None = typer.Option(
@@ -148,9 +143,9 @@ def command(
     loads = bench_load.is_url(model)
     refuse_other_mode(context, loads)
     if loads:
-        plan = bench_load.make_plan(model, context.params)
+        load = bench_load.make_plan(model, context.params)
         output = bench_load.LoadOutput(find_rate, self_check, as_json, csv)
-        return bench_load.run_bench(plan, output)
+        return bench_load.run_bench(load, output)
     if workload is not None and not speculative:
         raise UserError("--workload is of a load, or goes with --speculative")
 
@@ -161,7 +156,11 @@ def command(
 
     if speculative:
         guessing = SpeculationPlan(
-            parse_counts("--streams", streams), rounds, output_tokens, temperature, Path(workload) if workload else None
+            parse_counts("--streams", streams),
+            rounds,
+            output_tokens,
+            temperature,
+            Path(workload) if workload else None,
         )
         scheduler = SchedulerConfig(
             speculative=speculative,

@@ -46,9 +46,7 @@ def make_plan(url: str, given: dict[str, Any]) -> LoadPlan:
     route: Literal["auto", "chat", "completions"] = given["route"]
     if route not in ("auto", "chat", "completions"):
         raise UserError(f"--route {route!r}: use auto, chat or completions")
-    target = Target(
-        url, given["model_name"], given["api_key"] or environment.api_key(), route
-    )
+    target = Target(url, given["model_name"], given["api_key"] or environment.api_key(), route)
     options = LoadOptions(
         max_concurrency=given["max_concurrency"],
         request_seconds=given["request_timeout"],
@@ -64,7 +62,7 @@ def make_plan(url: str, given: dict[str, Any]) -> LoadPlan:
         concurrency=given["concurrency"],
         duration=given["duration"],
         count=given["requests"],
-        max_context=given["max_context"],
+        max_context=given["max_context"] or None,
         scale=given["scale"],
         burstiness=given["burstiness"],
         seed=given["seed"],
