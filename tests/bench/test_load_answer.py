@@ -98,6 +98,11 @@ def test_an_error_event_a_broken_stream_and_nonsense_are_errors() -> None:
     assert "not an event" in str(read_stream([(0.0, b"data: {]\n\n")]).error)
 
 
+def test_tokens_without_text_are_seen_at_the_end() -> None:
+    answer = read_stream(stream(text(""), text(""), usage(4)))
+    assert (answer.token_times, answer.token_counts) == ([3.0], [4])
+
+
 def test_a_document_has_all_its_tokens_at_its_end() -> None:
     body = {"choices": [{"message": {"content": "abc"}}], "usage": usage(3)["usage"]}
     answer = read_document(4.0, json.dumps(body).encode())

@@ -117,7 +117,7 @@ def read_stream(
             answer.finish_reason = choice.finish_reason or answer.finish_reason
     if answer.error is None and not ended and answer.finish_reason is None:
         answer.error = "the stream broke off"
-    _count(answer, events, usage, count_tokens, by_logprobs)
+    _count(answer, events, usage, count_tokens, by_logprobs, pieces[-1][0] if pieces else None)
     return answer
 
 
@@ -136,7 +136,7 @@ def read_document(time: float, body: bytes, count_tokens: CountTokens | None = N
     if event.choices:
         answer.finish_reason = event.choices[0].finish_reason
     events = [one for one in found if one is not None]
-    _count(answer, events, event.usage, count_tokens, False)
+    _count(answer, events, event.usage, count_tokens, False, time)
     return answer
 
 
@@ -193,6 +193,7 @@ def _count(
     usage: _Usage | None,
     count_tokens: CountTokens | None,
     by_logprobs: bool,
+    pieces_end: float | None,
 ) -> None:
     total = 0
     if usage is not None:
@@ -200,6 +201,8 @@ def _count(
         answer.num_prompt_tokens = usage.prompt_tokens
         if usage.prompt_tokens_details is not None:
             answer.num_cached_tokens = usage.prompt_tokens_details.cached_tokens
+    if total and not events and pieces_end is not None:  # no text is seen before the end
+        events = [TextEvent(pieces_end, "")]
     if events and all(event.num_tokens is not None for event in events):
         counts = [event.num_tokens or 0 for event in events]
         answer.source = BY_LOGPROBS if by_logprobs else BY_IDS

@@ -26,7 +26,8 @@ from trimtab.workloads.texts import PieceTexts
 
 UNCOUNTED_ROOM = 0.9  # of the context, where lengths are not counted by the model's tokenizer
 CHAT_ROOM = 64  # tokens of a chat's template
-MOST_REQUESTS = 20_000  # of a closed loop that ends by time
+REQUESTS_A_SECOND = 10  # of each session of a closed loop that ends by time, at most
+MOST_REQUESTS = 20_000
 PROBE_CONCURRENCY = 16
 MAX_PROBES = 12
 OVERLOAD_MARGIN = -0.5  # log(limit / observed) that a growing queue is worth at least
@@ -78,7 +79,7 @@ class LoadSession:
         plan = self._plan
         duration, count = plan.duration, plan.count
         if concurrency is not None and duration is not None:
-            duration, count = None, count or MOST_REQUESTS
+            duration, count = None, count or most_requests(concurrency, duration)
         seed = plan.seed + self._num_loads
         self._num_loads += 1
         return make_workload(
@@ -143,7 +144,7 @@ class LoadSession:
         workload = make_workload(
             self._plan.source,
             concurrency=PROBE_CONCURRENCY,
-            count=1000,
+            count=most_requests(PROBE_CONCURRENCY, seconds),
             seed=self._plan.seed + 1_000_000,
             max_context=self._max_context(),
             scale=self._plan.scale,
@@ -188,6 +189,11 @@ class LoadSession:
         if tokenizer is None:
             return None
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def most_requests(concurrency: int, seconds: float) -> int:
+    """That a closed loop may come to in a time: their prompts are made before it begins."""
+    return max(100, min(MOST_REQUESTS, int(REQUESTS_A_SECOND * concurrency * seconds)))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _COLUMNS = (
     "repeat", "index", "session", "turn", "scheduled", "sent", "first_token", "last_token", "ended",
     "prompt_tokens", "cached_tokens", "output_tokens", "events", "client_queue", "ttft",
     "ttft_service", "tpot", "tpot_inclusive", "e2e", "e2e_service", "normalized_latency", "stall",
-    "counts", "meets_slo", "cut", "error",
+    "meets_slo", "cut", "error",
 )  # fmt: skip
 
 
@@ -263,7 +263,6 @@ def csv_row(repeat: int, one: RequestRecord, slo: Slo | None) -> list[object]:
         *(_cell(value) for value in seconds),
         one.num_prompt_tokens, one.num_cached_tokens, one.num_output_tokens, len(one.token_times),
         *(_cell(value) for value in latencies),
-        int(not one.cut),
         "" if slo is None else int(slo.met_by(one)),
         int(one.cut), one.error or "",
     ]  # fmt: skip
