@@ -79,7 +79,8 @@ class LoadSession:
         plan = self._plan
         duration, count = plan.duration, plan.count
         if concurrency is not None and duration is not None:
-            duration, count = None, count or most_requests(concurrency, duration)
+            count = count or most_requests(concurrency, duration)
+            duration = None
         seed = plan.seed + self._num_loads
         self._num_loads += 1
         return make_workload(
