@@ -127,6 +127,7 @@ def test_what_is_missing_is_named(plan: Plan) -> None:
         "!!python/object/apply:os.system ['true']",
         "a: &x [1]\nb: *x",
         "? {a: b}\n: c",
+        "<<: {trimtab_plan: 1}",
         "--- 1\n--- 2",
         "[" * 3000,
         "a: 2001-99-99",

@@ -49,10 +49,10 @@ def command(
     given = given_options(context, ExecutorConfig, SchedulerConfig)
     if is_plan_file(model):
         prepared = prepare_plan(Path(model).expanduser(), given, _print_progress)
-        if server.served_model_name is None:
-            server = replace(server, served_model_name=prepared.name)
     else:
         prepared = prepare_model(model, executor, scheduler, given)
+    if server.served_model_name is None:
+        server = replace(server, served_model_name=prepared.name)
     announce = partial(_print_json if as_json else _print_lines, prepared)
     serve(Serving(prepared.model, prepared.executor, prepared.scheduler, server), announce)
 
@@ -84,8 +84,6 @@ def _curl(announcement: Announcement) -> str:
 def _print_lines(prepared: Prepared, announcement: Announcement) -> None:
     info = announcement.engine
     print(f"model    {announcement.model.name}")
-    for line in prepared.lines:
-        print(f"         {line}")
     print(
         f"plan     {info.executor}; context {info.max_context} tokens,"
         f" KV cache {info.kv_capacity_tokens} tokens"
@@ -93,7 +91,10 @@ def _print_lines(prepared: Prepared, announcement: Announcement) -> None:
     print(f"address  {announcement.url}/v1")
     if announcement.server.page:
         print(f"page     {announcement.url}/")
-    print(f"try it   {_curl(announcement)}", flush=True)
+    print(f"try it   {_curl(announcement)}")
+    for word, line in prepared.lines:
+        print(f"{word:<8} {line}")
+    sys.stdout.flush()
 
 
 def _print_json(prepared: Prepared, announcement: Announcement) -> None:

@@ -42,9 +42,13 @@ class Fitted:
     chosen: dict[str, Any]
     reasons: list[str]
 
-    def lines(self) -> list[str]:
+    def lines(self) -> list[tuple[str, str]]:
+        """A word and a line each; none if the user chose everything."""
+        if not self.chosen:
+            return []
         settings = ", ".join(f"{name}={_show(value)}" for name, value in self.chosen.items())
-        return [f"fitted to this machine: {settings}", f"because {'; '.join(self.reasons)}"]
+        reasons = [("because", "; ".join(self.reasons))] if self.reasons else []
+        return [("fitted", f"to this machine: {settings}"), *reasons]
 
     def as_json(self) -> dict[str, Any]:
         return {"chosen": self.chosen, "reasons": self.reasons}

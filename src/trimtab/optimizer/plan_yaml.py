@@ -89,12 +89,7 @@ def _load(text: str, where: str) -> Any:
 
     try:
         _check_shape(yaml, text)
-        loader = yaml.SafeLoader(text)
-        try:
-            loader.flatten_mapping = _no_merging
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
+        return yaml.safe_load(text)
     except _DamagedError as error:
         raise UserError(f"{where}: {error}") from None
     except yaml.YAMLError as error:
@@ -112,15 +107,13 @@ def _check_shape(yaml: Any, text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise _DamagedError("YAML anchors have no place in a plan")
+            raise _DamagedError("YAML aliases have no place in a plan")
+        if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
+            raise _DamagedError("YAML merge keys have no place in a plan")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise _DamagedError("not the YAML of a plan: too deep")
-
-
-def _no_merging(node: Any) -> None:
-    """`<<` is a key like any other, and so an unknown one."""
 
 
 def _plan(document: Any) -> Plan:

@@ -17,6 +17,7 @@ from trimtab.optimizer.content import content_hash
 from trimtab.optimizer.fingerprint import changed_versions, this_machine
 from trimtab.optimizer.fit import fit_to_machine
 from trimtab.optimizer.plan import Plan, read_plan
+from trimtab.server.loading import model_name
 
 Progress = Callable[[str], None]
 QUALITY_KNOBS = ("weights", "group_size", "kv_cache")
@@ -30,7 +31,7 @@ class Prepared:
     name: str  # what the API calls it: a model as a user would name it
     executor: ExecutorConfig
     scheduler: SchedulerConfig
-    lines: list[str]
+    lines: list[tuple[str, str]]  # for people: a word, and a line
     document: dict[str, Any]  # the same for programs
 
 
@@ -57,6 +58,8 @@ def prepare_plan(
     executor, scheduler = plan.executor, plan.scheduler
     mine = {**asdict(executor), **asdict(scheduler)}
     changed = {name: value for name, value in overrides.items() if mine[name] != value}
+    if "kv_cache_gib" in changed and "num_blocks" not in changed:
+        executor = replace(executor, num_blocks=0)  # which would win
     executor = replace(executor, **_of(executor, changed))
     scheduler = replace(scheduler, **_of(scheduler, changed))
     if changed:
@@ -68,12 +71,10 @@ def prepare_plan(
             notes.append("the plan's quality was not measured with these formats")
     return Prepared(
         model=str(artifact.path),
-        name=plan.model
-        if plan.model == "builtin" or model != Path(plan.model).expanduser()
-        else model.resolve().name,
+        name=model_name(plan.model, model),
         executor=executor,
         scheduler=scheduler_for(plan.model, artifact, scheduler),
-        lines=[f"{path}: {plan.describe()}", *notes],
+        lines=[("serves", f"{path}: {plan.describe()}"), *(("note", note) for note in notes)],
         document={"file": str(path), "variant": plan.variant.as_json(), "notes": notes},
     )
 
@@ -86,12 +87,12 @@ def prepare_model(
 ) -> Prepared:
     """Fits what was not given to this machine. Raises UserError for what fits nowhere here."""
     from trimtab.bench.machine import measure_arithmetic
-    from trimtab.executors.cpu import select_isa
-    from trimtab.executors.resources import available_cpus, available_memory
+    from trimtab.executors.cpu import choose_threads, select_isa
+    from trimtab.executors.resources import available_memory
 
     path = resolve_model(model)
     checkpoint = open_checkpoint(path, executor.max_context)
-    cores = executor.threads or available_cpus()
+    cores = choose_threads(executor.threads)
     speed = None
     if "max_batch_tokens" not in given:
         speed = measure_arithmetic(select_isa(), cores, executor.weights, 3)
@@ -107,7 +108,7 @@ def prepare_model(
     )
     return Prepared(
         model=model,
-        name="",
+        name=model_name(model, path),
         executor=fitted.executor,
         scheduler=fitted.scheduler,
         lines=fitted.lines(),
