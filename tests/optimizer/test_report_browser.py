@@ -135,6 +135,8 @@ def test_it_prints_all_of_it(page: chromium.Page) -> None:
         assert page.evaluate(
             "[...document.querySelectorAll('.panels > div')].every((one) => one.offsetParent)"
         )
+        heads = page.evaluate("document.querySelector('#candidates thead').innerText")
+        assert "What became of it" in heads
         printed = page.call("Page.printToPDF")["data"]
         assert printed.startswith("JVBERi0")  # a PDF
     finally:

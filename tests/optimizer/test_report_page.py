@@ -115,6 +115,8 @@ def test_hostile_texts_are_only_texts(pages: dict[str, str]) -> None:
     assert "<img" not in page
     assert "{{ 7*7 }}" in page
     assert " 49 " not in Parsed(page).text()
+    for _, text in Parsed(page).texts:  # neither colours nor directions reach what is around them
+        assert not re.search("[\x1b\u202e]", text)
     attack = "<script>document.title='broken'</script>"
     assert attack in Parsed(page).text()
 
@@ -274,4 +276,4 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_does_not_end_it(tmp_path: Path) -> None:
     document = report_data.minimal_results() | {"headline": "\ud800 lonely"}
     write_report(document, tmp_path / "report.html")
-    assert "? lonely" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "\ufffd lonely" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -13,6 +13,15 @@ UNKNOWN = "–"
 _BYTES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 Format = Callable[[float], str]
+# Control characters, halves of surrogate pairs, and what turns the direction of text around.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """Without characters that would act on the text around them."""
+    return _UNSEEN.sub("\ufffd", text)
 
 
 def plain(value: float, digits: int = 3) -> str:

@@ -57,20 +57,19 @@ def render(document: dict[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
     environment.globals.update(
         form=formatting, svg=lambda content: Markup(content), mark=_legend_mark
     )
     # What was read must not depend on how a line ends, for its digest is of these very bytes.
-    page = environment.get_template("report.html").render(
+    return environment.get_template("report.html").render(
         **_content(results),
         policy=_policy(script, style),
         style=Markup(style),
         script=Markup(script),
         data=Markup(_embedded(document)),
     )
-    # Half of a surrogate pair, as JSON may hold, is no text and could not be written.
-    return page.encode("utf-8", "replace").decode("utf-8")
 
 
 def _content(results: Results) -> dict[str, Any]:
@@ -135,6 +134,13 @@ def machine_facts(machine: Machine) -> list[tuple[str, str]]:
         ("Fingerprint", formatting.setting(machine.fingerprint) if machine.fingerprint else ""),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _visible(value: Any) -> Any:
+    """Of whatever a template prints; markup is ours, and was looked after when it was made."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return formatting.visible(value)
+    return value
 
 
 def _legend_mark(name: str, class_: str) -> Any:

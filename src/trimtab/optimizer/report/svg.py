@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from trimtab.optimizer.report.formatting import plain, tick
+from trimtab.optimizer.report.formatting import plain, tick, visible
 from trimtab.optimizer.report.measurements import Interval
 
 WIDTH, HEIGHT = 420.0, 280.0
@@ -33,7 +33,7 @@ def tag(name: str, content: str = "", **attributes: object) -> str:
     """An element; `content` is markup already, attribute values are escaped here. `class_` and
     `stroke_width` become what they stand for."""
     given = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{escape(_attribute(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(visible(_attribute(value)))}"'
         for key, value in attributes.items()
         if value is not None
     )
@@ -45,12 +45,14 @@ def _attribute(value: object) -> str:
 
 
 def text(x: float, y: float, content: str, class_: str = "", anchor: str = "start") -> str:
-    return tag("text", escape(content), x=x, y=y, class_=class_ or None, text_anchor=anchor)
+    return tag(
+        "text", escape(visible(content)), x=x, y=y, class_=class_ or None, text_anchor=anchor
+    )
 
 
 def shape(name: str, class_: str = "", title: str = "", x: float = 0.0, y: float = 0.0) -> str:
     """A mark, with what it says when it is pointed at. `class_` chooses its colour."""
-    said = tag("title", escape(title)) if title else ""
+    said = tag("title", escape(visible(title))) if title else ""
     path = tag("path", d=_SHAPES[name])
     where = f"translate({_attribute(x)} {_attribute(y)})"
     return tag("g", said + path, class_=f"mark {class_}".strip(), transform=where)
