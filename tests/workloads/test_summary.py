@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from trimtab.workloads.distribution import distribution
 from trimtab.workloads.records import RequestRecord
 from trimtab.workloads.slo import parse_slo
 from trimtab.workloads.summary import summarize
@@ -72,7 +73,8 @@ def test_the_latencies_are_the_fields_definitions():
 
 
 def test_percentiles_are_of_pooled_samples():
-    records = [served(i, 0.1 * (i + 1), [0.01], i) for i in range(100)]
+    order = [37 * i % 100 for i in range(100)]  # no trend over the load
+    records = [served(i, 0.1 * (place + 1), [0.01], i) for i, place in enumerate(order)]
     ttft = summarize(records, window=(0, 1000)).latencies["ttft"]
     assert ttft.percentiles["p50"].value == pytest.approx(5.0)
     assert ttft.percentiles["p99"].value == pytest.approx(9.9)
@@ -180,3 +182,19 @@ def test_gaps_within_a_request_are_not_taken_for_independent():
         width[name] = p50.high - p50.low
     assert width["alike"] > 5 * width["mixed"]
     assert math.isfinite(width["alike"])
+
+
+def test_waits_in_one_queue_are_not_taken_for_independent():
+    """M/D/1 at 70 %: an interval that took 1,000 waits for independent would hold the median about
+    half the time."""
+    rng = np.random.default_rng(1)
+
+    def waits(count):
+        steps = np.cumsum(0.7 - rng.exponential(1, count + 1000))
+        return (steps - np.minimum.accumulate(np.minimum(steps, 0)))[1000:]
+
+    truth, covered = np.median(waits(400_000)), 0
+    for _ in range(60):
+        median = distribution([wait] for wait in waits(1000).tolist()).percentiles["p50"]
+        covered += bool(median.low <= truth <= median.high)
+    assert covered >= 60 * 0.8

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.workloads.statistics import Estimate, effective_samples, finite, percentile
+from trimtab.workloads.statistics import Estimate, finite, percentile, rank, worth
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
@@ -57,8 +57,9 @@ class Distribution:
 
 
 def distribution(groups: Iterable[Iterable[float]]) -> Distribution:
-    """Of the samples of all groups; not-a-number is left out. Samples of one group (the gaps of a
-    request) may be alike: intervals are as wide as that makes them."""
+    """Of the samples of all groups (requests), in the order of their schedule; not-a-number is left
+    out. Samples of a group may be alike, and those of groups in a row that waited in one queue:
+    intervals are as wide as that makes them."""
     kept = [[value for value in group if not math.isnan(value)] for group in groups]
     kept = [group for group in kept if group]
     ordered = sorted(value for group in kept for value in group)
@@ -68,12 +69,9 @@ def distribution(groups: Iterable[Iterable[float]]) -> Distribution:
     sizes = [len(group) for group in kept]
     percentiles = {}
     for name, quantile in QUANTILES.items():
-        effective: float = count
-        if count > len(kept):
-            value = percentile(ordered, quantile).value
-            below = [sum(sample <= value for sample in group) for group in kept]
-            effective = effective_samples(below, sizes)
-        percentiles[name] = percentile(ordered, quantile, effective)
+        value = ordered[rank(quantile, count)] if count else math.nan
+        below = [sum(sample <= value for sample in group) for group in kept]
+        percentiles[name] = percentile(ordered, quantile, worth(below, sizes))
     return Distribution(
         count=count,
         mean=mean,

@@ -11,15 +11,14 @@ from trimtab.workloads.records import NAN, RequestRecord
 from trimtab.workloads.slo_terms import Term, duration_text
 from trimtab.workloads.statistics import (
     Estimate,
-    effective_samples,
     finite,
     rank,
     samples_needed,
     share_at_least,
     share_estimate,
+    worth,
 )
 
-_BATCHES = 20  # of requests in a row
 _FARTHEST = math.log(1000)  # a margin beyond it says no more: the objective is missed by far
 
 
@@ -142,18 +141,6 @@ def evaluate(
         margin=margin,
         margin_error=margin_error,
     )
-
-
-def worth(below: Sequence[float], sizes: Sequence[float]) -> float:
-    """How many independent samples those of requests, in the order of their schedule, are worth:
-    the gaps of a request are alike, and so are requests that waited in one queue. The smaller of
-    what requests and what batches of them in a row tell (Law and Carson, Operations Research 27,
-    1979: batch means)."""
-    starts = range(0, len(sizes), max(1, math.ceil(len(sizes) / _BATCHES)))
-    step = starts.step
-    batches = [math.fsum(below[start : start + step]) for start in starts]
-    totals = [math.fsum(sizes[start : start + step]) for start in starts]
-    return min(effective_samples(below, sizes), effective_samples(batches, totals))
 
 
 def evaluate_term(term: Term, counted: Sequence[RequestRecord]) -> TermResult:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+_BATCHES = 20  # of requests in a row
 CONFIDENCE = 0.95  # of one-sided bounds, and of two-sided intervals
 
 
@@ -180,3 +181,15 @@ def effective_samples(below: Sequence[float], totals: Sequence[float]) -> float:
     between = math.fsum((hit - share * size) ** 2 for hit, size in zip(below, totals, strict=True))
     variance = between * groups / (groups - 1) / total**2
     return min(total, share * (1 - share) / variance) if variance else total
+
+
+def worth(below: Sequence[float], sizes: Sequence[float]) -> float:
+    """How many independent samples those of requests, in the order of their schedule, are worth:
+    the gaps of a request are alike, and so are requests that waited in one queue. The smaller of
+    what requests and what batches of them in a row tell (Law and Carson, Operations Research 27,
+    1979: batch means)."""
+    starts = range(0, len(sizes), max(1, math.ceil(len(sizes) / _BATCHES)))
+    step = starts.step
+    batches = [math.fsum(below[start : start + step]) for start in starts]
+    totals = [math.fsum(sizes[start : start + step]) for start in starts]
+    return min(effective_samples(below, sizes), effective_samples(batches, totals))
