@@ -245,7 +245,10 @@ def _candidate(chance: random.Random, i: int, met: bool, limit: float | None) ->
         "memory": {
             "weights": 31e6 / speed,
             "kv_cache": 2.1e9,
-            "other": 3.4e8,
+            "activations": 1.4e8,
+            "draft": 0,
+            "python": 1.6e8,
+            "total": 31e6 / speed + 2.4e9,
             "peak_measured": 2.6e9 + 31e6 / speed if measured else None,
         },
         "predicted": predicted,

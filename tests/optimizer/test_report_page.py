@@ -257,6 +257,25 @@ def test_void_loads_are_shown_as_void_and_not_used() -> None:
     assert "9.87 s" not in text.partition("The choice among all")[0]
 
 
+def test_the_repeats_are_what_is_shown_first() -> None:
+    """What is served within the SLO is a little less than what was offered in the repeats."""
+    document = report_data.make_results(num_candidates=6)
+    chosen = next(one for one in document["candidates"] if one["id"] == document["chosen"])
+    offered = chosen["measured"]["rate"]["value"]
+    chosen["measured"]["rate"] = report_data.interval(0.94 * offered)
+    text = Parsed(render(document)).text()
+    assert f"Latencies at {offered:.2f} requests a second, 3 loads: median" in text
+
+
+def test_a_closed_loop_has_no_rate() -> None:
+    document = report_data.make_results(num_candidates=6)
+    for one in document["candidates"]:
+        for point in one["measured"]["points"] if one["measured"] else []:
+            point["rate"] = 0.0
+    text = Parsed(render(document)).text()
+    assert "Latencies of all 8 loads: median (lowest–highest)" in text
+
+
 def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     write_report(DOCUMENTS["met"], out)

@@ -31,6 +31,7 @@ _NAMES = {
 }
 _SHARES = ("attainment", "top1", "tasks")
 _TERM = re.compile(r"\s*(\w+)\s*(?::\s*(\w+))?\s*(<=|>=|<|>|=)\s*(.+?)\s*")
+_NEAR = 0.1  # of the logarithm: what is served within the SLO is less than what is offered
 _SIGNS = {"<=": "≤", ">=": "≥"}
 
 
@@ -56,21 +57,28 @@ def shown_plan(results: Results) -> Candidate | None:
 
 
 def operating_points(results: Results, candidate: Candidate) -> list[LoadPoint]:
-    """The repeated loads at the rate that was asked, or at the highest that meets the SLO: those
-    nearest to it, from below where there are any. Loads that are void are never among them."""
-    if candidate.measured is None:
-        return []
-    points = [one for one in candidate.measured.points if one.valid]
+    """The loads at the rate that was asked, or at the highest that meets the SLO: of the rates near
+    it the one that was repeated most, else the nearest. Loads that are void are never among them.
+    """
+    points = [one for one in candidate.measured.points if one.valid] if candidate.measured else []
     if not all(one.rate > 0 for one in points):
         return points  # a closed loop offers no rate
-    target = results.need.rate or (candidate.rate.value if candidate.rate else None)
     if not points:
         return []
-    if not target or target <= 0:
+    target = results.need.rate or (candidate.rate.value if candidate.rate else 0.0)
+    if target <= 0:
         target = min(one.rate for one in points)
-    below = [one for one in points if one.rate <= target * 1.02] or points
-    nearest = min(below, key=lambda one: abs(math.log(one.rate / target)))
-    return [one for one in below if abs(one.rate - nearest.rate) <= 0.01 * nearest.rate]
+
+    def fitness(point: LoadPoint) -> tuple[bool, int, float]:
+        away = abs(math.log(point.rate / target))
+        is_near = away < _NEAR
+        return is_near, len(_at(points, point.rate)) if is_near else 0, -away
+
+    return _at(points, max(points, key=fitness).rate)
+
+
+def _at(points: Sequence[LoadPoint], rate: float) -> list[LoadPoint]:
+    return [one for one in points if abs(one.rate - rate) <= 0.01 * rate]
 
 
 def merged(numbers: Sequence[Number]) -> Number:

@@ -80,6 +80,8 @@ def terms(results: Results) -> tuple[list[TermRow], str]:
     if points:
         loads = "one load" if len(points) == 1 else f"{len(points)} loads: median (lowest–highest)"
         note = f"at {plain(points[0].rate)} requests a second, {loads}"
+        if points[0].rate <= 0:
+            note = f"of all {loads}" if len(points) > 1 else f"of {loads}"
     return [*latency_rows(results, plan), *quality_rows(plan)], note
 
 

@@ -41,7 +41,9 @@ def _attainment(results: Results) -> Picture:
     curves = _curves(results, lambda point: point.attainment)
     asked = attainment_asked(results)
     if not curves:
-        return Picture(title, missing="No measured load has the share of requests within the SLO.")
+        return Picture(
+            title, missing="No measured load at a rate has its share of requests within the SLO."
+        )
     values = [one.value for _, _, _, points in curves for _, one in points]
     plot = Plot(
         _rates(results),
@@ -62,7 +64,7 @@ def _latency(results: Results, metric: str) -> Picture:
     upper = _curves(results, lambda point: point.latency(metric, percentile))
     median = _curves(results, lambda point: point.latency(metric, "p50"))
     if not upper and not median:
-        return Picture(title, missing=f"No measured load has {metric}:{percentile}.")
+        return Picture(title, missing=f"No measured load at a rate has {metric}:{percentile}.")
     loads = [
         one for candidate, _, _ in compared(results) for one in _points(candidate) if one.valid
     ]
@@ -98,7 +100,8 @@ _Curve = tuple[Candidate, str, str, list[tuple[LoadPoint, Interval]]]
 def _curves(results: Results, value: Callable[[LoadPoint], Number]) -> list[_Curve]:
     curves = []
     for candidate, class_, label in compared(results):
-        points = sorted((one for one in _points(candidate) if one.valid), key=lambda one: one.rate)
+        loads = [one for one in _points(candidate) if one.valid and one.rate > 0]
+        points = sorted(loads, key=lambda one: one.rate)
         known = [(one, number) for one in points if (number := value(one)) is not None]
         if known:
             curves.append((candidate, class_, label, known))

@@ -112,12 +112,30 @@ class Memory:
     weights: float | None = None
     kv_cache: float | None = None
     other: float | None = None
+    activations: float | None = None
+    draft: float | None = None
+    python: float | None = None
+    total: float | None = None
     peak_measured: float | None = None
 
     @property
+    def parts(self) -> list[tuple[str, float]]:
+        """Those that are known, planned."""
+        parts = (
+            ("weights", self.weights),
+            ("KV cache", self.kv_cache),
+            ("working memory", self.activations),
+            ("speculation", self.draft),
+            ("interpreter and libraries", self.python),
+            ("other memory", self.other),
+        )
+        return [(name, size) for name, size in parts if size is not None]
+
+    @property
     def planned(self) -> float | None:
-        parts = [one for one in (self.weights, self.kv_cache, self.other) if one is not None]
-        return sum(parts) if parts else None
+        if self.total is not None:
+            return self.total
+        return sum(size for _, size in self.parts) if self.parts else None
 
 
 @dataclass(frozen=True, slots=True)
