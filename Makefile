@@ -1,14 +1,19 @@
-# make serve    build everything and serve the built-in model on http://127.0.0.1:8000
+# make serve    build everything, find how the built-in model runs best on this machine (about a
+#               minute, the first time), and serve it so on http://127.0.0.1:8000
 # make test     set up and run the tests
 # make check    lint, types, formatting, import rule
 # make sanitize      the tests of the native core under address, undefined-behaviour and thread sanitizers
 # make neon-check    the kernel tests on 64-bit Arm, cross-compiled and emulated (Debian; CONTRIBUTING.md)
 #
-# PYTHON=python3.12  another interpreter        MODEL=... ARGS=...  what `make serve` serves, and how
+# PYTHON=python3.12  another interpreter        MODEL=...  what `make serve` optimizes and serves
+# OPTIMIZE="--slo ... --budget 10m"  what it is to give   ARGS=...  options of `trimtab serve`
 
 PYTHON ?= python3
 MODEL ?= builtin
 ARGS ?=
+OPTIMIZE ?= --budget 60s
+# Where the plan and its report are kept.
+PLANS ?= build/plans
 SANITIZERS ?= address thread
 TESTS ?= tests
 # Processes that share the tests; 0: none but pytest's own.
@@ -25,7 +30,9 @@ NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 .PHONY: serve test sanitize check neon-check format native clean
 
 serve: $(VENV)/.installed
-	@exec $(BIN)/trimtab serve $(MODEL) $(ARGS)
+	@$(BIN)/trimtab optimize $(MODEL) --cached --out $(PLANS)/$(notdir $(MODEL:/=)) $(OPTIMIZE) \
+	  || [ $$? = 3 ]
+	@exec $(BIN)/trimtab serve $(PLANS)/$(notdir $(MODEL:/=))/plan.yaml $(ARGS)
 
 test: $(VENV)/.installed $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(TESTS)

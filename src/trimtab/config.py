@@ -31,10 +31,10 @@ def parse_weights(label: str) -> tuple[WeightFormat, int]:
     return name, int(group or 0)
 
 
-def knob(default: Any, help: str, secret: bool = False) -> Any:
+def knob(default: Any, help: str, secret: bool = False, search: tuple[Any, ...] = ()) -> Any:
     """A documented dataclass field; `help` becomes the option's help text. A secret stays out of
-    the repr."""
-    return field(default=default, metadata={"help": help}, repr=not secret)
+    the repr. `search`: values that the optimizer tries."""
+    return field(default=default, metadata={"help": help, "search": search}, repr=not secret)
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,23 @@ class ExecutorConfig:
 class SchedulerConfig:
     """How requests are put into steps. Nothing here can change an answer."""
 
-    max_batch_tokens: int = knob(512, "token budget of one step (prefill chunks + decodes)")
-    max_num_requests: int = knob(64, "requests that may run in one step")
+    max_batch_tokens: int = knob(
+        512,
+        "token budget of one step (prefill chunks + decodes)",
+        search=(64, 128, 256, 512, 1024, 2048),
+    )
+    max_num_requests: int = knob(
+        64, "requests that may run in one step", search=(4, 8, 16, 32, 64, 128)
+    )
     max_queued_requests: int = knob(512, "requests that may wait; one more is refused with 429")
-    prefix_cache: bool = knob(True, "keep computed blocks and share them between requests")
+    prefix_cache: bool = knob(
+        True, "keep computed blocks and share them between requests", search=(True, False)
+    )
     speculative: str = knob(
         "auto",
         "who guesses tokens ahead: off; lookup, draft or heads, several joined by + ; "
         "auto = lookup, and heads or a draft model where there are any",
+        search=("auto", "off"),
     )
     draft_model: str | None = knob(
         None, "smaller MODEL with the same tokenizer, to guess; builtin has one of its own"
@@ -146,6 +155,10 @@ class ServerConfig:
     port: int = knob(8000, "port to listen on")
     served_model_name: str | None = knob(None, "model name in the API; default: the model's own")
     page: bool = knob(True, "serve a page at / to chat and to watch; it is open, its calls are not")
+    report: str | None = knob(
+        None,
+        "HTML file to show at /report, open like the page; default: report.html beside a plan",
+    )
     api_key: str | None = knob(
         None,
         "require this key on every route but /health and /ready; a process list shows it: "

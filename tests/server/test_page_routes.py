@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from live import Live, live_server
@@ -105,3 +106,21 @@ def raw_status(server: Live, path: str) -> int:
         return connection.getresponse().status
     finally:
         connection.close()
+
+
+def test_a_report_is_shown_in_a_sandbox_and_linked(tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    report.write_text("<script>1</script>")
+    with live_server(server={"report": str(report), "api_key": "s3cret"}) as live:
+        response = live.get("/report")
+        assert response.text == "<script>1</script>"
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "sandbox allow-scripts" in policy
+        assert "allow-same-origin" not in policy
+        assert 'href="report" id="report">' in live.get("/").text
+        report.unlink()
+        assert live.get("/report").status_code == 200  # it was read at start
+    with live_server() as live:
+        assert live.get("/report").status_code == 404
+        assert 'href="report" id="report" hidden>' in live.get("/").text

@@ -16,6 +16,7 @@ from trimtab.cli import (
     evaluate,
     generate,
     inspect,
+    optimize,
     quantize,
     report,
     serve,
@@ -31,6 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("serve")(serve.command)
+app.command("optimize")(optimize.command)
 app.command("generate")(generate.command)
 app.command("chat")(chat.command)
 app.command("inspect")(inspect.command)

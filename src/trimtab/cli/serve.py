@@ -49,6 +49,9 @@ def command(
     given = given_options(context, ExecutorConfig, SchedulerConfig)
     if is_plan_file(model):
         prepared = prepare_plan(Path(model).expanduser(), given, _print_progress)
+        report = Path(model).expanduser().with_name("report.html")
+        if server.report is None and report.is_file():
+            server = replace(server, report=str(report))
     else:
         prepared = prepare_model(model, executor, scheduler, given)
     if server.served_model_name is None:
@@ -91,6 +94,8 @@ def _print_lines(prepared: Prepared, announcement: Announcement) -> None:
     print(f"address  {announcement.url}/v1")
     if announcement.server.page:
         print(f"page     {announcement.url}/")
+        if announcement.server.report is not None:
+            print(f"report   {announcement.url}/report")
     print(f"try it   {_curl(announcement)}")
     for word, line in prepared.lines:
         print(f"{word:<8} {line}")

@@ -55,7 +55,7 @@ class ApiServer:
         keys = KeyRing(make_keys(config.api_key, config.api_key_file), time.perf_counter())
         routes = Starlette(
             routes=[
-                *(read_page() if config.page else ()),
+                *(read_page(config.report) if config.page else ()),
                 Route("/health", self._health, methods=["GET"]),
                 Route("/ready", self._ready, methods=["GET"]),
                 Route("/stats", self._stats, methods=["GET"]),

@@ -61,7 +61,7 @@ class RequestRecord:
     @property
     def tpot(self) -> float:
         """Time per output token behind the first: (last token - first token) / (tokens - 1)."""
-        if self.num_output_tokens < 2:
+        if self.num_output_tokens < 2 or not self.token_times:
             return NAN
         return (self.token_times[-1] - self.token_times[0]) / (self.num_output_tokens - 1)
 

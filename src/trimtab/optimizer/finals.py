@@ -1,0 +1,299 @@
+"""The last stage: survivors on the real server, then the choice and the default in turn.
+
+default          its highest rate
+shortlist        the best predicted first; one that does not hold what the best one so far holds
+                 is asked no further. Each result corrects the predictions that are left
+measured knobs   what the simulator does not know, turned on the best one
+at one rate      all of them, for latencies that can be compared
+repeats          choice and default in turn, fresh seeds; a rate that a repeat does not hold is
+                 lowered
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab.bench.energy import EnergyMeter
+from trimtab.errors import UserError
+from trimtab.optimizer.decide import Standing, choose, frontier
+from trimtab.optimizer.entries import Entry
+from trimtab.optimizer.measure import (
+    BACK_OFF,
+    MAX_BACK_OFFS,
+    LazyServer,
+    measure_rate,
+    verify,
+)
+from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.search import Ranked
+from trimtab.optimizer.search import shortlist as ranked_candidates
+from trimtab.optimizer.space import neighbours
+from trimtab.optimizer.trials import repeat_seeds, search_seeds
+from trimtab.optimizer.usage import use_of
+
+if TYPE_CHECKING:
+    from trimtab.optimizer.run import Found, Optimization
+
+LEAST_SECONDS, MOST_SECONDS = 3.0, 60.0  # of a load
+REQUESTS = 60  # that a load should have, if time allows
+PROBES = 4  # that a finalist takes, about
+REPEATS = 3
+MOST_FINALISTS = 6
+RESERVE = 0.35  # of the time, for what comes behind the search
+COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
+
+
+@dataclass
+class Finals:
+    """Measures, and leaves `chosen`, `default`, `rate` and the frontier in what was found."""
+
+    run: Optimization
+
+    def __post_init__(self) -> None:
+        self.found: Found = self.run.found
+        self.trials = self.found.trials
+        self.order = self.run.order
+        self.started = time.monotonic()
+        self.budget = self.run.budget.left
+        self.correction = 1.0  # measured over predicted, of what was measured so far
+        if self.order.need.objective == "energy" and not EnergyMeter().is_available:
+            raise UserError("--minimize energy: this machine does not tell what it takes")
+
+    def play(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="trimtab-optimize-") as directory:
+            self.directory = Path(directory)
+            self._search()
+            self._compare()
+            self._decide()
+            self._repeat()
+
+    # ---- the search
+
+    def _search(self) -> None:
+        found = self.found
+        found.default = default = found.entries.of(self.run.default)
+        finalists = self._finalists()
+        count = len(finalists) + 1
+        loads = PROBES * count + count + 2 * REPEATS
+        self.load_seconds = min(
+            MOST_SECONDS, max(LEAST_SECONDS, self.budget / (loads + 3 * count) - 1.0)
+        )
+        if default.dropped is None or default.dropped["stage"] == "simulated":
+            self._measure(default, floor=0.0)
+        waiting = finalists
+        while waiting and (not self._is_late() or not self._best()):
+            waiting.sort(key=self._expected, reverse=True)
+            entry = waiting.pop(0)
+            best = self._best()
+            floor = best.rate if best else 0.0
+            if best and self._expected(entry) < 0.8 * floor:
+                entry.drop("measured", f"not measured: expected {self._expected(entry):.3g}/s")
+                continue
+            self._measure(entry, floor)
+        for entry in waiting:
+            entry.drop("measured", "not measured: the time for it was spent")
+        self._turn_measured_knobs()
+
+    def _finalists(self) -> list[Entry]:
+        """By predicted rate, the default's variant included; as many as the time allows."""
+        entries = self.found.entries
+        ranked = [
+            Ranked(one.candidate, one.predicted_rate, one.censored)
+            for one in entries.all
+            if one.predicted_rate and not one.dropped
+        ]
+        affordable = int(self.budget * (1 - RESERVE) / (PROBES * (LEAST_SECONDS + 2)))
+        count = max(1, min(MOST_FINALISTS, affordable - 1))
+        able = [entries.of(one) for one in ranked_candidates(ranked, len(ranked))]
+        able = [one for one in able if one.candidate != self.run.default]
+        for entry in able[count:]:
+            entry.drop("simulated", f"predicted to hold {entry.predicted_rate:.3g}/s: not measured")
+        return able[:count]
+
+    def _turn_measured_knobs(self) -> None:
+        from trimtab.optimizer.run import MEASURED_KNOBS
+
+        for knob in self.run.knobs:
+            best = self._best()
+            if knob.name not in MEASURED_KNOBS or best is None or self._is_late():
+                continue
+            for candidate in neighbours(best.candidate, knob)[:1]:
+                entry = self.found.entries.of(candidate)
+                entry.quality, entry.memory = best.quality, best.memory
+                if entry.measured is None:
+                    self._measure(entry, floor=best.rate)
+
+    def _measure(self, entry: Entry, floor: float) -> None:
+        self.run.progress(f"measuring {entry.candidate.label}")
+        start = (entry.predicted_rate or floor or 1.0) * self.correction
+        load = self.trials.loader(entry.candidate, self.seconds_of)
+        with self.trials.server(entry.candidate, self.directory) as server:
+            measured = measure_rate(server, load, search_seeds(self.order.seed), start, floor)
+            if server.is_started:
+                measured.peak_memory_bytes = server.get().peak_memory_bytes()
+        entry.measured, entry.stage, entry.dropped = measured, "measured", None
+        if measured.failed is not None:
+            entry.drop("measured", measured.failed)
+        elif measured.censored_at is not None:
+            entry.censored = True
+            entry.drop("measured", f"does not hold {measured.censored_at:.3g}/s")
+        elif measured.rate <= 0:
+            entry.drop("measured", "does not meet the SLO at any rate")
+        elif entry.predicted_rate:
+            ratio = measured.rate / entry.predicted_rate
+            self.correction = math.sqrt(self.correction * ratio)
+
+    def seconds_of(self, rate: float) -> float:
+        """Of a load: long enough for REQUESTS of them, within what the budget allows."""
+        most = max(LEAST_SECONDS, min(MOST_SECONDS, 2 * self.load_seconds))
+        return round(min(max(LEAST_SECONDS, REQUESTS / rate, self.load_seconds / 2), most), 3)
+
+    def _expected(self, entry: Entry) -> float:
+        return (entry.predicted_rate or 0.0) * self.correction
+
+    def _best(self) -> Entry | None:
+        able = [e for e in self.found.entries.all if e.rate > 0 and self._is_good(e)]
+        return max(able, key=lambda one: one.rate) if able else None
+
+    def _is_good(self, entry: Entry) -> bool:
+        """In quality and memory; the unmodified model always is."""
+        if entry.candidate.variant == self.found.entries.baseline:
+            return True
+        return entry.quality is not None and entry.quality.meets
+
+    def _is_late(self) -> bool:
+        return time.monotonic() - self.started > self.budget * (1 - RESERVE)
+
+    # ---- latencies at one rate
+
+    def _compare(self) -> None:
+        default = self.found.default
+        rate = self.order.need.rate
+        if rate is None:
+            slowest = min((e.rate for e in self.found.entries.all if e.rate > 0), default=0.0)
+            rate = COMMON_SHARE * slowest
+        self.common_rate = rate
+        if not rate or default is None:
+            return
+        for entry in self.found.entries.all:
+            if entry.rate <= 0 or entry.measured is None:
+                continue
+            known = [p for p in entry.measured.points if p.rate == rate]
+            if known or (self._is_late() and entry is not self._best()):
+                continue
+            load = self.trials.loader(entry.candidate, self.seconds_of)
+            with self.trials.server(entry.candidate, self.directory) as server:
+                entry.measured.points.append(load(server, rate, self.order.seed + 1))
+
+    # ---- the choice
+
+    def standings(self) -> list[Standing]:
+        need = self.order.need
+        found = []
+        for entry in self.found.entries.all:
+            if entry.measured is None or entry.measured.failed is not None:
+                continue
+            found.append(
+                Standing(
+                    id=entry.id,
+                    rate=entry.rate,
+                    latency=self._latency(entry),
+                    loss=_loss(entry),
+                    num_changes=len(self.found.entries.changes(entry.candidate)),
+                    meets_need=entry.rate >= (need.rate or 1e-9) and self._is_good(entry),
+                )
+            )
+        return found
+
+    def _latency(self, entry: Entry) -> float:
+        """p95 of E2E at the common rate."""
+        assert entry.measured is not None
+        for point in entry.measured.points:
+            if point.rate == self.common_rate:
+                return point.latencies["e2e"]["p95"] or math.inf
+        return math.inf
+
+    def _decide(self) -> None:
+        standings = self.standings()
+        best = frontier(standings)
+        for entry in self.found.entries.all:
+            entry.on_frontier = entry.id in best
+        score = "latency" if self.order.need.objective == "latency" else "rate"
+        chosen = choose(standings, score)
+        by_id = {entry.id: entry for entry in self.found.entries.all}
+        self.found.chosen = None if chosen is None else by_id[chosen.id]
+
+    def _repeat(self) -> None:
+        """Choice and default in turn at their rates; the choice's is lowered until it holds."""
+        chosen, default = self.found.chosen, self.found.default
+        if chosen is None or chosen.measured is None:
+            return
+        entries = [chosen]
+        if default is not None and default is not chosen and default.rate > 0:
+            entries.append(default)
+        seeds = repeat_seeds(self.order.seed)
+        rates = [self.order.need.rate or entry.rate for entry in entries]
+        rates[0] = min(rates[0], chosen.rate)
+        with contextlib.ExitStack() as stack:
+            servers = [
+                stack.enter_context(self.trials.server(one.candidate, self.directory))
+                for one in entries
+            ]
+            for attempt in range(MAX_BACK_OFFS + 1):
+                self.run.progress(f"checking {rates[0]:.3g} requests/s {REPEATS} times")
+                found = self._repeats(entries, servers, rates, seeds)
+                if all(point.met for point in found[0]):
+                    break
+                if attempt < MAX_BACK_OFFS:
+                    rates[0] *= BACK_OFF
+            else:
+                chosen.drop("measured", "no rate was held three times in a row")
+                self.found.chosen = None
+            self._keep(entries, servers, rates, found)
+        self.found.rate = rates[0]
+
+    def _repeats(
+        self,
+        entries: list[Entry],
+        servers: list[LazyServer],
+        rates: list[float],
+        seeds: Iterator[int],
+    ) -> list[list[LoadPoint]]:
+        by_server = {id(server): entry for server, entry in zip(servers, entries, strict=True)}
+
+        def load(server: LazyServer, rate: float, seed: int) -> LoadPoint:
+            entry = by_server[id(server)]
+            return self.trials.load(entry.candidate, self.seconds_of, server, rate, seed)
+
+        for server in servers:
+            if server.is_started:
+                server.get().lap()
+        return verify(servers, rates, load, seeds, REPEATS)
+
+    def _keep(
+        self,
+        entries: list[Entry],
+        servers: list[LazyServer],
+        rates: list[float],
+        found: list[list[LoadPoint]],
+    ) -> None:
+        for entry, server, rate, points in zip(entries, servers, rates, found, strict=True):
+            assert entry.measured is not None
+            entry.measured.repeats, entry.measured.rate = points, rate
+            if server.is_started:
+                entry.measured.usage = use_of(self.found, entry, server.get().lap(), points)
+
+
+def _loss(entry: Entry) -> float:
+    """KL divergence from the unmodified model; of that itself 0."""
+    if entry.quality is None:
+        return 0.0
+    found: Any = entry.quality.summary.get("kl:mean")
+    return 0.0 if found is None else float(found["value"])

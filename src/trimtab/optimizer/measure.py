@@ -1,0 +1,123 @@
+"""The survivors under load on the real server: the highest rate that each one holds."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.served import Server, TrialFailedError
+from trimtab.workloads.capacity import highest_rate
+
+MAX_PROBES = 6
+RESOLUTION = 0.06  # relative width of a measured rate
+REACH = 64.0  # times what was predicted, up and down
+BACK_OFF = 0.94  # of a rate that a repeat did not hold
+MAX_BACK_OFFS = 4
+T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
+
+
+@dataclass
+class Measured:
+    """Of one candidate. Rates in requests a second."""
+
+    rate: float  # the highest that meets the SLO; 0: none does
+    points: list[LoadPoint] = field(default_factory=list)
+    repeats: list[LoadPoint] = field(default_factory=list)  # at the chosen rate, fresh seeds
+    usage: dict[str, Any] | None = None
+    peak_memory_bytes: int | None = None
+    failed: str | None = None
+    censored_at: float | None = None  # it did not hold this rate, and was not looked at further
+
+    @property
+    def interval(self) -> dict[str, float]:
+        """Of the goodput over the repeats, Student's t, 95 %; of the rate alone without repeats."""
+        values = [point.goodput for point in self.repeats if point.valid]
+        if len(values) < 2:
+            return {"value": self.rate, "low": self.rate, "high": self.rate}
+        mean = math.fsum(values) / len(values)
+        spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        half = T_95.get(len(values), 2.0) * spread / math.sqrt(len(values))
+        return {"value": mean, "low": max(0.0, mean - half), "high": mean + half}
+
+
+class LazyServer:
+    """Starts when it is first needed: trials that are in the journal need none."""
+
+    def __init__(self, start: Callable[[], contextlib.AbstractContextManager[Server]]) -> None:
+        self._start = start
+        self._stack = contextlib.ExitStack()
+        self._server: Server | None = None
+
+    def __enter__(self) -> LazyServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server = None
+        self._stack.close()
+
+    @property
+    def is_started(self) -> bool:
+        return self._server is not None
+
+    def get(self) -> Server:
+        """TrialFailedError if it does not come up, or has died."""
+        if self._server is None:
+            self._server = self._stack.enter_context(self._start())
+        if not self._server.is_alive:
+            raise TrialFailedError("the server died under load")
+        return self._server
+
+
+Load = Callable[[LazyServer, float, int], LoadPoint]  # rate, seed
+
+
+def measure_rate(
+    server: LazyServer, load: Load, seeds: Iterator[int], start: float, floor: float
+) -> Measured:
+    """The highest rate around `start` that the server holds. One that does not hold `floor` (what
+    the best one so far holds) is asked no further: its rate is censored there."""
+    points: list[LoadPoint] = []
+
+    def probe(rate: float) -> LoadPoint:
+        points.append(load(server, rate, next(seeds)))
+        return points[-1]
+
+    try:
+        if floor:
+            first = probe(floor)
+            if not first.met and first.margin < -2 * first.margin_error:
+                return Measured(0.0, points, censored_at=floor)
+            start = max(start, floor)
+        found = highest_rate(
+            probe,
+            low=start / REACH,
+            high=start * REACH,
+            start=start,
+            width=RESOLUTION,
+            max_probes=MAX_PROBES,
+        )
+    except TrialFailedError as error:
+        return Measured(0.0, points, failed=str(error))
+    return Measured(found.rate or 0.0, points)
+
+
+def verify(
+    servers: Sequence[LazyServer],
+    rates: Sequence[float],
+    load: Load,
+    seeds: Iterator[int],
+    repeats: int,
+) -> list[list[LoadPoint]]:
+    """Each server at its rate, with fresh seeds, in turn: A B B A A B ... so that a machine that
+    drifts does so for all."""
+    found: list[list[LoadPoint]] = [[] for _ in servers]
+    for number in range(repeats):
+        seed = next(seeds)
+        order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
+        for place in order:
+            found[place].append(load(servers[place], rates[place], seed))
+    return found

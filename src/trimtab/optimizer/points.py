@@ -1,0 +1,109 @@
+"""A load at one rate, measured or simulated, as far as the search and the report need it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from trimtab.optimizer.cost import Traffic
+from trimtab.workloads.records import RequestRecord
+from trimtab.workloads.slo import Slo
+from trimtab.workloads.statistics import finite
+from trimtab.workloads.summary import LoadSummary, summarize
+
+LATENCIES = ("ttft", "itl", "e2e", "tpot", "stall")
+
+
+@dataclass(frozen=True)
+class LoadPoint:
+    """Latencies in seconds. `margin`: log(limit / observed) of the term that is closest to its
+    limit; positive: room."""
+
+    rate: float  # offered, requests a second; 0 of a closed loop
+    seed: int
+    seconds: float  # of arrivals
+    achieved: float
+    goodput: float
+    attainment: dict[str, float]  # value, low, high
+    met: bool
+    margin: float
+    margin_error: float
+    latencies: dict[str, dict[str, float | None]]  # by metric: mean, p50, p95, p99
+    output_tokens_per_s: float
+    num_requests: int
+    terms: list[dict[str, Any]]
+    traffic: Traffic
+    valid: bool = True
+    why: str = ""  # it is not
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.__dict__, "traffic": dict(self.traffic.__dict__)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> LoadPoint:
+        return cls(**{**value, "traffic": Traffic(**value["traffic"])})
+
+    def for_report(self) -> dict[str, Any]:
+        return {
+            "rate": self.rate,
+            "achieved": self.achieved,
+            "goodput": self.goodput,
+            "attainment": self.attainment,
+            **{name: self.latencies[name] for name in LATENCIES},
+            "output_tokens_per_s": self.output_tokens_per_s,
+            "requests": self.num_requests,
+            "valid": self.valid,
+            "terms": self.terms,
+            "predicted": None,
+        }
+
+
+def load_point(
+    rate: float, seed: int, seconds: float, records: Sequence[RequestRecord], slo: Slo
+) -> LoadPoint:
+    """Over the whole load: it begins on an idle server, as real ones do not, and ends with the last
+    answer, so that nothing that was asked is left out. A queue that grew is an SLO that is missed.
+    """
+    found = slo.evaluate(records)
+    summary = summarize(records, slo)
+    complete = [record for record in records if record.is_complete]
+    count = max(len(complete), 1)
+    cached = sum(record.num_cached_tokens for record in complete)
+    good = sum(slo.met_by(record) for record in complete)
+    length = max([seconds, *(r.ended for r in complete if math.isfinite(r.ended))])
+    margin = found.margin
+    if summary.is_overloaded:
+        margin = min(margin, -0.05)
+    return LoadPoint(
+        rate=rate,
+        seed=seed,
+        seconds=seconds,
+        achieved=summary.achieved_rate,
+        goodput=good / length if length else 0.0,
+        attainment=found.attainment.as_json(),
+        met=found.met and not summary.is_overloaded,
+        margin=margin,
+        margin_error=found.margin_error,
+        latencies={name: _percentiles(summary, name) for name in LATENCIES},
+        output_tokens_per_s=summary.output_tokens_per_second,
+        num_requests=found.num_requests,
+        terms=[term.as_json() for term in found.terms],
+        traffic=Traffic(
+            computed_input=(sum(r.num_prompt_tokens for r in complete) - cached) / count,
+            cached_input=cached / count,
+            output=sum(r.num_output_tokens for r in complete) / count,
+        ),
+    )
+
+
+def void(point: LoadPoint, why: str) -> LoadPoint:
+    """The client could not keep up: it says nothing about the server."""
+    return replace(point, valid=False, why=why)
+
+
+def _percentiles(summary: LoadSummary, name: str) -> dict[str, float | None]:
+    found = summary.latencies[name]
+    values = {key: finite(found.percentiles[key].value) for key in ("p50", "p95", "p99")}
+    return {"mean": finite(found.mean), **values}

@@ -1,0 +1,279 @@
+"""Everything that a run found, as one document: results.json, which the report is written from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from trimtab.bench.footprint import footprint
+from trimtab.optimizer.cost import Cost, Traffic, cost_of
+from trimtab.optimizer.entries import Entry, entry_json
+from trimtab.optimizer.fingerprint import total_memory, versions
+from trimtab.optimizer.plan import now
+from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.shortfall import infeasible_json
+from trimtab.optimizer.usage import token_seconds
+
+if TYPE_CHECKING:
+    from trimtab.optimizer.run import Found
+
+FORMAT = 1
+
+
+def results_json(found: Found) -> dict[str, Any]:
+    """Adds costs and accuracy to what the stages found."""
+    for entry in found.entries.all:
+        _price(found, entry)
+    order, chosen = found.order, found.chosen
+    machine = found.trials.plan(found.entries.all[0].candidate).machine
+    return {
+        "format": FORMAT,
+        "version": versions(),
+        "created": now(),
+        "seconds": round(found.budget.spent, 1),
+        "command": order.command,
+        "model": {
+            "name": order.model,
+            "content": found.trials.model_hash,
+            "architecture": found.spec.architecture,
+            "parameters": footprint(found.spec, found.trials.base).parameters,
+        },
+        "machine": {
+            "cpu": machine.cpu,
+            "isa": machine.isa,
+            "threads": found.machine.threads,
+            "cores": found.num_cores,
+            "memory_bytes": total_memory(),
+            "read_bytes_per_s": found.machine.read_bytes_per_s,
+            "macs_per_s": found.machine.macs_per_s,
+            "noise": found.noise,
+            "fingerprint": machine.as_json(),
+        },
+        "need": need_json(found),
+        "status": "not met" if chosen is None else "met",
+        "headline": headline(found),
+        "chosen": None if chosen is None else chosen.id,
+        "default": None if found.default is None else found.default.id,
+        "plan_path": str(order.plan_path),
+        "candidates": [
+            entry_json(one, found.entries, found.trials.base) for one in _in_order(found)
+        ],
+        "ladder": ladder_json(found),
+        "accuracy": accuracy_json(found),
+        "roofline": roofline_json(found),
+        "sensitivity": found.sensitivity,
+        "infeasible": None if chosen is not None else infeasible_json(found),
+        "stages": [stage.as_json() for stage in found.budget.stages],
+    }
+
+
+def _in_order(found: Found) -> list[Entry]:
+    """The choice first, then by what was found of them."""
+    return sorted(
+        found.entries.all,
+        key=lambda e: (
+            e is not found.chosen,
+            e is not found.default,
+            e.measured is None,
+            -e.rate,
+            -(e.predicted_rate or 0.0),
+        ),
+    )
+
+
+def need_json(found: Found) -> dict[str, Any]:
+    need = found.order.need
+    sample = found.trials.workload(1.0, found.order.seed, 200.0)
+    return {
+        "slo": need.slo.as_text(),
+        "quality": need.quality.as_text(),
+        "workload": need.workload,
+        "workload_description": sample.description,
+        "rate": need.rate,
+        "memory_bytes": need.memory_bytes,
+        "price_per_hour": need.price_per_hour,
+        "price_source": need.price_source,
+        "objective": need.objective_text,
+        "budget_seconds": found.order.budget_seconds,
+    }
+
+
+def _price(found: Found, entry: Entry) -> None:
+    price = found.order.need.price
+    seconds = token_seconds(found, entry)
+    if entry.measured is not None and entry.rate > 0 and seconds is not None:
+        points = [*entry.measured.repeats, *entry.measured.points]
+        entry.cost = cost_of(price, entry.rate, _traffic(points), seconds)
+
+
+def _traffic(points: list[LoadPoint]) -> Traffic:
+    count = max(len(points), 1)
+    return Traffic(
+        *(
+            sum(getattr(point.traffic, name) for point in points) / count
+            for name in ("computed_input", "cached_input", "output")
+        )
+    )
+
+
+def headline(found: Found) -> str:
+    need, chosen, default = found.order.need, found.chosen, found.default
+    if chosen is None:
+        return (
+            f"Nothing that was tried gives {need.workload} users of {found.order.model} what they "
+            "need on this machine."
+        )
+    text = (
+        f"{found.order.model} as {chosen.candidate.label} serves {found.rate:.3g} {need.workload} "
+        f"requests/s on this machine within {need.slo.as_text()}"
+    )
+    if default is not None and default is not chosen:
+        if default.rate > 0:
+            text += f", {chosen.rate / default.rate:.2g} times what the defaults hold"
+        else:
+            text += ", which the defaults do not hold at any rate"
+    cost: Cost | None = chosen.cost
+    if cost is not None:
+        text += f", at {cost.per_million_output:.3g} per million output tokens"
+    return text + "."
+
+
+def ladder_json(found: Found) -> list[dict[str, Any]]:
+    """From the default to the choice: the variant, then each knob; what was measured of it."""
+    chosen, default = found.chosen, found.default
+    if chosen is None or default is None:
+        return []
+    steps: list[tuple[str, Entry]] = [("default", default)]
+    steps += [(label, entry) for label, entry in found.ladder if entry.rate > 0]
+    if steps[-1][1] is not chosen:
+        steps.append((f"+ {_last_label(steps[-1][1], chosen)}", chosen))
+    rungs, before = [], None
+    for label, entry in steps:
+        measured = entry.measured
+        rungs.append(
+            {
+                "label": label,
+                "id": entry.id,
+                "rate": None if measured is None else measured.interval,
+                "gain": 1.0 if not before else entry.rate / before,
+            }
+        )
+        before = entry.rate
+    return rungs
+
+
+def _last_label(before: Entry, chosen: Entry) -> str:
+    if before.candidate.variant != chosen.candidate.variant and not chosen.candidate.run_changes:
+        return chosen.candidate.variant.label
+    return chosen.candidate.label.partition("; ")[2] or chosen.candidate.label
+
+
+def accuracy_json(found: Found) -> dict[str, Any] | None:
+    """Predictions against loads that no fit has seen: the same requests, simulated."""
+    pairs: list[dict[str, Any]] = []
+    for entry in found.entries.all:
+        if entry.measured is None or found.predictor.calibration(entry.candidate) is None:
+            continue
+        for point in entry.measured.points:
+            if point.valid and point.met:
+                pairs += _pairs(found, entry, point)
+    if not pairs:
+        return None
+    errors: dict[str, Any] = {"loads": len({(p["id"], p["rate"], p["seed"]) for p in pairs})}
+    for metric in ("ttft_p50", "itl", "e2e", "throughput"):
+        own = [abs(p["predicted"] / p["measured"] - 1) for p in pairs if p["metric"] == metric]
+        errors[metric] = sum(own) / len(own) if own else None
+    held_out = [
+        calibration.step_times.errors.held_out
+        for one in found.entries.all
+        if (calibration := found.predictor.calibration(one.candidate)) is not None
+    ]
+    known = [error for error in held_out if error is not None]
+    errors["steps_held_out"] = sum(known) / len(known) if known else None
+    return {**errors, "pairs": pairs}
+
+
+def _pairs(found: Found, entry: Entry, point: LoadPoint) -> list[dict[str, Any]]:
+    predicted = found.predictor.replay(entry.candidate, point)
+    if predicted is None:
+        return []
+    metrics = {
+        "ttft_p50": ("ttft", "p50"),
+        "itl": ("itl", "mean"),
+        "e2e": ("e2e", "mean"),
+    }
+    values = {
+        name: (predicted.latencies[metric][key], point.latencies[metric][key])
+        for name, (metric, key) in metrics.items()
+    }
+    values["throughput"] = (predicted.output_tokens_per_s, point.output_tokens_per_s)
+    return [
+        {
+            "id": entry.id,
+            "metric": name,
+            "rate": point.rate,
+            "seed": point.seed,
+            "predicted": guess,
+            "measured": real,
+        }
+        for name, (guess, real) in values.items()
+        if guess and real
+    ]
+
+
+def roofline_json(found: Found) -> dict[str, Any] | None:
+    chosen = found.chosen or found.default
+    if chosen is None or chosen.measured is None or not chosen.measured.usage:
+        return None
+    usage = chosen.measured.usage
+    size = footprint(found.spec, chosen.candidate.executor(found.trials.base))
+    macs = found.machine.linear_macs_per_s(size.layer_weights)
+    points = []
+    calibration = found.predictor.calibration(chosen.candidate)
+    if calibration is not None:
+        row_macs = size.layer_macs_per_token + size.head_macs_per_token
+        for rows in (1, 4, 16, 64):
+            seconds = calibration.token_seconds(rows, 256).output * rows
+            moved = size.read_bytes_per_step + rows * 256 * size.kv_bytes_per_token
+            points.append(
+                {
+                    "label": f"decode, {rows} stream{'s' if rows > 1 else ''}",
+                    "intensity": rows * row_macs / moved,
+                    "macs_per_s": rows * row_macs / seconds,
+                }
+            )
+    if usage["bytes_per_second"] > 0:
+        points.append(
+            {
+                "label": "under load",
+                "intensity": usage["macs_per_second"] / usage["bytes_per_second"],
+                "macs_per_s": usage["macs_per_second"],
+            }
+        )
+    return {
+        "read_bytes_per_s": found.machine.read_bytes_per_s,
+        "macs_per_s": macs,
+        "points": points,
+    }
+
+
+def plan_measurements(found: Found) -> dict[str, dict[str, float]]:
+    """Of the choice, for the plan: rate, goodput and latencies over the repeats."""
+    chosen = found.chosen
+    if chosen is None or chosen.measured is None:
+        return {}
+    measured: dict[str, dict[str, float]] = {"rate": {"value": found.rate}}
+    measured["goodput"] = chosen.measured.interval
+    for metric, key in (("ttft", "p50"), ("ttft", "p95"), ("itl", "p95"), ("e2e", "p95")):
+        values = [point.latencies[metric][key] for point in chosen.measured.repeats]
+        known = [value for value in values if value is not None]
+        if known:
+            measured[f"{metric}_{key}_seconds"] = {
+                "value": sum(known) / len(known),
+                "low": min(known),
+                "high": max(known),
+            }
+    if chosen.cost is not None:
+        for name, value in asdict(chosen.cost).items():
+            measured[f"cost_{name}"] = {"value": value}
+    return measured

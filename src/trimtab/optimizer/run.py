@@ -1,0 +1,379 @@
+"""One run: cheap questions first, each cutting the field for the next, nothing dropped on a guess.
+
+probe      what the machine can do
+bound      what no run of a variant can beat; drops only what cannot fit or meet the need
+quality    of each variant, against the unmodified model
+calibrate  the steps of each variant that is left
+simulate   its runs, with the real scheduler on a virtual clock
+measure    the survivors under load on the real server; the choice against the default, in turn
+decide     the cheapest that meets everything; a plan, a report
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.bench.footprint import footprint
+from trimtab.bench.machine import MachineLimits, measure_machine
+from trimtab.checkpoints import open_checkpoint, resolve_model
+from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.errors import UserError
+from trimtab.executors.cpu import choose_threads, select_isa
+from trimtab.executors.formats import formats_of_config
+from trimtab.executors.resources import available_cpus
+from trimtab.optimizer.bounds import bounds_of
+from trimtab.optimizer.content import content_hash
+from trimtab.optimizer.entries import Entries, Entry
+from trimtab.optimizer.fingerprint import this_machine, total_memory
+from trimtab.optimizer.journal import Journal
+from trimtab.optimizer.memory import predict_memory
+from trimtab.optimizer.order import Order, need_texts
+from trimtab.optimizer.predict import Predictor
+from trimtab.optimizer.quality import quality_texts
+from trimtab.optimizer.search import search_runs
+from trimtab.optimizer.space import Candidate, run_knobs
+from trimtab.optimizer.stages import SHARES, Budget, Progress
+from trimtab.optimizer.trials import Trials
+from trimtab.optimizer.variants import baseline_of, has_torch, variants_for
+from trimtab.tokenization import load_tokenizer
+from trimtab.workloads.texts import PieceTexts
+
+LARGE_BUDGET = 180.0  # from here on checkpoints are built, too
+SIMULATED_REQUESTS = 300
+LEAST_LOAD_SECONDS = 3.0
+LEAST_LOAD_REQUESTS = 40
+MOST_FINALISTS = 6
+REPEATS = 3
+SAMPLE_RATE = 1.0
+"""Requests a second at which lengths of the workload are looked at."""
+MEASURED_KNOBS = ("speculative", "threads")
+"""The simulator does not know what guessing gains, nor other numbers of threads."""
+
+
+@dataclass
+class Found:
+    """What the stages hand on; results.py makes the document of it."""
+
+    order: Order
+    entries: Entries
+    trials: Trials
+    budget: Budget
+    machine: MachineLimits
+    noise: float  # coefficient of variation of the bandwidth: the smallest effect that shows
+    spec: Any
+    predictor: Predictor
+    max_context: int
+    num_cores: int
+    memory_limit: int
+    chosen: Entry | None = None
+    default: Entry | None = None
+    rate: float = 0.0  # that the choice was verified at
+    ladder: list[tuple[str, Entry]] = field(default_factory=list)
+    sensitivity: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Optimization:
+    """One run. `go` leaves everything that was found in `found`."""
+
+    def __init__(self, order: Order, progress: Progress) -> None:
+        """Opens the model and measures the machine: a few seconds. UserError for an order that
+        cannot be carried out."""
+        self.order = order
+        self.progress = progress
+        self.budget = Budget(order.budget_seconds)
+        path = resolve_model(order.model)
+        self.checkpoint = open_checkpoint(path, order.max_context)
+        spec = self.checkpoint.spec
+        self.texts = quality_texts(order.model, order.texts, order.tasks)
+        base = ExecutorConfig(max_context=order.max_context)
+        cores = available_cpus()
+        with self.budget.stage("probe") as stage:
+            progress("measuring the machine")
+            self.machine = measure_machine(select_isa(), choose_threads(0))
+            stage.tried = stage.left = 1
+        low, high = self.machine.read_bytes_per_s_low, self.machine.read_bytes_per_s
+        tokenizer = load_tokenizer(path)
+        self.journal = Journal(order.journal_path, order.resume)
+        trials = Trials(
+            order,
+            self.journal,
+            content_hash(self.checkpoint),
+            this_machine(),
+            base,
+            spec.max_context,
+            PieceTexts(tokenizer),
+            progress,
+        )
+        trials.workload(SAMPLE_RATE, order.seed, 1.0)  # complains, if it has to, now
+        self.found = Found(
+            order=order,
+            entries=Entries(baseline_of(self.checkpoint)),
+            trials=trials,
+            budget=self.budget,
+            machine=self.machine,
+            noise=(high - low) / high / 2,
+            spec=spec,
+            predictor=Predictor(order.need.slo, trials.workload, order.seed, SIMULATED_REQUESTS),
+            max_context=spec.max_context,
+            num_cores=cores,
+            memory_limit=min(order.need.memory_bytes or total_memory(), total_memory()),
+        )
+        methods = has_torch() and order.budget_seconds >= LARGE_BUDGET
+        self.variants = variants_for(self.checkpoint, methods=methods)
+        self.knobs = run_knobs(cores, spec.max_context)
+
+    def go(self) -> Found:
+        try:
+            self.bound()
+            self.judge_quality()
+            self.calibrate()
+            self.simulate()
+            self.measure()
+            self.vary()
+        finally:
+            self.journal.close()
+        return self.found
+
+    def vary(self) -> None:
+        from trimtab.optimizer.sensitivity import sensitivity
+
+        ends = time.monotonic() + max(5.0, 0.05 * self.order.budget_seconds)
+        with self.budget.stage("vary") as stage:
+            self.found.sensitivity = sensitivity(self.found, lambda: time.monotonic() > ends)
+            stage.tried = stage.left = len(self.found.sensitivity)
+
+    @property
+    def default(self) -> Candidate:
+        return Candidate(self.found.entries.baseline)
+
+    def bound(self) -> None:
+        """Drop what does not fit, and what could not keep a limit if nothing but its weights took
+        time."""
+        found, need = self.found, self.order.need
+        sample = found.trials.workload(SAMPLE_RATE, self.order.seed, 200.0)
+        shortest = min(one.num_prompt_tokens for one in sample.requests)
+        with self.budget.stage("bound") as stage:
+            for variant in self.variants:
+                entry = found.entries.of(Candidate(variant))
+                stage.tried += 1
+                config = entry.candidate.executor(found.trials.base)
+                formats = formats_of_config(found.spec, config)
+                size = footprint(found.spec, config, formats)
+                blocks = -(-found.max_context // 16)
+                entry.memory = predict_memory(
+                    found.spec, config, SchedulerConfig(), blocks, formats
+                )
+                bounds = bounds_of(size, self.machine, sample)
+                if entry.memory.total > found.memory_limit:
+                    entry.drop("bound", f"needs {_gib(entry.memory.total)} of memory at least")
+                    continue
+                for term in need.slo.terms:
+                    least = {"itl": bounds.decode_seconds, "tpot": bounds.decode_seconds}.get(
+                        term.metric
+                    )
+                    if term.metric == "ttft":
+                        least = bounds.ttft(shortest)
+                    limit = term.limit.of(shortest, 1)
+                    if least is not None and least > limit:
+                        entry.drop(
+                            "bound",
+                            f"{term.as_text()}: {1000 * least:.3g} ms at the machine's limit",
+                        )
+                if entry.dropped is None and need.rate is not None and bounds.rate < need.rate:
+                    entry.drop("bound", f"{bounds.rate:.3g} requests/s at the machine's limit")
+            stage.left = len(self._alive())
+
+    def judge_quality(self) -> None:
+        found = self.found
+        share = self.budget.of_stage("quality")
+        with self.budget.stage("quality") as stage:
+            start = time.monotonic()
+            alive = self._alive()
+            for number, entry in enumerate(alive):
+                left = share - (time.monotonic() - start)
+                if left <= 0 and number > 1:
+                    entry.drop("quality", "not tried: the time for it was spent")
+                    continue
+                self.progress(f"quality of {entry.candidate.label}")
+                stage.tried += 1
+                try:
+                    each = max(left / (len(alive) - number), 5.0)
+                    ceiling = 32 if self.order.budget_seconds < LARGE_BUDGET else 96
+                    entry.quality = found.trials.quality(
+                        entry.candidate.variant, self.texts, 4 * each + 20, ceiling
+                    )
+                except UserError as error:
+                    entry.drop("quality", str(error))
+                    continue
+                entry.stage = "quality"
+                if entry.candidate.variant == found.entries.baseline:
+                    continue  # it is what the others are judged by
+                if entry.quality.failed is not None:
+                    entry.drop("quality", entry.quality.failed)
+                elif not entry.quality.meets:
+                    entry.drop("quality", _why_not(entry.quality))
+            stage.left = len(self._alive())
+
+    def calibrate(self) -> None:
+        """Steps of every variant that is left, the fastest at the machine's limit first."""
+        found = self.found
+        share = self.budget.of_stage("calibrate")
+        longest = min(found.max_context, 4096)
+        with self.budget.stage("calibrate") as stage:
+            start = time.monotonic()
+            alive = sorted(self._alive(), key=self._bytes_per_step)
+            default = found.entries.of(self.default)
+            alive = [default] * (default in alive) + [one for one in alive if one is not default]
+            each = max(share / max(len(alive), 1), 1.0)
+            for number, entry in enumerate(alive):
+                if number > 1 and time.monotonic() - start > share:
+                    entry.drop("calibrate", "not tried: the time for it was spent")
+                    continue
+                self.progress(f"step times of {entry.candidate.label}")
+                stage.tried += 1
+                try:
+                    known, failed = found.trials.calibration(entry.candidate, each, longest)
+                except UserError as error:
+                    known, failed = None, str(error)
+                if known is None:
+                    entry.drop("calibrate", failed or "its steps could not be measured")
+                    continue
+                entry.stage = "calibrate"
+                found.predictor.learn(entry.candidate, known)
+            stage.left = len(self._alive())
+
+    def simulate(self) -> None:
+        found = self.found
+        share = self.budget.of_stage("simulate")
+        knobs = [knob for knob in self.knobs if knob.name not in MEASURED_KNOBS]
+        with self.budget.stage("simulate") as stage:
+            alive = [one for one in self._alive() if found.predictor.calibration(one.candidate)]
+            start = time.monotonic()
+            for number, entry in enumerate(alive):
+                ends = start + share * (number + 1) / len(alive)
+                self.progress(f"simulating {entry.candidate.variant.label}")
+                ranked = search_runs(
+                    entry.candidate.variant,
+                    knobs,
+                    found.predictor,
+                    lambda ends=ends: time.monotonic() > ends,  # type: ignore[misc]
+                )
+                for one in ranked:
+                    this = found.entries.of(one.candidate)
+                    this.quality, this.memory = entry.quality, entry.memory
+                    this.predicted_rate, this.censored = one.score, one.censored
+                    this.stage = "simulated"
+                    if one.censored:
+                        this.drop("simulated", f"predicted to hold less than {one.score:.3g}/s")
+                    elif one.score <= 0:
+                        this.drop("simulated", "predicted not to meet the SLO at any rate")
+                    elif self.order.need.rate and one.score < self.order.need.rate / 1.5:
+                        this.drop("simulated", f"predicted to hold {one.score:.3g} requests/s")
+                    stage.tried += 1
+            stage.left = sum(e.stage == "simulated" and not e.dropped for e in found.entries.all)
+
+    def measure(self) -> None:
+        from trimtab.optimizer.finals import Finals
+
+        with self.budget.stage("measure") as stage:
+            Finals(self).play()
+            stage.tried = sum(entry.measured is not None for entry in self.found.entries.all)
+            stage.left = sum(entry.rate > 0 for entry in self.found.entries.all)
+
+    def _alive(self) -> list[Entry]:
+        return [entry for entry in self.found.entries.all if entry.dropped is None]
+
+    def _bytes_per_step(self, entry: Entry) -> int:
+        config = entry.candidate.executor(self.found.trials.base)
+        return footprint(self.found.spec, config).read_bytes_per_step
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.2f} GiB"
+
+
+def _why_not(quality: Any) -> str:
+    bad = [term for term in quality.terms if term.status != "pass"]
+    return "; ".join(
+        f"{term.text}: {'missed' if term.status == 'fail' else 'not certain'}"
+        + ("" if term.value is None else f", {term.value:.4g}")
+        for term in bad
+    )
+
+
+def optimize(order: Order, progress: Progress) -> dict[str, Any]:
+    """Run it; write plan.yaml, results.json and report.html; give the results."""
+    from trimtab.optimizer.report import write_report
+    from trimtab.optimizer.results import results_json
+
+    found = Optimization(order, progress).go()
+    results = results_json(found)
+    write_outputs(found, results)
+    write_report(results, order.report_path)
+    return results
+
+
+def write_outputs(found: Found, results: dict[str, Any]) -> None:
+    """plan.yaml of the choice, or of what came closest, and results.json; each atomically."""
+    from trimtab.optimizer.cache import write_atomically
+    from trimtab.optimizer.plan import Measurement
+    from trimtab.optimizer.results import plan_measurements
+    from trimtab.optimizer.shortfall import closest_entry
+
+    entry = found.chosen or closest_entry(found) or found.default
+    if entry is not None:
+        plan = replace(
+            found.trials.plan(entry.candidate),
+            need=need_texts(found.order.need),
+            measured={
+                name: Measurement(**value) for name, value in plan_measurements(found).items()
+            },
+            predicted={} if entry.predicted_rate is None else {"rate": entry.predicted_rate},
+            headline=results["headline"],
+        )
+        plan.write(found.order.plan_path)
+    write_atomically(found.order.results_path, json.dumps(results, indent=1).encode())
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a run would try."""
+
+    variants: list[dict[str, Any]]  # label, dropped
+    num_runs: int  # of each variant
+    shares: dict[str, float]  # seconds of each stage
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def lines(self) -> list[str]:
+        lines = [f"{len(self.variants)} variants of the model, {self.num_runs} ways to run each:"]
+        for one in self.variants:
+            dropped = one["dropped"]
+            lines.append(
+                f"  {one['label']}" + (f": dropped, {dropped['reason']}" if dropped else "")
+            )
+        stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.shares.items())
+        return [*lines, f"about {sum(self.shares.values()):.0f} s: {stages}"]
+
+
+def dry_run(order: Order, progress: Progress) -> Intent:
+    """Probes and bounds, and no more; writes no results."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="trimtab-optimize-") as directory:
+        run = Optimization(replace(order, directory=Path(directory), resume=False), progress)
+        run.bound()
+        run.journal.close()
+    entries = run.found.entries.all
+    left = run.budget.left
+    return Intent(
+        [{"label": e.candidate.variant.label, "dropped": e.dropped} for e in entries],
+        math.prod(len(knob.values) for knob in run.knobs),
+        {name: left * share for name, share in SHARES.items()},
+    )

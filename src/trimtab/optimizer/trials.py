@@ -1,0 +1,233 @@
+"""The trials of a run, each looked up in the journal first: quality, step times, loads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from trimtab.bench.load import run_load
+from trimtab.bench.load_client import LoadOptions
+from trimtab.bench.load_target import Target
+from trimtab.config import ExecutorConfig
+from trimtab.optimizer.artifacts import Artifact, find_or_build
+from trimtab.optimizer.fingerprint import Fingerprint, versions
+from trimtab.optimizer.journal import Journal
+from trimtab.optimizer.measure import LazyServer
+from trimtab.optimizer.order import Order
+from trimtab.optimizer.plan import Plan, now
+from trimtab.optimizer.points import LoadPoint, load_point, void
+from trimtab.optimizer.predict import Calibration
+from trimtab.optimizer.quality import QualityResult, QualityTexts, measure_quality
+from trimtab.optimizer.served import running_server
+from trimtab.optimizer.space import Candidate
+from trimtab.optimizer.stages import Progress
+from trimtab.optimizer.trial import run_trial
+from trimtab.optimizer.variants import Variant
+from trimtab.workloads.make import make_workload
+from trimtab.workloads.requests import Workload
+from trimtab.workloads.texts import PieceTexts
+
+WARM_UP = 4  # requests
+REQUEST_SECONDS = 120.0
+SEARCH_SEEDS = 1000  # of probes; repeats draw from behind them
+REPEAT_SEEDS = 500_000
+
+
+class Trials:
+    """Everything that takes time; nothing that was done before under the same conditions."""
+
+    def __init__(
+        self,
+        order: Order,
+        journal: Journal,
+        model_hash: str,
+        machine: Fingerprint,
+        base: ExecutorConfig,
+        max_context: int,
+        texts: PieceTexts,
+        progress: Progress,
+    ) -> None:
+        """`base`: what no candidate changes; `max_context` is the effective one."""
+        self.order = order
+        self.base = base
+        self._journal = journal
+        self._machine = machine
+        self._max_context = max_context
+        self._texts = texts
+        self._progress = progress
+        self.model_hash = model_hash
+        self._artifacts: dict[Variant, Artifact] = {}
+        self._about: dict[str, Any] = {
+            "model": model_hash,
+            "machine": machine.as_json(),
+            "versions": versions(),
+            "base": asdict(base),
+        }
+
+    def artifact(self, variant: Variant, seconds: float | None = None) -> Artifact:
+        """What is to be loaded. UserError if it cannot be built."""
+        if variant not in self._artifacts:
+            self._artifacts[variant] = find_or_build(
+                self.order.model, variant, self._progress, seconds=seconds
+            )
+        return self._artifacts[variant]
+
+    def quality(
+        self, variant: Variant, texts: QualityTexts, seconds: float, ceiling: int
+    ) -> QualityResult:
+        need = self.order.need.quality
+        key = self._about | {
+            "variant": variant.as_json(),
+            "need": need.as_text(),
+            "texts": [str(path) for path in (*texts.texts, texts.tasks)],
+            "ceiling": ceiling,
+        }
+        known = self._journal.get("quality", key)
+        if known is not None:
+            return QualityResult.from_json(known)
+        result = measure_quality(
+            self.order.model,
+            variant,
+            self.artifact(variant, seconds),
+            need,
+            texts,
+            ceiling=ceiling,
+            seed=self.order.seed,
+            seconds=max(seconds, 30.0),
+            progress=self._progress,
+        )
+        self._journal.put("quality", key, result.as_json())
+        return result
+
+    def calibration(
+        self, candidate: Candidate, seconds: float, longest: int
+    ) -> tuple[Calibration | None, str | None]:
+        """Of the candidate's variant and threads; or why there is none."""
+        config = candidate.executor(self.base)
+        key = self._about | {
+            "executor": asdict(config),
+            "variant": candidate.variant.as_json(),
+            "longest": longest,
+        }
+        known = self._journal.get("calibration", key)
+        if known is None:
+            outcome = run_trial(
+                "trimtab.optimizer.predict:calibration_trial",
+                {
+                    "model": str(self.artifact(candidate.variant).path),
+                    "executor": asdict(config),
+                    "seconds": seconds,
+                    "longest": longest,
+                },
+                seconds=60.0 + 10 * seconds,
+            )
+            known = {"value": outcome.result, "failed": outcome.failed}
+            self._journal.put("calibration", key, known)
+        if known["failed"] is not None:
+            return None, known["failed"]
+        return Calibration.from_json(known["value"]), None
+
+    def workload(self, rate: float, seed: int, seconds: float, **changes: Any) -> Workload:
+        """Of the need, at a rate, for so long. `changes`: other arguments of `make_workload`."""
+        return make_workload(
+            self.order.need.workload,
+            rate=rate,
+            duration=seconds,
+            seed=seed,
+            max_context=self._max_context,
+            **changes,
+        )
+
+    def server(self, candidate: Candidate, directory: Path) -> LazyServer:
+        """Serves a plan file of the candidate, written into `directory`."""
+
+        def start() -> Any:
+            path = directory / "trial.yaml"
+            self.plan(candidate).write(path)
+            return running_server(path)
+
+        return LazyServer(start)
+
+    def plan(self, candidate: Candidate) -> Plan:
+        artifact = self.artifact(candidate.variant)
+        return Plan(
+            model=self.order.model,
+            model_hash=self.model_hash,
+            variant=candidate.variant,
+            executor=candidate.executor(self.base),
+            scheduler=candidate.scheduler,
+            machine=self._machine,
+            artifact_hash=artifact.hash if artifact.is_built else None,
+            versions=versions(),
+            created=now(),
+        )
+
+    def load(
+        self,
+        candidate: Candidate,
+        seconds_of: Any,
+        server: LazyServer,
+        rate: float,
+        seed: int,
+    ) -> LoadPoint:
+        """One load on the candidate's server. `seconds_of`: rate -> length of its arrivals."""
+        seconds = seconds_of(rate)
+        need = self.order.need
+        key = self._about | {
+            "candidate": [
+                candidate.variant.as_json(),
+                asdict(candidate.scheduler),
+                candidate.threads,
+            ],
+            "workload": need.workload,
+            "slo": need.slo.as_text(),
+            "rate": rate,
+            "seed": seed,
+            "seconds": seconds,
+        }
+        known = self._journal.get("load", key)
+        if known is not None:
+            return LoadPoint.from_json(known)
+        workload = self.workload(rate, seed, seconds)
+        run = run_load(
+            Target(server.get().url, route="completions"),
+            workload,
+            make_text=lambda pieces: self._texts.prompt(pieces).text,
+            slo=need.slo,
+            options=LoadOptions(warm_up=WARM_UP, request_seconds=REQUEST_SECONDS),
+        )
+        point = load_point(rate, seed, seconds, run.records, need.slo)
+        if not run.valid:
+            point = void(point, run.why)
+        self._progress(_load_line(candidate, point))
+        self._journal.put("load", key, point.as_json())
+        return point
+
+    def loader(self, candidate: Candidate, seconds_of: Any) -> Any:
+        return partial(self.load, candidate, seconds_of)
+
+
+def search_seeds(seed: int) -> Iterator[int]:
+    return itertools.count(seed * 1_000_003 + SEARCH_SEEDS)
+
+
+def repeat_seeds(seed: int) -> Iterator[int]:
+    """Fresh ones: no load of the search had them."""
+    return itertools.count(seed * 1_000_003 + REPEAT_SEEDS)
+
+
+def _load_line(candidate: Candidate, point: LoadPoint) -> str:
+    verdict = "holds" if point.met else "does not hold"
+    if not point.valid:
+        verdict = f"void ({point.why}):"
+    ttft, itl = (point.latencies[name]["p95"] for name in ("ttft", "itl"))
+    figures = f"TTFT p95 {_ms(ttft)}, ITL p95 {_ms(itl)}"
+    return f"  {candidate.label}: {verdict} {point.rate:.3g} requests/s ({figures})"
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.3g} ms"
