@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.workloads.statistics import Estimate, finite, percentile, rank, worth
+import numpy as np
+
+from trimtab.workloads.grouped import Grouped
+from trimtab.workloads.statistics import Estimate, finite, percentile, rank
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
@@ -60,23 +63,24 @@ def distribution(groups: Iterable[Iterable[float]]) -> Distribution:
     """Of the samples of all groups (requests), in the order of their schedule; not-a-number is left
     out. Samples of a group may be alike, and those of groups in a row that waited in one queue:
     intervals are as wide as that makes them."""
-    kept = [[value for value in group if not math.isnan(value)] for group in groups]
-    kept = [group for group in kept if group]
-    ordered = sorted(value for group in kept for value in group)
+    samples = Grouped.of(groups).without_nan()
+    ordered = np.sort(samples.values)
     count = len(ordered)
-    mean = math.fsum(ordered) / count if count else math.nan
-    square = math.fsum((value - mean) ** 2 for value in ordered) / (count - 1) if count > 1 else 0.0
-    sizes = [len(group) for group in kept]
+    if not count:
+        undefined, nothing = math.nan, percentile([], 0.5)
+        return Distribution(
+            0, undefined, undefined, undefined, undefined, dict.fromkeys(QUANTILES, nothing)
+        )
     percentiles = {}
     for name, quantile in QUANTILES.items():
-        value = ordered[rank(quantile, count)] if count else math.nan
-        below = [sum(sample <= value for sample in group) for group in kept]
-        percentiles[name] = percentile(ordered, quantile, worth(below, sizes))
+        value = ordered[rank(quantile, count)]
+        effective = samples.worth(samples.values <= value)
+        percentiles[name] = percentile(ordered, quantile, effective)
     return Distribution(
         count=count,
-        mean=mean,
-        deviation=math.sqrt(square) if count else math.nan,
-        least=ordered[0] if count else math.nan,
-        greatest=ordered[-1] if count else math.nan,
+        mean=float(ordered.mean()),
+        deviation=float(ordered.std(ddof=1)) if count > 1 else 0.0,
+        least=float(ordered[0]),
+        greatest=float(ordered[-1]),
         percentiles=percentiles,
     )

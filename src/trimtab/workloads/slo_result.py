@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from trimtab.workloads.grouped import Floats, Grouped
 from trimtab.workloads.records import NAN, RequestRecord
 from trimtab.workloads.slo_terms import Term, duration_text
 from trimtab.workloads.statistics import (
@@ -110,13 +114,14 @@ def evaluate(
     counted = sorted(
         (record for record in records if not record.cut), key=lambda record: record.scheduled
     )
-    results = tuple(evaluate_term(term, counted) for term in terms)
-    goods = [
-        float(record.is_complete and all(term.met_by(record) for term in terms))
-        for record in counted
-    ]
-    good, count = sum(goods), len(counted)
-    effective = worth(goods, [1.0] * count)
+    count = len(counted)
+    samples = [TermSamples.of(term, counted) for term in terms]
+    results = tuple(evaluate_term(one) for one in samples)
+    is_good = np.ones(count, np.bool_)
+    for one in samples:
+        is_good &= one.own_met
+    good = int(is_good.sum())
+    effective = worth(is_good.astype(np.float64).tolist(), [1.0] * count)
     weight = effective / count if count else 0.0
     bound = share_at_least(good * weight, effective)
     if target is None:
@@ -127,8 +132,8 @@ def evaluate(
     else:
         met = count > 0 and good >= math.ceil(target * count - 1e-9)
         proven = met and bound >= target
-        ratios = sorted(max(_own_ratio(term, record) for term in terms) for record in counted)
-        margin, margin_error = _margin_of(ratios, target, effective)
+        worst = [max(_own_ratio(term, record) for term in terms) for record in counted]
+        margin, margin_error = _margin_of(np.sort(worst), target, effective)
     return SloResult(
         terms=results,
         attainment=share_estimate(good * weight, effective),
@@ -143,32 +148,50 @@ def evaluate(
     )
 
 
-def evaluate_term(term: Term, counted: Sequence[RequestRecord]) -> TermResult:
-    """Of records in the order of their schedule. Without a sample a term is not met: nothing shows
-    that it is."""
-    groups = [term.samples(record) for record in counted]
-    if term.is_pooled:
-        groups = _weigh_errors(groups, counted)
-    limits = [term.limit.of_record(record) for record in counted]
-    below = [
-        sum(term.keeps(value, limit) for value in group)
-        for group, limit in zip(groups, limits, strict=True)
-    ]
-    samples = sorted(value for group in groups for value in group)
-    sizes = [len(group) for group in groups]
-    count = len(samples)
-    limit = _mean(limits)
+@dataclass(frozen=True)
+class TermSamples:
+    """What a term looks at: of each request (in the order of the schedule) its samples, and whether
+    it keeps the limit by itself."""
+
+    term: Term
+    samples: Grouped
+    limits: Floats  # of each request
+    is_below: npt.NDArray[np.bool_]  # of each sample
+    own_met: npt.NDArray[np.bool_]  # of each request
+
+    @classmethod
+    def of(cls, term: Term, counted: Sequence[RequestRecord]) -> TermSamples:
+        groups = [term.samples(record) for record in counted]
+        if term.is_pooled:
+            groups = _weigh_errors(groups, counted)
+        samples = Grouped.of(groups)
+        limits = np.array([term.limit.of_record(record) for record in counted], np.float64)
+        each = samples.each(limits)
+        below = samples.values <= each if term.or_equal else samples.values < each
+        sizes = samples.sizes
+        if term.quantile is None:
+            means = samples.sums(samples.values) / np.maximum(sizes, 1)
+            own = means <= limits if term.or_equal else means < limits
+        else:
+            own = samples.sums(below) >= np.ceil(term.quantile * sizes - 1e-9)
+        return cls(term, samples, limits, below, own | (sizes == 0))
+
+
+def evaluate_term(one: TermSamples) -> TermResult:
+    """Without a sample a term is not met: nothing shows that it is."""
+    term, values = one.term, one.samples.values
+    count = len(values)
+    limit = float(one.limits.mean()) if len(one.limits) else NAN
     if not count:
         nothing = (NAN, 0.0, NAN, limit, False, False)
         return TermResult(term, 0, *nothing, _needed(term), -_FARTHEST, _FARTHEST)
-    effective = worth(below, sizes)
-    attained = sum(below) / count
+    below = int(one.is_below.sum())
+    effective = one.samples.worth(one.is_below)
+    attained = below / count
     bound = share_at_least(attained * effective, effective)
-    ratios = sorted(
-        value / limit for group, limit in zip(groups, limits, strict=True) for value in group
-    )
+    ratios = np.sort(values / one.samples.each(one.limits))
     if term.quantile is None:
-        observed, ratio = _mean(samples), _mean(ratios)
+        observed, ratio = float(values.mean()), float(ratios.mean())
         met = term.keeps(ratio, 1.0)
         error = _spread(ratios) / math.sqrt(effective)
         # Normal: means of this many latencies are close enough to it for a bound.
@@ -176,8 +199,8 @@ def evaluate_term(term: Term, counted: Sequence[RequestRecord]) -> TermResult:
         margin = _clipped(ratio)
         margin_error = min(_FARTHEST, error / ratio) if 0 < ratio < math.inf else _FARTHEST
     else:
-        observed = samples[rank(term.quantile, count)]
-        met = sum(below) >= math.ceil(term.quantile * count - 1e-9)
+        observed = float(np.sort(values)[rank(term.quantile, count)])
+        met = below >= math.ceil(term.quantile * count - 1e-9)
         proven = met and bound >= term.quantile
         margin, margin_error = _margin_of(ratios, term.quantile, effective)
     return TermResult(
@@ -196,17 +219,16 @@ def _needed(term: Term) -> int | None:
 
 
 def _weigh_errors(
-    groups: Sequence[list[float]], counted: Sequence[RequestRecord]
-) -> list[list[float]]:
+    groups: Sequence[Sequence[float] | Floats], counted: Sequence[RequestRecord]
+) -> list[Sequence[float] | Floats]:
     """A failed request misses as many gaps as a complete one has on average, so that one in ten
     failed is one gap in ten missed."""
-    sizes = [
-        len(group) for group, record in zip(groups, counted, strict=True) if record.error is None
-    ]
-    usual = max(1, round(_mean(sizes))) if sizes else 1
+    is_error = [record.error is not None for record in counted]
+    sizes = [len(group) for group, failed in zip(groups, is_error, strict=True) if not failed]
+    usual = max(1, round(sum(sizes) / len(sizes))) if sizes else 1
     return [
-        group if record.error is None else [math.inf] * usual
-        for group, record in zip(groups, counted, strict=True)
+        [math.inf] * usual if failed else group
+        for group, failed in zip(groups, is_error, strict=True)
     ]
 
 
@@ -215,16 +237,13 @@ def _own_ratio(term: Term, record: RequestRecord) -> float:
     return 0.0 if math.isnan(value) else value / term.limit.of_record(record)
 
 
-def _margin_of(
-    ratios: Sequence[float], quantile: float, effective: float | None = None
-) -> tuple[float, float]:
+def _margin_of(ratios: Floats, quantile: float, effective: float) -> tuple[float, float]:
     """log(limit / observed) at the quantile of sorted ratios of value to limit, and its standard
     error: how far one binomial standard deviation of ranks reaches."""
     count = len(ratios)
     if not count:
         return -_FARTHEST, _FARTHEST
-    trials = effective or count
-    reach = count * math.sqrt(quantile * (1 - quantile) / trials)
+    reach = count * math.sqrt(quantile * (1 - quantile) / effective)
     low, high = (
         _clipped(ratios[min(count - 1, max(0, rank(quantile, count) + round(side * reach)))])
         for side in (-1, 1)
@@ -238,13 +257,8 @@ def _clipped(ratio: float) -> float:
     return max(-_FARTHEST, min(_FARTHEST, -math.log(ratio))) if ratio < math.inf else -_FARTHEST
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else NAN
-
-
-def _spread(values: Sequence[float]) -> float:
+def _spread(values: Floats) -> float:
     """Standard deviation; infinite of one value, or with an error among them."""
-    mean = _mean(values)
-    if len(values) < 2 or not math.isfinite(mean):
+    if len(values) < 2 or not np.isfinite(values).all():
         return math.inf
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return float(values.std(ddof=1))

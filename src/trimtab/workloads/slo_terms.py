@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from trimtab.workloads.grouped import Floats, itls, stall
 from trimtab.workloads.records import NAN, RequestRecord
 from trimtab.workloads.statistics import rank
 
@@ -80,13 +83,13 @@ class Term:
     def keeps(self, value: float, limit: float) -> bool:
         return value <= limit if self.or_equal else value < limit
 
-    def samples(self, record: RequestRecord) -> list[float]:
+    def samples(self, record: RequestRecord) -> Sequence[float] | Floats:
         """Of one request, in seconds: its gaps, or its one value; none where it is not defined.
         An error is infinitely late, and so is an answer without a token of its first one."""
         if record.error is not None:
             return [math.inf]
         if self.is_pooled:
-            return record.itls()
+            return itls(record)
         value = _request_value(self.metric, record)
         if math.isnan(value):
             return [math.inf] if self.metric == "ttft" else []
@@ -96,11 +99,11 @@ class Term:
         """The request's own value: of pooled metrics, the statistic of its own gaps. Not a number
         where it is not defined."""
         samples = self.samples(record)
-        if not samples:
+        if not len(samples):
             return NAN
         if self.quantile is None:
-            return math.fsum(samples) / len(samples)
-        return nearest_rank(samples, self.quantile)
+            return float(np.mean(samples))
+        return float(np.sort(samples)[rank(self.quantile, len(samples))])
 
     def met_by(self, record: RequestRecord) -> bool:
         """Whether the request by itself keeps the limit. What is not defined (the gaps of one
@@ -109,12 +112,8 @@ class Term:
         return math.isnan(value) or self.keeps(value, self.limit.of_record(record))
 
 
-def nearest_rank(samples: Sequence[float], quantile: float) -> float:
-    return sorted(samples)[rank(quantile, len(samples))]
-
-
 def _request_value(metric: str, record: RequestRecord) -> float:
     if metric == "stall":
-        return max(record.chunk_gaps(), default=NAN)
+        return stall(record)
     value: float = getattr(record, metric)
     return value

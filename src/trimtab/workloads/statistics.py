@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 _BATCHES = 20  # of requests in a row
 CONFIDENCE = 0.95  # of one-sided bounds, and of two-sided intervals
 
@@ -127,7 +129,7 @@ def rank(quantile: float, count: int) -> int:
 
 
 def percentile(
-    ordered: Sequence[float], quantile: float, effective: float | None = None
+    ordered: Sequence[float] | np.ndarray, quantile: float, effective: float | None = None
 ) -> Estimate:
     """A percentile of sorted samples with its distribution-free interval by order statistics
     (David and Nagaraja, Order Statistics, section 7.1).
@@ -143,9 +145,9 @@ def percentile(
     below = _largest_rank(trials, quantile, tail)
     above = trials - _largest_rank(trials, 1 - quantile, tail) + 1
     return Estimate(
-        ordered[rank(quantile, count)],
-        ordered[_stretch(below, trials, count)] if below >= 1 else -math.inf,
-        ordered[_stretch(above, trials, count)] if above <= trials else math.inf,
+        float(ordered[rank(quantile, count)]),
+        float(ordered[_stretch(below, trials, count)]) if below >= 1 else -math.inf,
+        float(ordered[_stretch(above, trials, count)]) if above <= trials else math.inf,
     )
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trimtab.workloads.distribution import Distribution, distribution
+from trimtab.workloads.grouped import Floats, chunk_gaps, itls, stall
 from trimtab.workloads.records import RequestRecord
 from trimtab.workloads.slo import Slo
 from trimtab.workloads.slo_result import SloResult
@@ -24,12 +27,9 @@ _OF_REQUESTS: dict[str, Callable[[RequestRecord], float]] = {
     "e2e": lambda record: record.e2e,
     "e2e_service": lambda record: record.e2e_service,
     "normalized_latency": lambda record: record.normalized_latency,
-    "stall": lambda record: max(record.chunk_gaps(), default=math.nan),
+    "stall": stall,
 }
-_OF_GAPS: dict[str, Callable[[RequestRecord], list[float]]] = {
-    "itl": RequestRecord.itls,
-    "chunk_gap": RequestRecord.chunk_gaps,
-}
+_OF_GAPS: dict[str, Callable[[RequestRecord], Floats]] = {"itl": itls, "chunk_gap": chunk_gaps}
 SHOWN = ("ttft", "itl", "tpot", "tpot_inclusive", "e2e", "stall")
 
 
@@ -167,9 +167,9 @@ def _per_second(count: float, window: Window) -> float:
 
 
 def _tokens_inside(records: Sequence[RequestRecord], window: Window) -> int:
-    return sum(
-        count
-        for record in records
-        for time, count in zip(record.token_times, record.token_counts, strict=True)
-        if window.holds(time)
-    )
+    total = 0
+    for record in records:
+        times = np.asarray(record.token_times)
+        inside = (window.start <= times) & (times < window.end)
+        total += int(np.asarray(record.token_counts)[inside].sum())
+    return total
