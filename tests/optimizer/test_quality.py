@@ -19,6 +19,7 @@ from trimtab.optimizer.quality import (
     parse_quality,
     quality_texts,
 )
+from trimtab.optimizer.quality_text import excerpts
 from trimtab.optimizer.variants import Variant
 
 DRAFT = str(builtin.draft_path())
@@ -166,3 +167,13 @@ def test_which_texts_there_are(tmp_path: Path) -> None:
     assert quality_texts("builtin").tasks == builtin.tasks_path()
     assert quality_texts("builtin", [own]) == QualityTexts((own,), builtin.tasks_path(), "user")
     assert quality_texts(DRAFT) == QualityTexts()
+
+
+def test_long_texts_are_read_in_excerpts() -> None:
+    assert excerpts("short", 1) == ["short"]
+    text = "".join(f"line {number}\n" for number in range(1_000_000))
+    parts = excerpts(text, 1)
+    assert sum(map(len, parts)) <= 8 << 20
+    assert all(part.startswith("line ") for part in parts)
+    assert all(part in text for part in parts[::50])
+    assert len(text) - text.index(parts[-1]) < len(text) // 100

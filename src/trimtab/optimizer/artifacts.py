@@ -85,7 +85,7 @@ def find_or_build(
             return found
         _clear(place, key)
         needed = sum(file.signature.size for file in checkpoint.weight_files)
-        make_room(place, needed, optimizer_cache_bytes())
+        make_room(place, needed, optimizer_cache_bytes() // 2)  # the other half: references
         check_space(place, needed, f"the model as {variant.label}")
         progress(f"building {variant.label} of {model}, once")
         staging = place / f".building-{key}-{os.getpid()}"

@@ -48,9 +48,9 @@ def cache_directory(part: str) -> Path:
 
 def check_space(place: Path, needed: int, what: str) -> None:
     """Raises ConfigError unless so many bytes are free on the disk and allowed to the cache."""
-    if needed > optimizer_cache_bytes():
+    if needed > optimizer_cache_bytes() // 2:
         raise ConfigError(
-            f"{what} takes {_gib(needed)}, more than TRIMTAB_OPTIMIZER_CACHE_GIB allows"
+            f"{what} takes {_gib(needed)}, more than half of TRIMTAB_OPTIMIZER_CACHE_GIB"
         )
     free = free_bytes(place)
     if free < needed + RESERVE_BYTES:

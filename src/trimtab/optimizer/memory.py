@@ -14,9 +14,11 @@ from trimtab.models.spec import ModelSpec
 from trimtab.optimizer.process_memory import ProcessMemory, process_memory
 
 LOGITS_FLOATS = 16 << 20  # kLogitsChunkFloats of native/core/decoder.cpp
-ENGINE_PYTHON_BYTES = 75 << 20  # of a process with numpy and the engine: measured, docs/plan.md
-FRONT_PYTHON_BYTES = 75 << 20  # of one with the server and a tokenizer of 6,144 tokens
-TOKENIZER_BYTES_PER_TOKEN = 600  # in either process: measured
+# Resident without weights and cache, measured (docs/plan.md): the engine with some requests; the
+# front with a small tokenizer; of a tokenizer each token more, which the engine loads for grammars.
+ENGINE_PYTHON_BYTES = 56 << 20
+FRONT_PYTHON_BYTES = 76 << 20
+TOKENIZER_BYTES_PER_TOKEN = 900
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,14 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.config import ExecutorConfig
 from trimtab.errors import ConfigError
 from trimtab.evaluation.divergence import divergence
-from trimtab.evaluation.run import read_text
 from trimtab.evaluation.scoring import score
 from trimtab.evaluation.tasks import Task, answers_right, read_tasks
 from trimtab.evaluation.text_quality import rows_of_step
-from trimtab.evaluation.windows import Window, text_windows
 from trimtab.optimizer.cache import cache_directory, writing
+from trimtab.optimizer.content import path_digest
 from trimtab.optimizer.evidence import Evidence, TermResult
 from trimtab.optimizer.quality_need import QualityNeed, parse_quality
+from trimtab.optimizer.quality_text import chosen_windows, written_windows
 from trimtab.optimizer.reference import (
     BATCH,
     ReferenceRows,
@@ -40,7 +40,6 @@ from trimtab.optimizer.reference import (
 )
 from trimtab.optimizer.trial import Progress
 from trimtab.optimizer.variants import Variant, baseline_of
-from trimtab.optimizer.written_text import written_windows
 from trimtab.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
@@ -92,7 +91,13 @@ class _Evaluation:
         label = reference.label
         length = min(arguments["window"], self.spec.max_context)
         if arguments["texts"]:
-            windows = self._chosen(arguments["texts"], length, arguments["seed"])
+            texts = [Path(text) for text in arguments["texts"]]
+            question = [length, self.ceiling, arguments["seed"], *map(path_digest, texts)]
+            chosen = place / reference_key(model_hash, label, f"windows {question}")
+            with writing(chosen):
+                windows = chosen_windows(
+                    self.tokenizer, chosen, texts, length, self.ceiling, arguments["seed"]
+                )
             self.source = arguments["source"]
         else:
             written = place / reference_key(model_hash, label, f"written {length}")
@@ -123,13 +128,6 @@ class _Evaluation:
             "source": self.source,
             "summary": self.evidence.summary(),
         }
-
-    def _chosen(self, texts: Sequence[str], length: int, seed: int) -> list[Window]:
-        """In random order, so that the first ones stand for all."""
-        read = [read_text(Path(path)) for path in texts]
-        windows = text_windows(self.tokenizer, read, length)
-        random.Random(seed).shuffle(windows)
-        return windows
 
     def _shuffled_tasks(self, path: str | None, seed: int) -> list[Task]:
         if path is None:

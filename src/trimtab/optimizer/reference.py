@@ -2,10 +2,10 @@
 
     references/KEY/rows-0003.f32      8 windows: logits [rows, vocab], then logprobs [rows], float32
     references/KEY/answers-TASKS.json whether the answers to the first tasks are right
-    references/KEY/written.json       text that the model wrote itself, as tokens
+    references/KEY/text.json          the text, as tokens of each window (quality_text.py)
 
 Whole rows are kept: with the most likely tokens alone, a divergence of 0.0001 nats cannot be told
-from nothing. Reading a row back costs less than a tenth of computing it (docs/plan.md).
+from nothing. Reading a row back takes a hundredth of what computing it does (docs/plan.md).
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -140,24 +139,6 @@ def keep_answers(directory: Path, name: str, answers: Sequence[bool]) -> None:
     """Raises OSError."""
     directory.mkdir(mode=0o700, exist_ok=True)
     write_atomically(directory / f"answers-{name}.json", json.dumps(list(answers)).encode())
-
-
-def read_written(directory: Path, count: int) -> list[list[int]] | None:
-    """Tokens of `count` texts that the model wrote; None if there are fewer."""
-    found: Any = read_json(directory / "written.json")
-    if not isinstance(found, list) or len(found) < count:
-        return None
-    return found[:count]
-
-
-def keep_written(directory: Path, texts: Sequence[Sequence[int]]) -> None:
-    """Raises OSError."""
-    directory.mkdir(mode=0o700, exist_ok=True)
-    write_atomically(directory / "written.json", json.dumps(texts).encode())
-
-
-def forget(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 def blocks_of(windows: Sequence[Window], block_size: int, vocab_size: int) -> int:
