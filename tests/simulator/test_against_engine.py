@@ -19,9 +19,10 @@ from trimtab.executors.base import StepBatch, StepResult
 from trimtab.executors.toy import ToyExecutor
 from trimtab.simulator.simulate import SimulatedServer, simulate
 from trimtab.simulator.step_shape import StepShape
-from trimtab.simulator.tokens import VOCAB_SIZE, prompt_ids
+from trimtab.simulator.tokens import prompt_ids
 from trimtab.workloads.requests import PlannedRequest, Workload
 
+TOY_VOCAB_SIZE = 256  # four of these are equal by chance once in 2**32
 Step = tuple[float, tuple[tuple[str, int, int], ...]]
 
 
@@ -47,7 +48,9 @@ class Driver:
     """An open or closed loop of clients around one engine, on its executor's clock."""
 
     def __init__(self, subject: SimulatedServer, workload: Workload) -> None:
-        self.toy = TimedToy(subject.num_blocks, subject.block_size, VOCAB_SIZE, subject.max_context)
+        self.toy = TimedToy(
+            subject.num_blocks, subject.block_size, TOY_VOCAB_SIZE, subject.max_context
+        )
         self.engine = Engine(self.toy, subject.scheduler, debug=True)
         self.workload = workload
         self.steps: list[Step] = []
@@ -107,7 +110,7 @@ class Driver:
             before: list[int] = []
             if planned.follows is not None:
                 before = self.prompts[planned.follows] + self.answers[planned.follows]
-            self.prompts[index] = list(prompt_ids(planned, before))
+            self.prompts[index] = [one % TOY_VOCAB_SIZE for one in prompt_ids(planned, before)]
             params = SamplingParams(max_tokens=planned.num_output_tokens, temperature=0)
             request = EngineRequest(str(index), self.prompts[index], params)
             try:

@@ -83,7 +83,7 @@ def test_a_server_without_queue_gives_everybody_the_same(step_times: StepTimes) 
         assert record.itls() == pytest.approx([0.01] * 9)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(
     rate=st.sampled_from([0.3, 2.0, 10.0, 100.0]),
     turns=st.integers(1, 3),
@@ -102,7 +102,7 @@ def test_in_bulk_is_step_by_step(
     prefix_cache: bool,
     seed: int,
 ) -> None:
-    workload = open_loop(rate, 40, seed, turns)
+    workload = open_loop(rate, 30, seed, turns)
     subject = server(
         LINEAR,
         num_blocks=blocks,
@@ -112,7 +112,7 @@ def test_in_bulk_is_step_by_step(
         max_queued_requests=20,
     )
     slow = simulate(subject, workload, in_bulk=False, check=True)
-    fast = simulate(subject, workload, check=True)
+    fast = simulate(subject, workload)
     assert fast.records == slow.records
     for name in ("num_steps", "num_step_tokens", "num_preemptions", "num_cached_prompt_tokens"):
         assert getattr(fast.occupancy, name) == getattr(slow.occupancy, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import time
 
 import numpy as np
 import pytest
@@ -19,9 +20,16 @@ from trimtab.executors.toy import ToyExecutor
 from trimtab.simulator.calibrate import CalibrationPlan, calibrate
 from trimtab.simulator.grid import design
 from trimtab.simulator.nnls import solve
-from trimtab.simulator.overheads import Overheads, measure_overheads
+from trimtab.simulator.overheads import Overheads, measure_engine_overheads, measure_overheads
 from trimtab.simulator.step_shape import Reach, StepShape
 from trimtab.simulator.step_times import StepSample, StepTimes, fit_step_times
+
+NOTHING = StepResult(
+    np.zeros(0, np.int32),
+    np.zeros(0, np.float32),
+    np.zeros((0, 0), np.int32),
+    np.zeros((0, 0), np.float32),
+)
 
 
 class Synthetic(ToyExecutor):
@@ -48,7 +56,7 @@ class Synthetic(ToyExecutor):
             len(batch.logit_rows),
         )
         self.now += self.seconds(shape) * self.draw.lognormvariate(0.0, self.noise)
-        return super().execute(batch)
+        return NOTHING
 
 
 def calibrated(noise: float) -> tuple[Synthetic, StepTimes]:
@@ -173,6 +181,8 @@ def test_windows_bound_what_a_row_reads() -> None:
 def test_overheads_of_a_real_engine() -> None:
     overheads = measure_overheads(ToyExecutor(num_blocks=256))
     assert overheads.step + overheads.sequence > 0
+    alone = measure_engine_overheads(ToyExecutor(num_blocks=256), time.thread_time)
+    assert alone.step + alone.sequence > 0
     assert Overheads.from_json(overheads.as_json()) == overheads
     with pytest.raises(UserError):
         Overheads.from_json({"step": "much"})

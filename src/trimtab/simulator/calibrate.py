@@ -3,7 +3,7 @@
 What a step costs does not depend on the values in the KV cache, only on how many there are: so one
 block is computed and copied to all the others, and steps are measured at any context without the
 prefill of it. Machines that others use are noisy: rounds are the outer loop, each in another order,
-and what counts is the lower quartile, since whatever disturbs a step makes it longer.
+and what counts is the median.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import statistics
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -53,58 +53,83 @@ def calibrate(
 ) -> StepTimes:
     """Overwrites the executor's blocks: no request may live. `scheduler` says which steps there can
     be; `subject` goes with the result. UserError if the KV cache is too small for a grid."""
-    plan = plan or CalibrationPlan()
-    scheduler = scheduler or SchedulerConfig()
-    capacity = executor.capacity
-    longest = min(plan.longest or LONGEST, executor.spec.max_context, capacity.num_tokens)
-    points = design(scheduler, capacity, longest, plan.seed)
-    stage = _Stage(executor, plan)
-    stage.fill(max(point.num_blocks(capacity.block_size) for point in points))
-    seconds = _measure(stage, points, plan, progress, clock)
-    reach = Reach.of(executor.spec)
-    samples = [
-        StepSample(reach.of_step(stage.chunks(point)), _typical(times), point.is_held_out)
-        for point, times in zip(points, seconds, strict=True)
-    ]
-    about = {
-        "executor": str(getattr(executor, "description", type(executor).__name__)),
-        "identity": executor.identity,
-        "longest": longest,
-        "rounds": min(map(len, seconds)),
-        **(subject or {}),
-    }
-    return fit_step_times(samples, reach.windows, about)
+    measurement = StepMeasurement(executor, scheduler, plan, clock)
+    while measurement.goes_on:
+        measurement.round()
+        progress(measurement.state)
+    return measurement.fit(subject)
 
 
-def _measure(
-    stage: _Stage,
-    points: Sequence[Point],
-    plan: CalibrationPlan,
-    progress: Callable[[str], None],
-    clock: Callable[[], float],
-) -> list[list[float]]:
-    """The seconds of each point: one value a round."""
-    draw = random.Random(plan.seed)
-    seconds: list[list[float]] = [[] for _ in points]
-    order = list(range(len(points)))
-    started = clock()
-    for number in range(MAX_ROUNDS):
-        draw.shuffle(order)
+class StepMeasurement:
+    """Rounds over the points of a grid; between them the executor may be used for other things."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        scheduler: SchedulerConfig | None = None,
+        plan: CalibrationPlan | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self._executor = executor
+        self._plan = plan = plan or CalibrationPlan()
+        self._clock = clock
+        capacity = executor.capacity
+        longest = min(plan.longest or LONGEST, executor.spec.max_context, capacity.num_tokens)
+        self._longest = longest
+        self._points = design(scheduler or SchedulerConfig(), capacity, longest, plan.seed)
+        self._stage = _Stage(executor, plan)
+        self._stage.fill(max(point.num_blocks(capacity.block_size) for point in self._points))
+        self._seconds: list[list[float]] = [[] for _ in self._points]  # one value a round
+        self._draw = random.Random(plan.seed)
+        self._num_rounds = 0
+        self._elapsed = 0.0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the plan wants another round: two at least."""
+        is_over = self._elapsed > self._plan.seconds
+        return self._num_rounds < 2 or (self._num_rounds < MAX_ROUNDS and not is_over)
+
+    @property
+    def state(self) -> str:
+        """For people."""
+        steps = f"{len(self._points)} steps measured"
+        return f"round {self._num_rounds}: {steps}, {self._elapsed:.0f} s so far"
+
+    def round(self) -> None:
+        """Every point once more, in another order. From the third round on, none that takes more
+        than its share of the plan's seconds, and nothing once they are over."""
+        order = list(range(len(self._points)))
+        self._draw.shuffle(order)
+        limit, share = self._plan.seconds, self._plan.seconds / len(self._points)
         for place in order:
-            is_slow = number > 1 and min(seconds[place]) > plan.seconds / len(points)
-            is_over = number > 1 and clock() - started > plan.seconds
-            if not (is_slow or is_over):
-                seconds[place].append(stage.run(points[place], clock))
-        progress(
-            f"round {number + 1}: {len(points)} steps measured, {clock() - started:.0f} s so far"
-        )
-        if number and clock() - started > plan.seconds:
-            break
-    return seconds
+            known = self._seconds[place]
+            if len(known) < 2 or (self._elapsed < limit and min(known) < share):
+                started = self._clock()
+                known.append(self._stage.run(self._points[place], self._clock))
+                self._elapsed += self._clock() - started
+        self._num_rounds += 1
 
-
-def _typical(times: Sequence[float]) -> float:
-    return float(np.quantile(times, 0.25))
+    def fit(self, subject: Mapping[str, Any] | None = None) -> StepTimes:
+        """UserError before anything was measured."""
+        reach = Reach.of(self._executor.spec)
+        samples = [
+            StepSample(
+                reach.of_step(self._stage.chunks(point)),
+                statistics.median(times),
+                point.is_held_out,
+            )
+            for point, times in zip(self._points, self._seconds, strict=True)
+            if times
+        ]
+        about = {
+            "executor": str(getattr(self._executor, "description", type(self._executor).__name__)),
+            "identity": self._executor.identity,
+            "longest": self._longest,
+            "rounds": self._num_rounds,
+            **(subject or {}),
+        }
+        return fit_step_times(samples, reach.windows, about)
 
 
 class _Stage:

@@ -10,8 +10,9 @@ to `request` and `delivery`, and, where it shares the cores with the executor, t
 from __future__ import annotations
 
 import asyncio
+import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
@@ -57,17 +58,18 @@ class Overheads:
 class _Borrowed:
     """An executor that outlives the engine it is lent to, and adds up its own seconds."""
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, clock: Callable[[], float]) -> None:
         self._executor = executor
+        self._clock = clock
         self.seconds = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
 
     def execute(self, batch: Any) -> Any:
-        start = perf_counter()
+        start = self._clock()
         result = self._executor.execute(batch)
-        self.seconds += perf_counter() - start
+        self.seconds += self._clock() - start
         return result
 
     def close(self) -> None:
@@ -76,8 +78,18 @@ class _Borrowed:
 
 def measure_overheads(executor: Executor) -> Overheads:
     """Of an engine on a thread of this process, streaming to an event loop: wall time of decode
-    steps that is not the executor's, at 1, 4 and 16 sequences. Overwrites the executor's blocks."""
-    capacity, vocab_size = executor.capacity, executor.spec.vocab_size
+    steps that is not the executor's, at 1, 4 and 16 sequences. Overwrites the executor's blocks.
+    UserError if the KV cache has no room for it."""
+    return _fitted(executor, lambda batch: asyncio.run(_outside_client(executor, batch)))
+
+
+def measure_engine_overheads(executor: Executor, clock: Callable[[], float]) -> Overheads:
+    """The same of the engine alone, stepped in this thread, on a clock of the caller's."""
+    return _fitted(executor, lambda batch: _outside_engine(executor, batch, clock))
+
+
+def _fitted(executor: Executor, measure: Callable[[int], float]) -> Overheads:
+    capacity = executor.capacity
     tokens = _PROMPT + _STEPS
     most = capacity.num_blocks // -(-tokens // capacity.block_size)
     batches = [one for one in _BATCHES if one <= most]
@@ -86,32 +98,60 @@ def measure_overheads(executor: Executor) -> Overheads:
     per_step: dict[int, list[float]] = {batch: [] for batch in batches}
     for _ in range(_ROUNDS):
         for batch in batches:
-            per_step[batch].append(asyncio.run(_outside(executor, batch, vocab_size)))
+            per_step[batch].append(measure(batch))
     medians = np.array([statistics.median(per_step[batch]) for batch in batches])
     columns = np.stack([np.ones(len(batches)), np.array(batches, float)], axis=1)
     step, sequence = solve(columns / medians[:, None], np.ones(len(batches))).tolist()
     return Overheads(step=step, sequence=sequence)
 
 
-async def _outside(executor: Executor, batch: int, vocab_size: int) -> float:
-    """Seconds a step outside the executor, with so many sequences that decode."""
-    lent = _Borrowed(executor)
+def _engine(lent: _Borrowed, batch: int) -> tuple[Engine, list[EngineRequest]]:
     config = SchedulerConfig(prefix_cache=False, speculative="off", max_num_requests=batch)
-    client = AsyncEngine(Engine(lent, config))
     params = SamplingParams(max_tokens=_STEPS, temperature=0, ignore_eos=True)
     draw = np.random.default_rng(0)
+    prompts = draw.integers(0, lent.spec.vocab_size, (batch, _PROMPT)).tolist()
+    requests = [EngineRequest(str(i), prompt, params) for i, prompt in enumerate(prompts)]
+    return Engine(lent, config), requests
+
+
+def _typical(outside: list[float]) -> float:
+    """The lower quartile over the steps, since what disturbs one makes it longer."""
+    return max(1e-7, float(np.quantile(outside, 0.25)))
+
+
+def _outside_engine(executor: Executor, batch: int, clock: Callable[[], float]) -> float:
+    """Seconds a step outside the executor, with so many sequences that decode."""
+    lent = _Borrowed(executor, clock)
+    engine, requests = _engine(lent, batch)
+    for request in requests:
+        engine.add_request(request)
+    outside = []
+    while engine.num_live_requests:
+        before, start = lent.seconds, clock()
+        engine.step()
+        outside.append(clock() - start - (lent.seconds - before))
+    engine.close()
+    return _typical(outside[1:-1])
+
+
+async def _outside_client(executor: Executor, batch: int) -> float:
+    """The same, as a client of an AsyncEngine sees it."""
+    lent = _Borrowed(executor, perf_counter)
+    engine, requests = _engine(lent, batch)
+    client = AsyncEngine(engine)
     marks: list[tuple[float, float, int]] = []  # wall, the executor's seconds, tokens so far
 
-    async def follow(name: str, prompt: Sequence[int]) -> None:
+    async def follow(request: EngineRequest) -> None:
         count = 0
-        async for output in client.generate(EngineRequest(name, list(prompt), params)):
+        async for output in client.generate(request):
             count += len(output.token_ids)
-            if name == "0":
+            if request is requests[0]:
                 marks.append((perf_counter(), lent.seconds, count))
 
-    prompts = draw.integers(0, vocab_size, (batch, _PROMPT)).tolist()
-    await asyncio.gather(*(follow(str(i), prompt) for i, prompt in enumerate(prompts)))
+    await asyncio.gather(*(follow(request) for request in requests))
     await client.close()
-    first, last = marks[min(2, len(marks) - 2)], marks[-1]
-    steps = max(1, last[2] - first[2])
-    return max(1e-7, (last[0] - first[0] - (last[1] - first[1])) / steps)
+    outside = [
+        (later[0] - earlier[0] - (later[1] - earlier[1])) / max(1, later[2] - earlier[2])
+        for earlier, later in itertools.pairwise(marks[1:])
+    ]
+    return _typical(outside)

@@ -22,10 +22,11 @@ from trimtab.config import SchedulerConfig
 from trimtab.engine.kv_cache import KVCacheManager
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.engine.scheduler import Chunk, Scheduler
+from trimtab.engine.scheduler import Chunk, Scheduler, StepPlan
 from trimtab.simulator import bulk
 from trimtab.simulator.occupancy import Occupancy
 from trimtab.simulator.overheads import Overheads
+from trimtab.simulator.speculation import SimulatedSpeculator, SpeculationModel
 from trimtab.simulator.step_shape import StepShape
 from trimtab.simulator.step_times import StepTimes
 from trimtab.simulator.timetable import Timetable
@@ -46,6 +47,7 @@ class SimulatedServer:
     block_size: int
     max_context: int  # prompt + completion
     overheads: Overheads = field(default_factory=Overheads)
+    speculation: SpeculationModel | None = None  # None: each step gives a request one token
 
 
 @dataclass
@@ -99,7 +101,7 @@ class _Run:
     ) -> None:
         self.server = server
         self.seed = workload.seed
-        self.in_bulk = in_bulk
+        self.in_bulk = in_bulk and server.speculation is None
         self.check = check
         self.on_step = on_step
         self.timetable = Timetable(workload)
@@ -107,6 +109,11 @@ class _Run:
         self.max_live = config.max_num_requests + config.max_queued_requests
         self.kv_cache = KVCacheManager(server.num_blocks, server.block_size, config.prefix_cache)
         self.scheduler = Scheduler(config, self.kv_cache)
+        self.speculator: SimulatedSpeculator | None = None
+        if server.speculation is not None:
+            self.speculator = SimulatedSpeculator(
+                server.speculation, self.kv_cache, config.max_batch_tokens, workload.seed
+            )
         self.reach = server.step_times.reach
         self.now = 0.0
         self.records: list[RequestRecord] = []
@@ -204,8 +211,11 @@ class _Run:
         plan = self.scheduler.schedule()
         if not plan.chunks:
             raise RuntimeError("the scheduler planned nothing although requests are live")
+        guessing = 0.0
+        if self.speculator is not None:
+            guessing = self.speculator.extend(plan, self._seconds_with(plan))
         shape = self.reach.of_step(plan.chunks)
-        seconds = self._seconds(shape)
+        seconds = self._seconds(shape) + guessing
         if self.on_step is not None:
             self.on_step(self.now, plan.chunks)
         self._count(self.now, seconds, shape)
@@ -225,9 +235,17 @@ class _Run:
             return
         live = self.lives[request]
         record = live.record
-        record.token_times.append(delivered)
-        record.token_counts.append(1)
         reason = request.accept(live.answer[request.num_generated])
+        count = 1
+        if chunk.draft is not None and self.speculator is not None:
+            right = self.speculator.num_right(chunk.draft)
+            while reason is None and count <= right:
+                self.scheduler.commit_draft(request)
+                reason = request.accept(live.answer[request.num_generated])
+                count += 1
+            self.speculator.num_accepted += count - 1
+        record.token_times.append(delivered)
+        record.token_counts.append(count)
         if reason is None:
             self.decoding.append(request)
             return
@@ -285,6 +303,16 @@ class _Run:
         seconds = base + times.attended_seconds * shape.attended
         return seconds + times.context_seconds * shape.context + around
 
+    def _seconds_with(self, plan: StepPlan) -> Callable[[int], float]:
+        """Of the plan, with so many more rows that need logits."""
+        shape = self.reach.of_step(plan.chunks)
+
+        def seconds(extra: int) -> float:
+            more = shape._replace(rows=shape.rows + extra, logit_rows=shape.logit_rows + extra)
+            return self._seconds(more)
+
+        return seconds
+
     def _count(self, start: float, seconds: float, shape: StepShape) -> None:
         occupancy, scheduler = self.occupancy, self.scheduler
         used = self.kv_cache.pool.num_blocks - self.kv_cache.num_free_blocks
@@ -297,6 +325,9 @@ class _Run:
     def _close_books(self) -> None:
         occupancy, scheduler = self.occupancy, self.scheduler
         occupancy.seconds = self.now
+        if self.speculator is not None:
+            occupancy.num_drafted = self.speculator.num_drafted
+            occupancy.num_accepted = self.speculator.num_accepted
         occupancy.num_preemptions = scheduler.num_preemptions
         occupancy.num_prompt_tokens = scheduler.num_prompt_tokens
         occupancy.num_cached_prompt_tokens = scheduler.num_cached_prompt_tokens

@@ -1,0 +1,127 @@
+"""Guessing tokens ahead, in a simulation: how long drafts are, and how many of their tokens hold.
+
+The engine's Speculator asks real proposers about real text. Here the rates are given, by position;
+the length is the one that it would choose, for most expected tokens over time of the step:
+
+    N + drafts * (s1 + s1 s2 + ...)  /  seconds(rows + drafts * length) + guessing
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trimtab.engine.client import SpeculationStats
+from trimtab.engine.kv_cache import KVCacheManager
+from trimtab.engine.request import Request
+from trimtab.engine.scheduler import Chunk, StepPlan
+from trimtab.engine.speculation.draft import Draft
+from trimtab.engine.speculation.speculator import MAX_KNOWN_ROWS
+from trimtab.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SpeculationModel:
+    """`acceptance[i]`: how often token i of a draft is right if those before it were; no draft is
+    longer than that."""
+
+    acceptance: tuple[float, ...]
+    share: float = 1.0  # of a request's decode steps in which its proposer has anything to guess
+    guess_seconds: float = 0.0  # for one token of one draft
+
+    def __post_init__(self) -> None:
+        rates = (*self.acceptance, self.share)
+        if not self.acceptance or not all(0 <= rate <= 1 for rate in rates):
+            raise ConfigError("speculation needs acceptance rates by position, each in [0, 1]")
+        if self.guess_seconds < 0:
+            raise ConfigError("guess_seconds must not be negative")
+
+    @classmethod
+    def from_stats(
+        cls, stats: SpeculationStats, num_decodes: int, draft_seconds: float = 0.0
+    ) -> SpeculationModel | None:
+        """What an engine has counted: `num_decodes` single tokens that it decoded, drafts or not,
+        and the seconds that it guessed. None if it drafted nothing."""
+        survivals = [
+            accepted / drafted
+            for drafted, accepted in zip(
+                stats.drafted_by_position, stats.accepted_by_position, strict=True
+            )
+            if drafted
+        ]
+        if not survivals:
+            return None
+        before = [1.0, *survivals[:-1]]
+        rates = [min(1.0, s / b) if b else 0.0 for s, b in zip(survivals, before, strict=True)]
+        share = min(1.0, stats.num_drafts / max(1, num_decodes))
+        return cls(tuple(rates), share, draft_seconds / max(1, stats.num_drafted))
+
+    def length(self, num_tokens: int, num_drafts: int, seconds_with: Callable[[int], float]) -> int:
+        """Of each draft, in a step that gives `num_tokens` without; `seconds_with`: the step's
+        seconds with so many more rows."""
+        best, best_rate = 0, num_tokens / seconds_with(0)
+        tokens, survival = float(num_tokens), 1.0
+        for length, rate in enumerate(self.acceptance, 1):
+            survival *= rate
+            tokens += num_drafts * survival
+            drafted = num_drafts * length
+            reached = tokens / (seconds_with(drafted) + drafted * self.guess_seconds)
+            if reached > best_rate:
+                best, best_rate = length, reached
+        return best
+
+
+class SimulatedSpeculator:
+    """Gives the chunks of a plan drafts, and draws how many of their tokens are accepted."""
+
+    def __init__(
+        self, model: SpeculationModel, kv_cache: KVCacheManager, max_batch_tokens: int, seed: int
+    ) -> None:
+        self.model = model
+        self._kv_cache = kv_cache
+        self._max_batch_tokens = max_batch_tokens
+        self._draw = random.Random(seed)
+        kv_cache.max_draft_tokens = len(model.acceptance)
+        self.num_drafted = 0
+        self.num_accepted = 0
+
+    def extend(self, plan: StepPlan, seconds_with: Callable[[int], float]) -> float:
+        """Drafts for requests that decode, in free blocks only; seconds of guessing."""
+        budget = self._max_batch_tokens - plan.num_rows
+        chunks = [chunk for chunk in plan.chunks if self._has_draft(chunk)]
+        if budget < 1 or not chunks:
+            return 0.0
+        num_tokens = sum(chunk.emits for chunk in plan.chunks)
+        length = self.model.length(num_tokens, len(chunks), seconds_with)
+        count = 0
+        for chunk in chunks:
+            room = self._room(chunk.request, min(length, budget), len(plan.chunks))
+            if room:
+                chunk.draft = _draft(chunk.request, room)
+                budget -= room
+                count += room
+        self.num_drafted += count
+        return count * self.model.guess_seconds
+
+    def num_right(self, draft: Draft) -> int:
+        """How many tokens of a draft are what the model chooses."""
+        count = 0
+        while count < len(draft) and self._draw.random() < self.model.acceptance[count]:
+            count += 1
+        return count
+
+    def _has_draft(self, chunk: Chunk) -> bool:
+        takes = chunk.emits and chunk.count <= MAX_KNOWN_ROWS
+        return takes and self._draw.random() < self.model.share
+
+    def _room(self, request: Request, limit: int, spare: int) -> int:
+        limit = min(limit, request.max_total_tokens - request.num_tokens - 1)
+        return self._kv_cache.grow_for_draft(request, limit, spare) if limit > 0 else 0
+
+
+def _draft(request: Request, length: int) -> Draft:
+    draft = Draft(request, length, lambda draft: True)
+    while len(draft) < length:
+        draft.add(0, 0)
+    return draft
