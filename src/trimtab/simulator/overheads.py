@@ -1,7 +1,7 @@
 """What a server does around the executor's steps, in seconds.
 
     sent --request--> inbox ... [schedule, build | EXECUTE | commit] --delivery--> client
-                                 `-- step + sequences * sequence --'
+                                 `- step + sequences * sequence + rows * row -'
 
 `measure_overheads` takes them from a real engine in this process. A front process of its own adds
 to `request` and `delivery`, and, where it shares the cores with the executor, to `token`.
@@ -31,6 +31,8 @@ from trimtab.simulator.nnls import solve
 _BATCHES = (1, 4, 16)
 _PROMPT = 8
 _STEPS = 48
+_PREFILL = 256  # tokens of a prompt
+_PREFILLS = 5
 _ROUNDS = 3
 
 
@@ -43,6 +45,7 @@ class Overheads:
     request: float = 0.0  # from when a request is sent until the engine has it
     delivery: float = 0.0  # from the end of a step until the client has its tokens
     token: float = 0.0  # by which each token that goes out delays the steps
+    row: float = 0.0  # of each token row: hashes and blocks of prompts, above all
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)
@@ -80,29 +83,36 @@ def measure_overheads(executor: Executor) -> Overheads:
     """Of an engine on a thread of this process, streaming to an event loop: wall time of decode
     steps that is not the executor's, at 1, 4 and 16 sequences. Overwrites the executor's blocks.
     UserError if the KV cache has no room for it."""
-    return _fitted(executor, lambda batch: asyncio.run(_outside_client(executor, batch)))
+    return _fitted(
+        executor, lambda batch: asyncio.run(_outside_client(executor, batch)), perf_counter
+    )
 
 
 def measure_engine_overheads(executor: Executor, clock: Callable[[], float]) -> Overheads:
     """The same of the engine alone, stepped in this thread, on a clock of the caller's."""
-    return _fitted(executor, lambda batch: _outside_engine(executor, batch, clock))
+    return _fitted(executor, lambda batch: _outside_engine(executor, batch, clock), clock)
 
 
-def _fitted(executor: Executor, measure: Callable[[int], float]) -> Overheads:
+def _fitted(
+    executor: Executor, measure: Callable[[int], float], clock: Callable[[], float]
+) -> Overheads:
     capacity = executor.capacity
     tokens = _PROMPT + _STEPS
     most = capacity.num_blocks // -(-tokens // capacity.block_size)
     batches = [one for one in _BATCHES if one <= most]
     if not batches or executor.spec.max_context < tokens:
         raise UserError(f"the KV cache is too small to measure overheads: {tokens} tokens at least")
-    per_step: dict[int, list[float]] = {batch: [] for batch in batches}
+    prompt = min(_PREFILL, executor.spec.max_context - 1, capacity.num_tokens // 2)
+    kinds = [(1, batch, batch) for batch in batches] + [(1, 1, prompt)]  # columns of the fit
+    measured: list[list[float]] = [[] for _ in kinds]
     for _ in range(_ROUNDS):
-        for batch in batches:
-            per_step[batch].append(measure(batch))
-    medians = np.array([statistics.median(per_step[batch]) for batch in batches])
-    columns = np.stack([np.ones(len(batches)), np.array(batches, float)], axis=1)
-    step, sequence = solve(columns / medians[:, None], np.ones(len(batches))).tolist()
-    return Overheads(step=step, sequence=sequence)
+        for seconds, batch in zip(measured, batches, strict=False):
+            seconds.append(measure(batch))
+        measured[-1].append(_outside_prefill(executor, prompt, clock))
+    medians = np.array([statistics.median(seconds) for seconds in measured])
+    relative = np.array(kinds, float) / medians[:, None]
+    step, sequence, row = solve(relative, np.ones(len(kinds))).tolist()
+    return Overheads(step=step, sequence=sequence, row=row)
 
 
 def _engine(lent: _Borrowed, batch: int) -> tuple[Engine, list[EngineRequest]]:
@@ -115,8 +125,8 @@ def _engine(lent: _Borrowed, batch: int) -> tuple[Engine, list[EngineRequest]]:
 
 
 def _typical(outside: list[float]) -> float:
-    """The lower quartile over the steps, since what disturbs one makes it longer."""
-    return max(1e-7, float(np.quantile(outside, 0.25)))
+    """The median over the steps: a few, on a busy machine, take a hundred times as long."""
+    return max(1e-7, statistics.median(outside))
 
 
 def _outside_engine(executor: Executor, batch: int, clock: Callable[[], float]) -> float:
@@ -132,6 +142,23 @@ def _outside_engine(executor: Executor, batch: int, clock: Callable[[], float]) 
         outside.append(clock() - start - (lent.seconds - before))
     engine.close()
     return _typical(outside[1:-1])
+
+
+def _outside_prefill(executor: Executor, prompt: int, clock: Callable[[], float]) -> float:
+    """Of a step that computes a prompt of so many tokens, which no step before it had."""
+    lent = _Borrowed(executor, clock)
+    engine = Engine(lent, SchedulerConfig(speculative="off", max_batch_tokens=prompt))
+    params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    draw = np.random.default_rng(0)
+    outside = []
+    for number in range(_PREFILLS):
+        ids = draw.integers(0, lent.spec.vocab_size, prompt).tolist()
+        engine.add_request(EngineRequest(str(number), ids, params))
+        before, start = lent.seconds, clock()
+        engine.step()
+        outside.append(clock() - start - (lent.seconds - before))
+    engine.close()
+    return _typical(outside)
 
 
 async def _outside_client(executor: Executor, batch: int) -> float:

@@ -270,6 +270,7 @@ class _Run:
         times, overheads = self.server.step_times, self.server.overheads
         base = StepShape(count, count, 0.0, 0.0, count)
         around = overheads.step + overheads.sequence * count + overheads.token * count
+        around += overheads.row * count
         seconds = times.seconds(base) + times.attended_seconds * attended
         seconds = seconds + times.context_seconds * context + around
         ends = np.cumsum(np.concatenate([[self.now], seconds]))
@@ -299,6 +300,7 @@ class _Run:
         times, overheads = self.server.step_times, self.server.overheads
         tokens = shape.logit_rows
         around = overheads.step + overheads.sequence * shape.sequences + overheads.token * tokens
+        around += overheads.row * shape.rows
         base = times.seconds(shape._replace(attended=0.0, context=0.0))
         seconds = base + times.attended_seconds * shape.attended
         return seconds + times.context_seconds * shape.context + around
