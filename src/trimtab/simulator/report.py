@@ -56,7 +56,7 @@ class SimulationReport:
         error = errors.leave_one_out if errors.held_out is None else errors.held_out
         kind = "left out one by one" if errors.held_out is None else "held out of the fit"
         lines = [
-            f"predicted, not measured: {self.calibration.model}, "
+            f"predicted, not measured, without speculation: {self.calibration.model}, "
             f"{times.subject.get('executor', 'an executor')}, workload {self.workload.name}",
             f"step times: {len(times.samples)} steps measured here, mean error {error:.1%} on "
             f"steps {kind}, 90 % of steps within {times.interval[0] - 1:+.0%} to "
