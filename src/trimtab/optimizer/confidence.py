@@ -18,6 +18,9 @@ from trimtab.evaluation.estimate import Estimate
 
 Float64Array = npt.NDArray[np.float64]
 ALPHA = 0.05  # that one of a sequence's intervals, ever, misses the truth
+# Of percentiles: the share beyond one is small and comes in clumps, so that the intervals of few
+# windows miss more often than they should: docs/log.md, 2026-11-22.
+TAIL_ALPHA = 0.01
 TIGHTEST_AT = 24  # windows where the sequence is as narrow as it can be
 
 
@@ -40,6 +43,7 @@ def ratio_sequence(
     weights: npt.ArrayLike,
     least_deviation: float = 0.0,
     tightest_at: int = TIGHTEST_AT,
+    alpha: float = ALPHA,
 ) -> Estimate:
     """sum(sums) / sum(weights), of samples that are pairs (a window's sum and its tokens): after
     linearizing, as `trimtab.evaluation.estimate.ratio` does. The samples' standard deviation counts
@@ -53,18 +57,18 @@ def ratio_sequence(
     deviation = math.sqrt(float((residuals**2).sum()) / (number - 1))
     # Few samples say too little of their own deviation: the excess of Student's t over the normal.
     deviation *= math.sqrt((number - 1) / max(number - 3, 1))
-    half = half_width(number, max(deviation, least_deviation), tightest_at)
+    half = half_width(number, max(deviation, least_deviation), tightest_at, alpha)
     return Estimate(mean, mean - half, mean + half)
 
 
-def share_sequence(hits: npt.ArrayLike, weights: npt.ArrayLike) -> Estimate:
+def share_sequence(hits: npt.ArrayLike, weights: npt.ArrayLike, alpha: float = ALPHA) -> Estimate:
     """The share of hits among tokens, of windows. Windows that all agree do not prove that all
     others would: the deviation is at least that of independent tokens, two of which went each
     way beyond what was seen (Agresti and Coull)."""
     values, counts = np.asarray(hits, np.float64), np.asarray(weights, np.float64)
     guess = (float(values.sum()) + 2) / (float(counts.sum()) + 4)
     least = math.sqrt(guess * (1 - guess) / float(counts.mean()))
-    found = ratio_sequence(values, counts, least)
+    found = ratio_sequence(values, counts, least, alpha=alpha)
     return Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
 
 
@@ -78,7 +82,8 @@ def quantile_sequence(samples: list[Float64Array], share: float) -> Estimate:
     above = 1 - share
 
     def exceeding(x: float) -> Estimate:
-        return share_sequence([float((one > x).sum()) for one in samples], counts)
+        hits = [float((one > x).sum()) for one in samples]
+        return share_sequence(hits, counts, TAIL_ALPHA)
 
     # The share above x falls with x, so that the ends can be found by halving.
     low, high = 0, len(order)  # first index whose lower bound is at most `above`
