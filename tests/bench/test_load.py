@@ -6,8 +6,11 @@ Margins are wide and mostly one-sided: a busy machine makes everything later, no
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import statistics
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -300,3 +303,25 @@ def test_a_server_that_refuses_everything_is_quoted() -> None:
 def test_http_that_says_nothing_of_itself() -> None:
     with running_mock() as url, pytest.raises(UserError, match="404"):
         load(url + "/elsewhere", open_loop([0.0]))
+
+
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="signals need the main thread"
+)
+def test_an_interrupt_ends_the_load_with_what_there_is(quick: str) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer: list[threading.Timer] = []
+
+    def once_it_runs(state: object) -> None:
+        if not timer:
+            timer.append(threading.Timer(0.0, interrupt))
+            timer[0].start()
+
+    run = load(quick, open_loop([0.02 * n for n in range(1000)]), progress=once_it_runs)
+    assert run.interrupted
+    assert run.elapsed < 10
+    assert 0 < len(run.records) < 1000
+    assert run.num_unsent == 1000 - len(run.records)
+    assert run.notes[0].startswith("interrupted")

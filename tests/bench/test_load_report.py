@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.bench.lateness import Lateness, allowed_lateness
+from trimtab.bench.lateness import Lateness, allowed_lateness, high_lag
 from trimtab.bench.load import LoadRun
 from trimtab.bench.load_client import LoadProgress
 from trimtab.bench.load_progress import progress_line, seconds_left
@@ -144,3 +144,10 @@ def test_progress_says_how_long_it_still_takes() -> None:
     closed = LoadProgress(10.0, 40, 25, 0, 100, 10, 900, last_due=0.0)
     assert seconds_left(closed) == pytest.approx(30.0)
     assert seconds_left(LoadProgress(0.1, 1, 0, 0, 9, 1, 0, 0.0)) is None
+
+
+def test_one_hiccup_among_few_requests_is_no_p99() -> None:
+    assert high_lag([0.001] * 59 + [0.5]) == 0.001
+    assert high_lag([0.001] * 58 + [0.4, 0.5]) == 0.4
+    assert high_lag([0.001] * 5 + [0.5]) == 0.5
+    assert high_lag([0.001] * 98 + [0.5] * 2) == 0.5

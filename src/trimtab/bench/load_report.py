@@ -110,7 +110,9 @@ class LoadReport:
 
     def lines(self) -> list[str]:
         first = self.runs[0]
-        loop = f"rate {self.workload.rate:g}/s, open loop" if self.workload.rate else "closed loop"
+        loop = "at its own times, open loop"
+        if self.workload.rate is not None:
+            loop = f"rate {self.workload.rate:g}/s, open loop"
         if self.workload.concurrency is not None:
             loop = f"{self.workload.concurrency} sessions at once, closed loop: it has no rate"
         void = self.why_void

@@ -187,7 +187,7 @@ class _Answer:
         if last:
             data += _chunk(self._document("", "length", 0))
             if self._usage:
-                data += _chunk({"choices": [], "usage": self._counts()})
+                data += _chunk({**self._envelope([]), "usage": self._counts()})
             data += b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
         self._connection.write(data)
 
@@ -199,8 +199,8 @@ class _Answer:
         head += b"transfer-encoding: chunked\r\n\r\n"
         if not self._chat:
             return head
-        greeting = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
-        return head + _chunk(greeting)
+        delta = {"role": "assistant", "content": ""}
+        return head + _chunk(self._envelope([{"index": 0, "delta": delta}]))
 
     def _document(
         self, text: str, finish: str | None, count: int, whole: bool = False
@@ -212,10 +212,23 @@ class _Answer:
             choice["text"] = text
         if self._config.gives_token_ids and count:
             choice["token_ids"] = list(range(self._num_given - count, self._num_given))
-        document = {"model": MODEL, "mock_sent": time.monotonic(), "choices": [choice]}
+        document = self._envelope([choice], whole)
         if whole and self._usage:
             document["usage"] = self._counts()
         return document
+
+    def _envelope(self, choices: list[dict[str, Any]], whole: bool = False) -> dict[str, Any]:
+        kind = "text_completion"
+        if self._chat:
+            kind = "chat.completion" if whole else "chat.completion.chunk"
+        return {
+            "id": "mock-0",
+            "object": kind,
+            "created": 0,
+            "model": MODEL,
+            "mock_sent": time.monotonic(),
+            "choices": choices,
+        }
 
     def _counts(self) -> dict[str, Any]:
         return {
