@@ -10,9 +10,9 @@ import pytest
 
 from trimtab.bench.lateness import Lateness, allowed_lateness, high_lag
 from trimtab.bench.load import LoadRun
-from trimtab.bench.load_client import LoadProgress
 from trimtab.bench.load_progress import progress_line, seconds_left
 from trimtab.bench.load_report import LoadReport, make_report, mean_interval
+from trimtab.bench.load_state import LoadProgress
 from trimtab.errors import UserError
 from trimtab.workloads.records import RequestRecord
 from trimtab.workloads.requests import PlannedRequest, Workload

@@ -8,7 +8,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -16,16 +16,18 @@ from typing import Any, TypeVar
 from trimtab.bench.http_stream import ConnectionPool
 from trimtab.bench.lateness import Lateness, LatenessMeter
 from trimtab.bench.load_answer import BY_EVENTS, BY_USAGE_AND_LENGTH, CountTokens
-from trimtab.bench.load_client import LoadClient, LoadOptions, LoadProgress, Outcome
+from trimtab.bench.load_client import LoadClient
 from trimtab.bench.load_prompts import MakeText, Prompts, route_of, warm_up_workload
+from trimtab.bench.load_state import LoadOptions, LoadProgress, Outcome
 from trimtab.bench.load_target import Endpoint, Target, parse_url, resolve
 from trimtab.bench.pacing import Pacer
 from trimtab.bench.real_time import real_time_priority
 from trimtab.bench.saturation import Saturation
 from trimtab.errors import UserError
 from trimtab.workloads.records import RequestRecord
-from trimtab.workloads.requests import Workload
+from trimtab.workloads.requests import Piece, Workload
 from trimtab.workloads.slo import Slo
+from trimtab.workloads.texts import PieceTexts
 
 Result = TypeVar("Result")
 OPEN_AHEAD = 32  # connections, before the load
@@ -65,7 +67,7 @@ def run_load(
     target: Target,
     workload: Workload,
     *,
-    make_text: MakeText,
+    make_text: MakeText | None = None,
     count_tokens: CountTokens | None = None,
     slo: Slo | None = None,
     options: LoadOptions | None = None,
@@ -73,7 +75,8 @@ def run_load(
 ) -> LoadRun:
     """Sends `workload` to `target` and waits until the last answer has ended.
 
-    `make_text` writes out the pieces of a prompt; `count_tokens` is the model's tokenizer, for
+    `make_text` writes out the pieces of a prompt (`PieceTexts` of the model's tokenizer; without,
+    about four characters a token); `count_tokens` is the model's tokenizer, for
     servers whose events do not say how many tokens they bring. `slo` sets how late the client may
     be. `progress` is called twice a second, inside the measured process: it must be quick. SIGINT
     ends the load early, with what there is.
@@ -82,8 +85,17 @@ def run_load(
     """
     options = options or LoadOptions()
     _raise_file_limit()
-    work = _run(target, workload, make_text, count_tokens, slo, options, progress)
+    work = _run(target, workload, make_text or _plain_texts(), count_tokens, slo, options, progress)
     return in_fast_loop(work)
+
+
+def _plain_texts() -> MakeText:
+    texts = PieceTexts()
+
+    def make_text(pieces: Sequence[Piece]) -> str:
+        return texts.prompt(pieces).text
+
+    return make_text
 
 
 def in_fast_loop(work: Coroutine[Any, Any, Result]) -> Result:

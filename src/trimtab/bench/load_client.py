@@ -14,23 +14,16 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from trimtab.bench.http_stream import ConnectionPool, Exchange
 from trimtab.bench.lateness import LatenessMeter
-from trimtab.bench.load_answer import (
-    BY_EVENTS,
-    BY_TOKENIZER,
-    BY_USAGE_AND_LENGTH,
-    Answer,
-    CountTokens,
-    read_document,
-    read_stream,
-)
+from trimtab.bench.load_answer import Answer, CountTokens
 from trimtab.bench.load_prompts import History, Prompts
-from trimtab.bench.load_target import describe_failure
+from trimtab.bench.load_record import BY_GUESS, fill_record, read_exchange
+from trimtab.bench.load_state import LoadOptions, LoadProgress, Outcome
 from trimtab.bench.pacing import Pacer
-from trimtab.bench.saturation import Saturation, find_saturation
+from trimtab.bench.saturation import find_saturation
 from trimtab.workloads.records import RequestRecord
 from trimtab.workloads.requests import PlannedRequest, Workload
 
@@ -38,31 +31,7 @@ SAMPLE_SECONDS = 0.1  # between looks at how many requests are in flight
 SAMPLES_A_TEST = 10
 LEAD_SECONDS = 0.05  # from now to the start of the load
 MAX_RETRY_SECONDS = 600.0
-BY_GUESS = (BY_USAGE_AND_LENGTH, BY_EVENTS)  # where a tokenizer knows more
 NOT_SENT = "not sent: the turn before it failed"
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    max_concurrency: int | None = None  # in an open loop: waiting for it counts as latency
-    max_seconds: float | None = None  # nothing is begun after that
-    request_seconds: float = 600.0  # for one answer
-    warm_up: int = 8  # requests before the load, with prompts that share nothing with it
-    obey_retry_after: bool = False  # 429 and 503: ask again when the server says, else an error
-    stop_when_saturated: bool = True
-    token_ids: bool = False  # asked for: exact counts for each event, more work for the server
-
-
-@dataclass(frozen=True)
-class LoadProgress:
-    elapsed: float
-    num_due: int  # scheduled until now
-    num_ended: int
-    num_failed: int
-    num_planned: int
-    in_flight: int
-    num_tokens: int
-    last_due: float  # when the last one is planned to be sent; 0 of a closed loop
 
 
 @dataclass(slots=True, eq=False)
@@ -76,21 +45,6 @@ class _Sending:
     due: float  # monotonic: from here on it could be sent
     exchange: Exchange | None = None
     timer: asyncio.TimerHandle | None = None
-
-
-@dataclass
-class Outcome:
-    """What a load leaves behind, beside its records."""
-
-    records: list[RequestRecord] = field(default_factory=list)
-    sources: Counter[str] = field(default_factory=Counter)  # how tokens were counted -> answers
-    statuses: Counter[int] = field(default_factory=Counter)
-    num_short: int = 0  # answers with fewer tokens than were planned
-    num_retried: int = 0
-    num_unsent: int = 0  # never due, because the load was ended before
-    peak_in_flight: int = 0
-    saturation: Saturation | None = None
-    elapsed: float = 0.0  # until the last answer ended
 
 
 class LoadClient:
@@ -124,7 +78,7 @@ class LoadClient:
         self._firsts: deque[PlannedRequest] = deque(
             one for one in workload.requests if one.follows is None
         )
-        self._to_recount: list[tuple[RequestRecord, list[tuple[float, bytes]]]] = []
+        self._to_recount: list[tuple[RequestRecord, Exchange, str]] = []
         self._prepared: dict[int, tuple[History, bytes]] = {}
         self._in_flight: set[_Sending] = set()
         self._waiting: deque[_Sending] = deque()  # for a place under max_concurrency
@@ -169,12 +123,10 @@ class LoadClient:
     def recount(self) -> None:
         """Counts tokens by the tokenizer where the server's own figures do not tell which event
         brought how many. After the load: it would have made the client late."""
-        for record, pieces in self._to_recount:
-            shifted = [(when - self._start, piece) for when, piece in pieces]
-            answer = read_stream(shifted, self._count_tokens)
-            self._fill(record, answer)
+        for record, exchange, before in self._to_recount:
+            answer = read_exchange(exchange, self._start, self._count_tokens)
+            fill_record(record, answer)
             if record.is_complete:
-                before = BY_USAGE_AND_LENGTH if answer.source != BY_TOKENIZER else BY_EVENTS
                 self.outcome.sources[before] -= 1
                 self.outcome.sources[answer.source] += 1
         self.outcome.sources = +self.outcome.sources
@@ -259,10 +211,10 @@ class LoadClient:
         record.ended = exchange.ended - self._start
         if exchange.status:
             self.outcome.statuses[exchange.status] += 1
-        answer = self._read(exchange)
-        self._fill(record, answer)
+        answer = read_exchange(exchange, self._start)
+        fill_record(record, answer)
         if self._count_tokens is not None and answer.source in BY_GUESS:
-            self._to_recount.append((record, exchange.pieces))
+            self._to_recount.append((record, exchange, answer.source))
         if not record.cut:
             record.error = answer.error
             self._num_ended += 1
@@ -290,26 +242,6 @@ class LoadClient:
     def _send_again(self, sending: _Sending) -> None:
         if not sending.record.cut:
             self._send(sending)
-
-    def _read(self, exchange: Exchange) -> Answer:
-        if exchange.status not in (0, 200):
-            return Answer(error=describe_failure(exchange))
-        kind = exchange.headers.get("content-type", "")
-        if exchange.status == 200 and "event-stream" not in kind and exchange.error is None:
-            times = [when - self._start for when, _ in exchange.pieces]
-            at = times[-1] if times else exchange.ended - self._start
-            return read_document(at, exchange.body)
-        start = self._start
-        answer = read_stream([(when - start, piece) for when, piece in exchange.pieces])
-        answer.error = exchange.error or answer.error
-        return answer
-
-    def _fill(self, record: RequestRecord, answer: Answer) -> None:
-        record.token_times, record.token_counts = answer.token_times, answer.token_counts
-        record.num_output_tokens = answer.num_tokens
-        if answer.num_prompt_tokens is not None:
-            record.num_prompt_tokens = answer.num_prompt_tokens
-        record.num_cached_tokens = answer.num_cached_tokens or 0
 
     def _go_on(self, sending: _Sending, answer: Answer, now: float) -> None:
         """The turns that follow, or the next session; and who waits for a place."""

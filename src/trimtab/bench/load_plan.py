@@ -11,8 +11,8 @@ from pathlib import Path
 from trimtab.bench.http_stream import ConnectionPool
 from trimtab.bench.load import LoadRun, in_fast_loop, run_load
 from trimtab.bench.load_answer import CountTokens
-from trimtab.bench.load_client import LoadOptions, LoadProgress
 from trimtab.bench.load_report import LoadReport, make_report
+from trimtab.bench.load_state import LoadOptions, LoadProgress
 from trimtab.bench.load_target import ServedModel, Target, parse_url, served_models
 from trimtab.bench.self_check import SelfCheck
 from trimtab.errors import CheckpointError, UserError

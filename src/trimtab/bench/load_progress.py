@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from trimtab.bench.load_client import LoadProgress
+from trimtab.bench.load_state import LoadProgress
 
 
 def progress_line(state: LoadProgress, label: str = "") -> str:

@@ -33,8 +33,8 @@ def is_url(model: str) -> bool:
 
 def make_plan(url: str, given: dict[str, Any]) -> LoadPlan:
     """From the options as typed. Raises UserError."""
-    from trimtab.bench.load_client import LoadOptions
     from trimtab.bench.load_plan import LoadPlan
+    from trimtab.bench.load_state import LoadOptions
     from trimtab.bench.load_target import Target
     from trimtab.workloads.slo import parse_slo
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.bench.load import run_load
-from trimtab.bench.load_client import LoadOptions
+from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
 from trimtab.config import ExecutorConfig
 from trimtab.optimizer.artifacts import Artifact, find_or_build
