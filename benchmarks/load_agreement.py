@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ DEFINITIONS = {
     "e2e_service mean": "sent to end, ms: request latency of both",
     "e2e_service p50": "its median, ms",
     "e2e mean": "schedule to end, ms: scheduled latency of guidellm",
+    "ttft by the server": "the same requests as the mock server saw them, ms",
+    "e2e by the server": "up to its last token, ms",
     "output tokens": "of an answer, mean",
     "prompt tokens": "of a prompt, mean",
     "requests/s": "completed / (first sent to last end)",
@@ -130,10 +133,17 @@ def guidellm(
     data, out = folder / "prompts.jsonl", folder / "guidellm.json"
     rows = ({"prompt": text, "output_tokens_count": shape.num_output_tokens} for text in prompts)
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    backend = f"kind=openai_http,target={url},request_format=/v1/completions,model={model}"
+    backend = {
+        "kind": "openai_http",
+        "target": url,
+        "request_format": "/v1/completions",
+        "model": model,
+        "validate_backend": False,
+        "extras": {"body": {"temperature": 0, "ignore_eos": True}},
+    }
     run_peer(
         [
-            command, "run", "--backend", backend + ",validate_backend=false",
+            command, "run", "--backend", json.dumps(backend),
             "--profile", f"kind=constant,rate={shape.rate}",
             "--constraint", f"kind=max_requests,count={len(prompts)}",
             "--data", f"kind=json_file,path={data}",
@@ -218,23 +228,38 @@ def run_peer(command: list[str], folder: Path, **settings: str) -> None:
 
 
 @contextmanager
-def server_named(name: str) -> Iterator[tuple[str, str]]:
+def server_named(name: str, real_time: bool) -> Iterator[tuple[str, str]]:
     """(url, model)"""
     shape = SHAPES.get(name)
     if shape is not None:
         with running_mock(shape.mock) as url:
             yield url, "mock"
         return
-    with serving(name) as server:
+    with serving(name, "--threads", "1") as server:
+        if real_time:
+            for pid in (server.process.pid, server.engine_pid):
+                before_all_else(pid)
         yield server.url, server.model
 
 
+def before_all_else(pid: int | None) -> None:
+    """Real-time priority for all threads of a process of ours, as the clients have it: the machine
+    has other users, and a server that waits for them answers each client differently."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(1))
+
+
 def measure(
-    name: str, tools: dict[str, Callable[..., Figures]], shape: Shape, count: int, rounds: int
+    name: str,
+    tools: dict[str, Callable[..., Figures]],
+    shape: Shape,
+    count: int,
+    rounds: int,
+    real_time: bool,
 ) -> dict[str, list[Figures]]:
     texts = PieceTexts(load_tokenizer(target_path()))
     found: dict[str, list[Figures]] = {tool: [] for tool in tools}
-    with server_named(name) as (url, model):
+    with server_named(name, real_time) as (url, model):
         for round_number in range(rounds):
             for tool, measured in tools.items():
                 # A word is a token of the mock server, so that all ask it the same.
@@ -242,9 +267,21 @@ def measure(
                 prompts = prompts_of(texts, key, count)
                 with tempfile.TemporaryDirectory(prefix=f"{slug(tool)}-") as folder:
                     figures = measured(url, model, prompts, shape, Path(folder))
+                if name in SHAPES:
+                    figures |= own_figures(url, count)
                 found[tool].append(figures)
                 print(f"{name} round {round_number} {tool}: {figures}", file=sys.stderr)
     return found
+
+
+def own_figures(url: str, count: int) -> Figures:
+    """What the mock server itself saw of the last requests."""
+    with urllib.request.urlopen(f"{url}/mock/requests") as answer:
+        entries = json.load(answer)[-count:]
+    return {
+        "ttft by the server": statistics.fmean(1e3 * (e["first"] - e["at"]) for e in entries),
+        "e2e by the server": statistics.fmean(1e3 * (e["last"] - e["at"]) for e in entries),
+    }
 
 
 def table(name: str, found: dict[str, list[Figures]]) -> tuple[list[str], dict[str, Any]]:
@@ -254,6 +291,8 @@ def table(name: str, found: dict[str, list[Figures]]) -> tuple[list[str], dict[s
     lines.append("|---" * (len(tools) + 2) + "|")
     rows: dict[str, Any] = {}
     for metric, definition in DEFINITIONS.items():
+        if metric not in found["ours"][0]:
+            continue
         own = statistics.median(one[metric] for one in found["ours"])
         cells, row = [f"{own:.4g}"], {"ours": own}
         for tool in tools[1:]:
@@ -280,6 +319,7 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, help="of a MODEL")
     parser.add_argument("--requests", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--real-time", action="store_true", help="for the MODEL's server, too")
     parser.add_argument("--guidellm", default="/opt/guidellm/bin/guidellm")
     parser.add_argument("--aiperf", default="/opt/aiperf/bin/aiperf")
     parser.add_argument("--json", type=Path)
@@ -293,24 +333,28 @@ def main() -> None:
         if command:
             versions[tool] = version_of(command)
             tools[tool] = lambda *rest, c=command, m=measured: m(c, *rest)
-    results = {}
+    results: dict[str, Any] = {}
+    if asked.json and asked.json.exists():  # of servers that were measured before
+        results = json.loads(asked.json.read_text())["servers"]
     for name in asked.servers:
         shape = SHAPES.get(name) or Shape(
             asked.rate or SERVED.rate, asked.output_tokens or SERVED.num_output_tokens
         )
-        found = measure(name, tools, shape, asked.requests, asked.rounds)
+        found = measure(name, tools, shape, asked.requests, asked.rounds, asked.real_time)
         lines, rows = table(name, found)
         print("\n".join(lines), flush=True)
-        loaded = {"rate": shape.rate, "output_tokens": shape.num_output_tokens}
-        results[name] = {**loaded, "medians": rows, "rounds": found}
-    conditions = {
-        "requests": asked.requests,
-        "prompt_tokens": PROMPT_TOKENS,
-        "versions": versions,
-        "definitions": DEFINITIONS,
-    }
-    if asked.json:
-        asked.json.write_text(json.dumps({**conditions, "servers": results}, indent=1) + "\n")
+        results[name] = {
+            "rate": shape.rate,
+            "output_tokens": shape.num_output_tokens,
+            "requests": asked.requests,
+            "real_time_server": asked.real_time and name not in SHAPES,
+            "medians": rows,
+            "rounds": found,
+        }
+        if asked.json:
+            about = {"prompt_tokens": PROMPT_TOKENS, "versions": versions}
+            document = {**about, "definitions": DEFINITIONS, "servers": results}
+            asked.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -103,6 +103,20 @@ def test_tokens_without_text_are_seen_at_the_end() -> None:
     assert (answer.token_times, answer.token_counts) == ([3.0], [4])
 
 
+def test_tokens_without_text_came_by_the_end_and_not_with_earlier_text() -> None:
+    events = [text("ab"), text("c"), text("", finish_reason="length"), usage(10)]
+    answer = read_stream(stream(*events), count_letters)
+    assert (answer.token_times, answer.token_counts) == ([0.0, 1.0, 2.0], [2, 1, 7])
+
+
+def test_an_event_for_each_token_with_text_or_without() -> None:
+    """vLLM sends an empty event where a token completes no character."""
+    events = [text("a"), text(""), text("b"), text(""), text("", finish_reason="stop"), usage(4)]
+    answer = read_stream(stream(*events))
+    assert (answer.token_times, answer.token_counts) == ([0.0, 1.0, 2.0, 3.0], [1, 1, 1, 1])
+    assert answer.source == load_answer.BY_USAGE
+
+
 def test_a_document_has_all_its_tokens_at_its_end() -> None:
     body = {"choices": [{"message": {"content": "abc"}}], "usage": usage(3)["usage"]}
     answer = read_document(4.0, json.dumps(body).encode())

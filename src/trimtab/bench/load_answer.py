@@ -93,6 +93,7 @@ def read_stream(
     """Of server-sent events. `error` is set where the stream broke off, or an event was one."""
     answer = Answer()
     events: list[TextEvent] = []
+    silent: list[TextEvent] = []
     usage: _Usage | None = None
     by_logprobs = False
     ended = False
@@ -114,10 +115,14 @@ def read_stream(
             if found is not None:
                 events.append(found)
                 by_logprobs |= choice.logprobs is not None and not choice.token_ids
+            elif events or choice.finish_reason is not None:  # before is a greeting
+                silent.append(TextEvent(time, ""))
             answer.finish_reason = choice.finish_reason or answer.finish_reason
     if answer.error is None and not ended and answer.finish_reason is None:
         answer.error = "the stream broke off"
-    _count(answer, events, usage, count_tokens, by_logprobs, pieces[-1][0] if pieces else None)
+    if not events and pieces:  # no text is seen before the end
+        silent = [TextEvent(pieces[-1][0], "")]
+    _count(answer, events, silent, usage, count_tokens, by_logprobs)
     return answer
 
 
@@ -136,7 +141,7 @@ def read_document(time: float, body: bytes, count_tokens: CountTokens | None = N
     if event.choices:
         answer.finish_reason = event.choices[0].finish_reason
     events = [one for one in found if one is not None]
-    _count(answer, events, event.usage, count_tokens, False, time)
+    _count(answer, events, [TextEvent(time, "")], event.usage, count_tokens, False)
     return answer
 
 
@@ -190,19 +195,21 @@ def _text_event(time: float, choice: _Choice, answer: Answer) -> TextEvent | Non
 def _count(
     answer: Answer,
     events: list[TextEvent],
+    silent: list[TextEvent],
     usage: _Usage | None,
     count_tokens: CountTokens | None,
     by_logprobs: bool,
-    pieces_end: float | None,
 ) -> None:
+    """`silent`: events without text, the last of them with the reason of the end. Tokens that no
+    text comes from (end tokens that were ignored) came by then, and not with earlier text."""
     total = 0
     if usage is not None:
         total = usage.completion_tokens
         answer.num_prompt_tokens = usage.prompt_tokens
         if usage.prompt_tokens_details is not None:
             answer.num_cached_tokens = usage.prompt_tokens_details.cached_tokens
-    if total and not events and pieces_end is not None:  # no text is seen before the end
-        events = [TextEvent(pieces_end, "")]
+    if total and not events:
+        events = silent[-1:]
     if events and all(event.num_tokens is not None for event in events):
         counts = [event.num_tokens or 0 for event in events]
         answer.source = BY_LOGPROBS if by_logprobs else BY_IDS
@@ -210,8 +217,17 @@ def _count(
         counts[-1] += max(0, total - sum(counts))
     elif total and total == len(events):
         counts, answer.source = [1] * total, BY_USAGE
+    elif total and silent and len(events) < total <= len(events) + len(silent):
+        # A server that sends an event for each token, with text or without.
+        events = sorted(events + silent[: total - len(events)], key=lambda event: event.time)
+        counts, answer.source = [1] * total, BY_USAGE
     elif total and count_tokens is not None:
-        counts = share_out(total, [count_tokens(event.text) for event in events])
+        counts = [count_tokens(event.text) for event in events]
+        if sum(counts) < total and silent:
+            events = [*events, silent[-1]]
+            counts.append(total - sum(counts))
+        else:
+            counts = share_out(total, counts)
         answer.source = BY_USAGE_AND_TOKENIZER
     elif total:
         counts = share_out(total, [len(event.text) for event in events])

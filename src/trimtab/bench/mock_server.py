@@ -4,7 +4,8 @@
 
 prints {"url": ...} and serves until its standard input ends. Fields: `MockConfig`. A token is a
 word. Each event says when it was sent (`mock_sent`, time.monotonic(), which processes of one
-machine share), and GET /mock/requests what was asked and when it came.
+machine share), and GET /mock/requests what was asked, when it came, when its
+first and its last token went out.
 """
 
 from __future__ import annotations
@@ -107,7 +108,8 @@ class _Connection(asyncio.Protocol):
             return self._error(400, f"Unrecognized request argument: {extras.pop()}")
         if config.refuses_stream_options and "stream_options" in asked:
             return self._error(400, "Unrecognized request argument: stream_options")
-        server.requests.append({"prompt": prompt, "at": time.monotonic(), "body": asked})
+        entry: dict[str, Any] = {"prompt": prompt, "at": time.monotonic(), "body": asked}
+        server.requests.append(entry)
         fails = server.fails()
         if fails and config.error_kind.isdecimal():
             return self._error(int(config.error_kind))
@@ -115,6 +117,7 @@ class _Connection(asyncio.Protocol):
         if config.eos_after and not asked.get("ignore_eos"):
             num_tokens = min(num_tokens, config.eos_after)
         writer = _Answer(self, asked, chat, len(words), server.cached_words(words))
+        writer.entry = entry
         if fails:
             writer.breaks = config.error_kind
         self._job = Job(len(words), num_tokens, writer.give)
@@ -165,10 +168,13 @@ class _Answer:
         )
         self._begun = False
         self.breaks = ""  # error kind
+        self.entry: dict[str, Any] = {}
 
     def give(self, count: int, last: bool) -> None:
         text = "".join(f"w{self._num_given + i} " for i in range(count))
         self._num_given += count
+        self.entry.setdefault("first", time.monotonic())
+        self.entry["last"] = time.monotonic()
         self._text += text
         if not self._streams:
             if last:
