@@ -140,13 +140,29 @@ def predicted_json(entry: Entry) -> dict[str, Any] | None:
     }
 
 
+def _cost(cost: Cost, measured: Measured) -> dict[str, Any]:
+    """With what the repeats leave open of the rate."""
+    rate = measured.interval
+    return {
+        name: {
+            "value": value,
+            "low": value * rate["value"] / rate["high"],
+            "high": value * rate["value"] / rate["low"] if rate["low"] > 0 else None,
+        }
+        for name, value in cost.as_json().items()
+    }
+
+
 def measured_json(entry: Entry, measured: Measured) -> dict[str, Any]:
     usage = measured.usage or {}
     return {
         "rate": measured.interval,
         "repeats": len(measured.repeats),
-        "points": [point.for_report() for point in (*measured.points, *measured.repeats)],
-        "cost": None if entry.cost is None else entry.cost.as_json(),
+        "points": [
+            *(point.for_report() for point in measured.points),
+            *(point.for_report(is_repeat=True) for point in measured.repeats),
+        ],
+        "cost": None if entry.cost is None else _cost(entry.cost, measured),
         "failed": measured.failed,
         "censored_at": measured.censored_at,
         **{

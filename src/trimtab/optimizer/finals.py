@@ -25,8 +25,7 @@ from trimtab.errors import UserError
 from trimtab.optimizer.decide import Standing, choose, frontier
 from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.measure import (
-    BACK_OFF,
-    MAX_BACK_OFFS,
+    BACK_OFFS,
     LazyServer,
     measure_rate,
     verify,
@@ -246,15 +245,15 @@ class Finals:
                 stack.enter_context(self.trials.server(one.candidate, self.directory))
                 for one in entries
             ]
-            for attempt in range(MAX_BACK_OFFS + 1):
+            for back_off in (*BACK_OFFS, 0.0):
                 self.run.progress(f"checking {rates[0]:.3g} requests/s {REPEATS} times")
                 found = self._repeats(entries, servers, rates, seeds)
-                if all(point.met for point in found[0]):
+                if all(point.met for point in found[0] if point.valid):
                     break
-                if attempt < MAX_BACK_OFFS:
-                    rates[0] *= BACK_OFF
+                if back_off:
+                    rates[0] *= back_off
             else:
-                chosen.drop("measured", "no rate was held three times in a row")
+                chosen.drop("measured", f"held no rate {REPEATS} times in a row")
                 self.found.chosen = None
             self._keep(entries, servers, rates, found)
         self.found.rate = rates[0]
@@ -286,7 +285,8 @@ class Finals:
     ) -> None:
         for entry, server, rate, points in zip(entries, servers, rates, found, strict=True):
             assert entry.measured is not None
-            entry.measured.repeats, entry.measured.rate = points, rate
+            entry.measured.repeats = points
+            entry.measured.rate = rate if entry.dropped is None else 0.0
             if server.is_started:
                 entry.measured.usage = use_of(self.found, entry, server.get().lap(), points)
 

@@ -15,8 +15,7 @@ from trimtab.workloads.capacity import highest_rate
 MAX_PROBES = 6
 RESOLUTION = 0.06  # relative width of a measured rate
 REACH = 64.0  # times what was predicted, up and down
-BACK_OFF = 0.94  # of a rate that a repeat did not hold
-MAX_BACK_OFFS = 4
+BACK_OFFS = (0.94, 0.92, 0.88, 0.8)  # of a rate that a repeat did not hold, each of the one before
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 

@@ -40,7 +40,7 @@ class Need:
     @property
     def price_source(self) -> str:
         if self.price_per_hour is None:
-            return f"assumed: {ASSUMED_PRICE:g} an hour; give yours with --price-per-hour"
+            return f"{ASSUMED_PRICE:g} an hour is assumed; give yours with --price-per-hour"
         return "given"
 
     @property

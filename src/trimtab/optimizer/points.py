@@ -45,9 +45,12 @@ class LoadPoint:
     def from_json(cls, value: dict[str, Any]) -> LoadPoint:
         return cls(**{**value, "traffic": Traffic(**value["traffic"])})
 
-    def for_report(self) -> dict[str, Any]:
+    def for_report(self, is_repeat: bool = False) -> dict[str, Any]:
+        """`is_repeat`: one of those at the chosen rate, with a seed that nothing else had."""
         return {
             "rate": self.rate,
+            "seed": self.seed,
+            "is_repeat": is_repeat,
             "achieved": self.achieved,
             "goodput": self.goodput,
             "attainment": self.attainment,
@@ -55,6 +58,7 @@ class LoadPoint:
             "output_tokens_per_s": self.output_tokens_per_s,
             "requests": self.num_requests,
             "valid": self.valid,
+            "why": self.why,
             "terms": self.terms,
             "predicted": None,
         }

@@ -125,13 +125,13 @@ def headline(found: Found) -> str:
         )
     text = (
         f"{found.order.model} as {chosen.candidate.label} serves {found.rate:.3g} {need.workload} "
-        f"requests/s on this machine within {need.slo.as_text()}"
+        "requests/s here"
     )
     if default is not None and default is not chosen:
         if default.rate > 0:
-            text += f", {chosen.rate / default.rate:.2g} times what the defaults hold"
+            text += f", {chosen.rate / default.rate:.2g} times the defaults"
         else:
-            text += ", which the defaults do not hold at any rate"
+            text += ", and the defaults hold no rate"
     cost: Cost | None = chosen.cost
     if cost is not None:
         text += f", at {cost.per_million_output:.3g} per million output tokens"

@@ -46,6 +46,7 @@ def sensitivity(found: Found, stop: Callable[[], bool]) -> list[dict[str, Any]]:
             "label": chosen.candidate.label,
             "rate": found.rate,
             "holds": True,
+            "predicted": False,
             "note": "all configurations run on the same machine: costs change alike",
         }
     )
@@ -71,6 +72,7 @@ def _of_rate(found: Found, chosen: Entry) -> list[dict[str, Any]]:
                 "label": best.candidate.label,
                 "rate": best.rate,
                 "holds": holds,
+                "predicted": False,
                 "note": "measured" if holds or able else "nothing that was measured holds it",
             }
         )
@@ -96,5 +98,6 @@ def _under(
         "label": winner.candidate.label,
         "rate": scores[winner.id],
         "holds": holds,
+        "predicted": True,
         "note": f"predicted; the choice would hold {scores[chosen.id]:.3g} requests/s",
     }

@@ -48,12 +48,14 @@ def miss_of(found: Found, entry: Entry) -> Miss | None:
     if need.rate is not None and 0 < measured.rate < need.rate:
         lacks.append(Shortfall(f"rate>={need.rate:g}rps", need.rate, measured.rate, "requests/s"))
     if measured.rate <= 0:
-        easiest = min(measured.points, key=lambda point: -point.margin)
+        points = measured.repeats or measured.points
+        worst = min(points, key=lambda point: point.margin)
+        easiest = worst if measured.repeats else max(points, key=lambda point: point.margin)
         for missed in easiest.terms:
             if not missed["met"] and missed["value"] is not None:
                 lacks.append(Shortfall(missed["term"], missed["limit"], missed["value"], "s"))
         if not lacks:
-            lacks.append(Shortfall("requests that fail", 0.0, 1.0, ""))
+            lacks.append(Shortfall("requests that end in time", 1.0, 0.0, ""))
     return Miss(entry.id, tuple(lacks)) if lacks else None
 
 

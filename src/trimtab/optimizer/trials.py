@@ -33,6 +33,8 @@ from trimtab.workloads.texts import PieceTexts
 
 WARM_UP = 4  # requests
 REQUEST_SECONDS = 120.0
+VOID_TRIES = 3  # of a load whose client was the limit
+OTHER_SEED = 10_000_000
 SEARCH_SEEDS = 1000  # of probes; repeats draw from behind them
 REPEAT_SEEDS = 500_000
 
@@ -192,20 +194,27 @@ class Trials:
         known = self._journal.get("load", key)
         if known is not None:
             return LoadPoint.from_json(known)
-        workload = self.workload(rate, seed, seconds)
+        for attempt in range(VOID_TRIES):
+            point = self._load_once(server, rate, seed + attempt * OTHER_SEED, seconds)
+            self._progress(_load_line(candidate, point))
+            if point.valid:
+                break
+        self._journal.put("load", key, point.as_json())
+        return point
+
+    def _load_once(self, server: LazyServer, rate: float, seed: int, seconds: float) -> LoadPoint:
+        need = self.order.need
         run = run_load(
             Target(server.get().url, route="completions"),
-            workload,
+            self.workload(rate, seed, seconds),
             make_text=lambda pieces: self._texts.prompt(pieces).text,
             slo=need.slo,
             options=LoadOptions(warm_up=WARM_UP, request_seconds=REQUEST_SECONDS),
         )
+        if run.interrupted:
+            raise KeyboardInterrupt  # what is in the journal is kept: --resume goes on
         point = load_point(rate, seed, seconds, run.records, need.slo)
-        if not run.valid:
-            point = void(point, run.why)
-        self._progress(_load_line(candidate, point))
-        self._journal.put("load", key, point.as_json())
-        return point
+        return point if run.valid else void(point, run.why)
 
     def loader(self, candidate: Candidate, seconds_of: Any) -> Any:
         return partial(self.load, candidate, seconds_of)
