@@ -90,5 +90,7 @@ def closest(misses: Sequence[Miss]) -> Miss | None:
 
 def _show(value: float, unit: str) -> str:
     if unit == "s":
-        return f"{1000 * value:.0f} ms" if value < 10 else f"{value:.1f} s"
+        return f"{1000 * value:.3g} ms" if value < 10 else f"{value:.1f} s"
+    if unit == "bytes":
+        return f"{value / (1 << 30):.3g} GiB"
     return f"{value:.3g} {unit}".rstrip()

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trimtab.optimizer.cost import Cost
+from trimtab.optimizer.decide import Shortfall
 from trimtab.optimizer.measure import Measured
 from trimtab.optimizer.memory import MemoryParts
 from trimtab.optimizer.points import LoadPoint
@@ -32,10 +33,16 @@ class Entry:
     cost: Cost | None = None
     predicted_cost: Cost | None = None
     on_frontier: bool = False
+    lacks: list[Shortfall] = field(default_factory=list)  # by bounds, before anything was measured
 
     def drop(self, stage: str, reason: str) -> None:
         self.stage = stage
         self.dropped = {"stage": stage, "reason": reason}
+
+    def cannot(self, shortfall: Shortfall) -> None:
+        """Dropped by a bound."""
+        self.lacks.append(shortfall)
+        self.drop("bound", f"{shortfall.in_words()}, at the machine's limit")
 
     @property
     def rate(self) -> float:

@@ -40,7 +40,7 @@ from trimtab.optimizer.usage import use_of
 if TYPE_CHECKING:
     from trimtab.optimizer.run import Found, Optimization
 
-LEAST_SECONDS, MOST_SECONDS = 3.0, 60.0  # of a load
+MOST_SECONDS = 60.0  # of a load
 REQUESTS = 60  # that a load should have, if time allows
 PROBES = 4  # that a finalist takes, about
 REPEATS = 3
@@ -61,6 +61,7 @@ class Finals:
         self.order = self.run.order
         self.started = time.monotonic()
         self.budget = self.run.budget.left
+        self.least_seconds = min(3.0, max(0.5, self.order.budget_seconds / 20))  # of a load
         self.correction = 1.0  # measured over predicted, of what was measured so far
         if self.order.need.objective == "energy" and not EnergyMeter().is_available:
             raise UserError("--minimize energy: this machine does not tell what it takes")
@@ -82,7 +83,7 @@ class Finals:
         count = len(finalists) + 1
         loads = PROBES * count + count + 2 * REPEATS
         self.load_seconds = min(
-            MOST_SECONDS, max(LEAST_SECONDS, self.budget / (loads + 3 * count) - 1.0)
+            MOST_SECONDS, max(self.least_seconds, self.budget / (loads + 3 * count) - 1.0)
         )
         if default.dropped is None or default.dropped["stage"] == "simulated":
             self._measure(default, floor=0.0)
@@ -108,7 +109,7 @@ class Finals:
             for one in entries.all
             if one.predicted_rate and not one.dropped
         ]
-        affordable = int(self.budget * (1 - RESERVE) / (PROBES * (LEAST_SECONDS + 2)))
+        affordable = int(self.budget * (1 - RESERVE) / (PROBES * (self.least_seconds + 2)))
         count = max(1, min(MOST_FINALISTS, affordable - 1))
         able = [entries.of(one) for one in ranked_candidates(ranked, len(ranked))]
         able = [one for one in able if one.candidate != self.run.default]
@@ -151,8 +152,8 @@ class Finals:
 
     def seconds_of(self, rate: float) -> float:
         """Of a load: long enough for REQUESTS of them, within what the budget allows."""
-        most = max(LEAST_SECONDS, min(MOST_SECONDS, 2 * self.load_seconds))
-        return round(min(max(LEAST_SECONDS, REQUESTS / rate, self.load_seconds / 2), most), 3)
+        most = max(self.least_seconds, min(MOST_SECONDS, 2 * self.load_seconds))
+        return round(min(max(self.least_seconds, REQUESTS / rate, self.load_seconds / 2), most), 3)
 
     def _expected(self, entry: Entry) -> float:
         return (entry.predicted_rate or 0.0) * self.correction

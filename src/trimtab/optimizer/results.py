@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.bench.footprint import footprint
@@ -117,14 +118,15 @@ def _traffic(points: list[LoadPoint]) -> Traffic:
 
 
 def headline(found: Found) -> str:
-    need, chosen, default = found.order.need, found.chosen, found.default
+    chosen, default = found.chosen, found.default
+    workload = Path(found.order.need.workload).name
     if chosen is None:
         return (
-            f"Nothing that was tried gives {need.workload} users of {found.order.model} what they "
+            f"Nothing that was tried gives {workload} users of {found.order.model} what they "
             "need on this machine."
         )
     text = (
-        f"{found.order.model} as {chosen.candidate.label} serves {found.rate:.3g} {need.workload} "
+        f"{found.order.model} as {chosen.candidate.label} serves {found.rate:.3g} {workload} "
         "requests/s here"
     )
     if default is not None and default is not chosen:

@@ -28,6 +28,7 @@ from trimtab.executors.formats import formats_of_config
 from trimtab.executors.resources import available_cpus
 from trimtab.optimizer.bounds import bounds_of
 from trimtab.optimizer.content import content_hash
+from trimtab.optimizer.decide import Shortfall
 from trimtab.optimizer.entries import Entries, Entry
 from trimtab.optimizer.fingerprint import this_machine, total_memory
 from trimtab.optimizer.journal import Journal
@@ -45,10 +46,6 @@ from trimtab.workloads.texts import PieceTexts
 
 LARGE_BUDGET = 180.0  # from here on checkpoints are built, too
 SIMULATED_REQUESTS = 300
-LEAST_LOAD_SECONDS = 3.0
-LEAST_LOAD_REQUESTS = 40
-MOST_FINALISTS = 6
-REPEATS = 3
 SAMPLE_RATE = 1.0
 """Requests a second at which lengths of the workload are looked at."""
 MEASURED_KNOBS = ("speculative", "threads")
@@ -170,22 +167,21 @@ class Optimization:
                 )
                 bounds = bounds_of(size, self.machine, sample)
                 if entry.memory.total > found.memory_limit:
-                    entry.drop("bound", f"needs {_gib(entry.memory.total)} of memory at least")
+                    limit = float(found.memory_limit)
+                    entry.cannot(Shortfall("memory", limit, float(entry.memory.total), "bytes"))
                     continue
                 for term in need.slo.terms:
                     least = {"itl": bounds.decode_seconds, "tpot": bounds.decode_seconds}.get(
-                        term.metric
+                        term.metric, 0.0
                     )
                     if term.metric == "ttft":
                         least = bounds.ttft(shortest)
                     limit = term.limit.of(shortest, 1)
-                    if least is not None and least > limit:
-                        entry.drop(
-                            "bound",
-                            f"{term.as_text()}: {1000 * least:.3g} ms at the machine's limit",
-                        )
-                if entry.dropped is None and need.rate is not None and bounds.rate < need.rate:
-                    entry.drop("bound", f"{bounds.rate:.3g} requests/s at the machine's limit")
+                    if least > limit:
+                        entry.cannot(Shortfall(term.as_text(), limit, least, "s"))
+                if need.rate is not None and bounds.rate < need.rate:
+                    asked = f"rate>={need.rate:g}rps"
+                    entry.cannot(Shortfall(asked, need.rate, bounds.rate, "requests/s"))
             stage.left = len(self._alive())
 
     def judge_quality(self) -> None:
@@ -291,10 +287,6 @@ class Optimization:
     def _bytes_per_step(self, entry: Entry) -> int:
         config = entry.candidate.executor(self.found.trials.base)
         return footprint(self.found.spec, config).read_bytes_per_step
-
-
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.2f} GiB"
 
 
 def _why_not(quality: Any) -> str:

@@ -36,8 +36,11 @@ def closest_entry(found: Found) -> Entry | None:
 
 
 def miss_of(found: Found, entry: Entry) -> Miss | None:
-    """Everything in which a measured entry falls short; None if it was not measured."""
+    """Everything in which an entry falls short, as far as that was measured or is bound to be; None
+    if neither is known."""
     need, measured = found.order.need, entry.measured
+    if entry.lacks:
+        return Miss(entry.id, tuple(entry.lacks))
     if measured is None or measured.failed is not None or not measured.points:
         return None
     lacks: list[Shortfall] = []
