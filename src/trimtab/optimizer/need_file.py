@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import UserError
+from trimtab.optimizer.safe_yaml import load_yaml
 
 NAMES = ("slo", "quality", "workload", "rate", "memory", "price_per_hour", "minimize", "maximize")
 MAX_BYTES = 1 << 20
@@ -13,8 +14,6 @@ MAX_BYTES = 1 << 20
 
 def read_need(path: Path) -> dict[str, Any]:
     """Arguments of `make_need`. UserError, naming the file, for anything else in it."""
-    import yaml
-
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -23,10 +22,10 @@ def read_need(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise UserError(f"{path}: too large for a need")
     try:
-        found = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        first = (str(error).splitlines() or ["not YAML"])[0]
-        raise UserError(f"{path}: not YAML: {first}") from None
+        text = content.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8") from None
+    found = load_yaml(text, str(path))
     if found is None:
         return {}
     if not isinstance(found, dict):

@@ -13,6 +13,7 @@ from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.errors import UserError
 from trimtab.optimizer.fingerprint import Fingerprint, check_fingerprint
 from trimtab.optimizer.plan import FORMAT, FORMAT_KEY, NEEDS, Measurement, Plan
+from trimtab.optimizer.safe_yaml import load_yaml
 from trimtab.optimizer.variants import Variant
 
 Config = TypeVar("Config")
@@ -26,7 +27,6 @@ _COMMENTS = {
     "measured": "on that machine, with the interval of each",
     "predicted": "before it was measured",
 }
-MAX_DEPTH = 8
 _HEAD = "# A trimtab plan: trimtab serve THIS_FILE\n"
 
 
@@ -71,7 +71,7 @@ def _scalar(value: Any) -> str:
 
 def plan_from_yaml(text: str, where: str) -> Plan:
     """Raises UserError, one line that begins with `where`."""
-    document = _load(text, where)
+    document = load_yaml(text, where)
     try:
         return _plan(document)
     except _DamagedError as error:
@@ -82,38 +82,6 @@ def plan_from_yaml(text: str, where: str) -> Plan:
 
 class _DamagedError(Exception):
     """One line says what is wrong."""
-
-
-def _load(text: str, where: str) -> Any:
-    import yaml
-
-    try:
-        _check_shape(yaml, text)
-        return yaml.safe_load(text)
-    except _DamagedError as error:
-        raise UserError(f"{where}: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        at = "" if mark is None else f", line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or "damaged"
-        raise UserError(f"{where}{at}: not YAML: {' '.join(str(problem).split())}") from None
-    except (ValueError, RecursionError, OverflowError, TypeError, AttributeError):
-        # PyYAML itself stumbles over some dates, numbers and depths.
-        raise UserError(f"{where}: not the YAML of a plan") from None
-
-
-def _check_shape(yaml: Any, text: str) -> None:
-    """Aliases can make a short file a huge document, and depth can exhaust the parser."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise _DamagedError("YAML aliases have no place in a plan")
-        if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
-            raise _DamagedError("YAML merge keys have no place in a plan")
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise _DamagedError("not the YAML of a plan: too deep")
 
 
 def _plan(document: Any) -> Plan:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.optimizer.cost import TokenSeconds
 from trimtab.optimizer.points import LoadPoint, load_point
 from trimtab.optimizer.space import Candidate
-from trimtab.simulator.overheads import Overheads
-from trimtab.simulator.simulate import SimulatedServer, simulate
+from trimtab.simulator.calibrate import CalibrationPlan
+from trimtab.simulator.calibration import Calibration, calibrate_model
+from trimtab.simulator.simulate import simulate
 from trimtab.simulator.step_shape import StepShape
-from trimtab.simulator.step_times import StepTimes
 from trimtab.workloads.capacity import highest_rate
 from trimtab.workloads.requests import Workload
 from trimtab.workloads.slo import Slo
@@ -25,85 +24,35 @@ MAX_PROBES = 24
 CHUNK = 256  # tokens of a prefill, for what one of them costs
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Of one variant with one number of threads."""
-
-    step_times: StepTimes
-    overheads: Overheads
-    num_blocks: int
-    block_size: int
-    max_context: int
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            **self.__dict__,
-            "step_times": self.step_times.as_json(),
-            "overheads": self.overheads.as_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Calibration:
-        times = StepTimes.from_json(value["step_times"])
-        overheads = Overheads.from_json(value["overheads"])
-        return cls(**{**value, "step_times": times, "overheads": overheads})
-
-    def server(self, scheduler: SchedulerConfig) -> SimulatedServer:
-        return SimulatedServer(
-            self.step_times,
-            scheduler,
-            self.num_blocks,
-            self.block_size,
-            self.max_context,
-            self.overheads,
-        )
-
-    def token_seconds(self, num_running: float, mean_context: float) -> TokenSeconds:
-        """At a batch of that size: an output token is its share of a decode step, a prompt token
-        what it adds to one, and a cached one its share of the admission."""
-        count = max(1, round(num_running))
-        context = count * mean_context
-        decode = StepShape(count, count, context, context, count)
-        mixed = StepShape(
-            count + CHUNK,
-            count + 1,
-            context + CHUNK * mean_context / 2,
-            context + mean_context,
-            count + 1,
-        )
-        times = self.step_times
-        base = times.seconds(decode) + self.overheads.step + count * self.overheads.sequence
-        computed = max(times.seconds(mixed) - times.seconds(decode), 0.0) / CHUNK
-        # What the scheduler does for a block that is found is what it does for one that is not.
-        cached = self.overheads.sequence / self.block_size
-        return TokenSeconds(max(computed, 1e-9), min(cached, computed), max(base / count, 1e-9))
+def token_seconds(
+    calibration: Calibration, num_running: float, mean_context: float
+) -> TokenSeconds:
+    """At a batch of that size: an output token is its share of a decode step, a prompt token what
+    it adds to one, and a cached one its share of the admission."""
+    count = max(1, round(num_running))
+    context = count * mean_context
+    decode = StepShape(count, count, context, context, count)
+    mixed = StepShape(
+        count + CHUNK,
+        count + 1,
+        context + CHUNK * mean_context / 2,
+        context + mean_context,
+        count + 1,
+    )
+    times, overheads = calibration.step_times, calibration.overheads
+    base = times.seconds(decode) + overheads.step + count * overheads.sequence
+    computed = max(times.seconds(mixed) - times.seconds(decode), 0.0) / CHUNK
+    # What the scheduler does for a block that is found is what it does for one that is not.
+    cached = overheads.sequence / calibration.capacity.block_size
+    return TokenSeconds(max(computed, 1e-9), min(cached, computed), max(base / count, 1e-9))
 
 
 def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
     """In a process of its own: load the model as a server would, and measure its steps."""
-    from trimtab.checkpoints import open_checkpoint, resolve_model
-    from trimtab.executors.cpu import CpuExecutor
-    from trimtab.simulator.calibrate import CalibrationPlan, calibrate
-    from trimtab.simulator.overheads import measure_overheads
-
+    plan = CalibrationPlan(longest=arguments["longest"], seconds=arguments["seconds"])
+    scheduler = SchedulerConfig(speculative="off", max_batch_tokens=arguments["max_batch_tokens"])
     config = ExecutorConfig(**arguments["executor"])
-    checkpoint = open_checkpoint(resolve_model(arguments["model"]), config.max_context)
-    executor = CpuExecutor(checkpoint, config)
-    try:
-        plan = CalibrationPlan(longest=arguments["longest"], seconds=arguments["seconds"])
-        times = calibrate(executor, SchedulerConfig(speculative="off"), plan, progress=progress)
-        overheads = measure_overheads(executor)
-        capacity = executor.capacity
-        found = Calibration(
-            times,
-            overheads,
-            capacity.num_blocks,
-            capacity.block_size,
-            executor.spec.max_context,
-        )
-        return found.as_json()
-    finally:
-        executor.close()
+    return calibrate_model(arguments["model"], config, scheduler, plan, progress).as_json()
 
 
 MakeWorkload = Callable[[float, int, float], Workload]  # rate, seed, seconds

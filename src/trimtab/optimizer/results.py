@@ -12,6 +12,7 @@ from trimtab.optimizer.entries import Entry, entry_json
 from trimtab.optimizer.fingerprint import total_memory, versions
 from trimtab.optimizer.plan import now
 from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.predict import token_seconds as seconds_of_tokens
 from trimtab.optimizer.shortfall import infeasible_json
 from trimtab.optimizer.usage import token_seconds
 
@@ -235,7 +236,7 @@ def roofline_json(found: Found) -> dict[str, Any] | None:
     if calibration is not None:
         row_macs = size.layer_macs_per_token + size.head_macs_per_token
         for rows in (1, 4, 16, 64):
-            seconds = calibration.token_seconds(rows, 256).output * rows
+            seconds = seconds_of_tokens(calibration, rows, 256).output * rows
             moved = size.read_bytes_per_step + rows * 256 * size.kv_bytes_per_token
             points.append(
                 {

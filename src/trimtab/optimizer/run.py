@@ -46,6 +46,8 @@ from trimtab.workloads.texts import PieceTexts
 
 LARGE_BUDGET = 180.0  # from here on checkpoints are built, too
 SIMULATED_REQUESTS = 300
+STEP_TOKENS = (64, 128, 256, 512, 1024)
+STEPS = 40  # that share the time of a calibration, if all were as long as the longest
 SAMPLE_RATE = 1.0
 """Requests a second at which lengths of the workload are looked at."""
 MEASURED_KNOBS = ("speculative", "threads")
@@ -233,7 +235,8 @@ class Optimization:
                 self.progress(f"step times of {entry.candidate.label}")
                 stage.tried += 1
                 try:
-                    known, failed = found.trials.calibration(entry.candidate, each, longest)
+                    chunk = self._largest_step(entry, each)
+                    known, failed = found.trials.calibration(entry.candidate, each, longest, chunk)
                 except UserError as error:
                     known, failed = None, str(error)
                 if known is None:
@@ -283,6 +286,13 @@ class Optimization:
 
     def _alive(self) -> list[Entry]:
         return [entry for entry in self.found.entries.all if entry.dropped is None]
+
+    def _largest_step(self, entry: Entry, seconds: float) -> int:
+        """Tokens of the largest step that is measured: what is larger is predicted from it."""
+        size = footprint(self.found.spec, entry.candidate.executor(self.found.trials.base))
+        rate = self.machine.linear_macs_per_s(size.layer_weights) / size.layer_macs_per_token
+        fitting = [count for count in STEP_TOKENS if count / rate < seconds / STEPS]
+        return max(fitting, default=STEP_TOKENS[0])
 
     def _bytes_per_step(self, entry: Entry) -> int:
         config = entry.candidate.executor(self.found.trials.base)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +69,12 @@ class Server:
         return 1024 * sum(known) if known else None
 
     def _counts(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/stats", timeout=60) as answer:
-            stats = json.load(answer)
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
+        try:
+            connection.request("GET", "/stats")
+            stats = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
         return {
             "seconds": time.monotonic(),
             "cpu_seconds": sum(map(_cpu_seconds, self._pids())),

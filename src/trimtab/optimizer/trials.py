@@ -20,13 +20,13 @@ from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.order import Order
 from trimtab.optimizer.plan import Plan, now
 from trimtab.optimizer.points import LoadPoint, load_point, void
-from trimtab.optimizer.predict import Calibration
 from trimtab.optimizer.quality import QualityResult, QualityTexts, measure_quality
 from trimtab.optimizer.served import running_server
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.stages import Progress
 from trimtab.optimizer.trial import run_trial
 from trimtab.optimizer.variants import Variant
+from trimtab.simulator.calibration import Calibration
 from trimtab.workloads.make import make_workload
 from trimtab.workloads.requests import Workload
 from trimtab.workloads.texts import PieceTexts
@@ -106,7 +106,7 @@ class Trials:
         return result
 
     def calibration(
-        self, candidate: Candidate, seconds: float, longest: int
+        self, candidate: Candidate, seconds: float, longest: int, max_batch_tokens: int
     ) -> tuple[Calibration | None, str | None]:
         """Of the candidate's variant and threads; or why there is none."""
         config = candidate.executor(self.base)
@@ -114,6 +114,7 @@ class Trials:
             "executor": asdict(config),
             "variant": candidate.variant.as_json(),
             "longest": longest,
+            "max_batch_tokens": max_batch_tokens,
         }
         known = self._journal.get("calibration", key)
         if known is None:
@@ -124,6 +125,7 @@ class Trials:
                     "executor": asdict(config),
                     "seconds": seconds,
                     "longest": longest,
+                    "max_batch_tokens": max_batch_tokens,
                 },
                 seconds=60.0 + 10 * seconds,
             )

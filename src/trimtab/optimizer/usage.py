@@ -9,6 +9,7 @@ from trimtab.bench.footprint import footprint
 from trimtab.optimizer.cost import TokenSeconds
 from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.predict import token_seconds as seconds_of_tokens
 from trimtab.optimizer.served import Usage
 from trimtab.optimizer.space import Candidate
 
@@ -55,4 +56,4 @@ def token_seconds(found: Found, entry: Entry) -> TokenSeconds | None:
     usage = entry.measured.usage or {}
     points = [*entry.measured.repeats, *entry.measured.points]
     context = points[0].traffic.computed_input + points[0].traffic.cached_input if points else 256.0
-    return calibration.token_seconds(usage.get("rows_per_step", 1.0), context)
+    return seconds_of_tokens(calibration, usage.get("rows_per_step", 1.0), context)
