@@ -46,6 +46,8 @@ PROBES = 4  # that a finalist takes, about
 REPEATS = 3
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
+START_SECONDS = 1.0  # of a server, a load's share of it
+HELD = 0.92  # of a rate that was found from noisy probes: where the repeats begin
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
 
 
@@ -80,13 +82,10 @@ class Finals:
         found = self.found
         found.default = default = found.entries.of(self.run.default)
         finalists = self._finalists()
-        count = len(finalists) + 1
-        loads = PROBES * count + count + 2 * REPEATS
+        loads = PROBES * (len(finalists) + 1) + 2 * REPEATS
         self.load_seconds = min(
-            MOST_SECONDS, max(self.least_seconds, self.budget / (loads + 3 * count) - 1.0)
+            MOST_SECONDS, max(self.least_seconds, self.budget / loads - START_SECONDS)
         )
-        if default.dropped is None or default.dropped["stage"] == "simulated":
-            self._measure(default, floor=0.0)
         waiting = finalists
         while waiting and (not self._is_late() or not self._best()):
             waiting.sort(key=self._expected, reverse=True)
@@ -99,6 +98,8 @@ class Finals:
             self._measure(entry, floor)
         for entry in waiting:
             entry.drop("measured", "not measured: the time for it was spent")
+        if default.measured is None and (default.dropped is None or default.predicted_rate):
+            self._measure(default, floor=0.0)
         self._turn_measured_knobs()
 
     def _finalists(self) -> list[Entry]:
@@ -153,7 +154,7 @@ class Finals:
     def seconds_of(self, rate: float) -> float:
         """Of a load: long enough for REQUESTS of them, within what the budget allows."""
         most = max(self.least_seconds, min(MOST_SECONDS, 2 * self.load_seconds))
-        return round(min(max(self.least_seconds, REQUESTS / rate, self.load_seconds / 2), most), 3)
+        return round(min(max(self.load_seconds, REQUESTS / rate), most), 3)
 
     def _expected(self, entry: Entry) -> float:
         return (entry.predicted_rate or 0.0) * self.correction
@@ -239,8 +240,7 @@ class Finals:
         if default is not None and default is not chosen and default.rate > 0:
             entries.append(default)
         seeds = repeat_seeds(self.order.seed)
-        rates = [self.order.need.rate or entry.rate for entry in entries]
-        rates[0] = min(rates[0], chosen.rate)
+        rates = [self.order.need.rate or HELD * entry.rate for entry in entries]
         with contextlib.ExitStack() as stack:
             servers = [
                 stack.enter_context(self.trials.server(one.candidate, self.directory))

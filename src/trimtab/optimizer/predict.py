@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.optimizer.cost import TokenSeconds
 from trimtab.optimizer.points import LoadPoint, load_point
 from trimtab.optimizer.space import Candidate
+from trimtab.optimizer.variants import Variant
 from trimtab.simulator.calibrate import CalibrationPlan
 from trimtab.simulator.calibration import Calibration, calibrate_model
-from trimtab.simulator.simulate import simulate
+from trimtab.simulator.simulate import SimulatedServer, simulate
+from trimtab.simulator.speculation import SpeculationModel
 from trimtab.simulator.step_shape import StepShape
 from trimtab.workloads.capacity import highest_rate
 from trimtab.workloads.requests import Workload
@@ -21,6 +25,7 @@ FIRST_RATE = 1.0
 LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e5
 RESOLUTION = 0.03  # of a predicted rate
 MAX_PROBES = 24
+GUESSED_TOKENS = 64  # of each prompt on which guessing is tried
 CHUNK = 256  # tokens of a prefill, for what one of them costs
 
 
@@ -52,7 +57,53 @@ def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]
     plan = CalibrationPlan(longest=arguments["longest"], seconds=arguments["seconds"])
     scheduler = SchedulerConfig(speculative="off", max_batch_tokens=arguments["max_batch_tokens"])
     config = ExecutorConfig(**arguments["executor"])
-    return calibrate_model(arguments["model"], config, scheduler, plan, progress).as_json()
+    model = arguments["model"]
+    calibration = calibrate_model(model, config, scheduler, plan, progress)
+    guessing = None
+    if arguments["prompts"]:
+        guessing = _guessing(model, config, arguments)
+    return {"calibration": calibration.as_json(), "speculation": guessing}
+
+
+def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> Any:
+    """How good the guesses of `speculative auto` are on the prompts, one by one; None if nobody
+    guesses."""
+    from trimtab import LLM, SamplingParams
+
+    scheduler = SchedulerConfig(**arguments["guessing"])
+    ends = time.monotonic() + arguments["seconds"] / 2
+    with LLM(model, **asdict(config), **asdict(scheduler)) as llm:
+        params = SamplingParams(max_tokens=GUESSED_TOKENS, temperature=0, ignore_eos=True)
+        for prompt in arguments["prompts"]:
+            llm.generate(prompt, params)
+            if time.monotonic() > ends:
+                break
+        stats = llm.engine.stats()
+    if stats.speculation is None:
+        return None
+    num_decodes = stats.num_generated_tokens - stats.speculation.num_accepted
+    found = SpeculationModel.from_stats(stats.speculation, num_decodes, stats.draft_seconds)
+    return None if found is None else asdict(found)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Of a variant with one number of threads."""
+
+    calibration: Calibration
+    speculation: SpeculationModel | None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Known:
+        guessing = value["speculation"]
+        if guessing is not None:
+            guessing = SpeculationModel(**{**guessing, "acceptance": tuple(guessing["acceptance"])})
+        return cls(Calibration.from_json(value["calibration"]), guessing)
+
+    def server(self, scheduler: SchedulerConfig) -> SimulatedServer:
+        server = self.calibration.server(scheduler)
+        guesses = self.speculation is not None and scheduler.speculative != "off"
+        return replace(server, speculation=self.speculation) if guesses else server
 
 
 MakeWorkload = Callable[[float, int, float], Workload]  # rate, seed, seconds
@@ -70,45 +121,49 @@ class Predictor:
         self._make = make
         self._seed = seed
         self._num_requests = num_requests
-        self._calibrations: dict[tuple[Any, int], Calibration] = {}
+        self._known: dict[tuple[Variant, int], Known] = {}
         self._points: dict[tuple[Candidate, float], LoadPoint] = {}
         self.num_simulations = 0
 
     def under(self, make: MakeWorkload) -> Predictor:
         """The same steps under another load."""
         other = Predictor(self._slo, make, self._seed, self._num_requests)
-        other._calibrations = self._calibrations
+        other._known = self._known
         return other
 
-    def learn(self, candidate: Candidate, calibration: Calibration) -> None:
+    def learn(self, candidate: Candidate, known: Known) -> None:
         """Of all candidates with this variant and number of threads."""
-        self._calibrations[candidate.variant, candidate.threads] = calibration
+        self._known[candidate.variant, candidate.threads] = known
+
+    def known(self, candidate: Candidate) -> Known | None:
+        return self._known.get((candidate.variant, candidate.threads))
 
     def calibration(self, candidate: Candidate) -> Calibration | None:
-        return self._calibrations.get((candidate.variant, candidate.threads))
+        known = self.known(candidate)
+        return None if known is None else known.calibration
 
     def point(self, candidate: Candidate, rate: float) -> LoadPoint | None:
         """None where the steps of such a candidate were not measured."""
-        calibration = self.calibration(candidate)
-        if calibration is None:
-            return None
-        known = self._points.get((candidate, rate))
+        known = self.known(candidate)
         if known is None:
+            return None
+        point = self._points.get((candidate, rate))
+        if point is None:
             seconds = self._num_requests / rate
             workload = self._make(rate, self._seed, seconds)
-            simulation = simulate(calibration.server(candidate.scheduler), workload)
-            known = load_point(rate, self._seed, seconds, simulation.records, self._slo)
-            self._points[candidate, rate] = known
+            simulation = simulate(known.server(candidate.scheduler), workload)
+            point = load_point(rate, self._seed, seconds, simulation.records, self._slo)
+            self._points[candidate, rate] = point
             self.num_simulations += 1
-        return known
+        return point
 
     def replay(self, candidate: Candidate, point: LoadPoint) -> LoadPoint | None:
         """The load of a measured point, simulated: the very same requests."""
-        calibration = self.calibration(candidate)
-        if calibration is None:
+        known = self.known(candidate)
+        if known is None:
             return None
         workload = self._make(point.rate, point.seed, point.seconds)
-        simulation = simulate(calibration.server(candidate.scheduler), workload)
+        simulation = simulate(known.server(candidate.scheduler), workload)
         return load_point(point.rate, point.seed, point.seconds, simulation.records, self._slo)
 
     def exceeds(self, candidate: Candidate, score: float) -> bool:

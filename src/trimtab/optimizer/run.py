@@ -45,13 +45,13 @@ from trimtab.tokenization import load_tokenizer
 from trimtab.workloads.texts import PieceTexts
 
 LARGE_BUDGET = 180.0  # from here on checkpoints are built, too
-SIMULATED_REQUESTS = 300
+SIMULATED_REQUESTS = (100, 300)  # of a load, in a run of a minute and of ten
 STEP_TOKENS = (64, 128, 256, 512, 1024)
 STEPS = 40  # that share the time of a calibration, if all were as long as the longest
 SAMPLE_RATE = 1.0
 """Requests a second at which lengths of the workload are looked at."""
-MEASURED_KNOBS = ("speculative", "threads")
-"""The simulator does not know what guessing gains, nor other numbers of threads."""
+MEASURED_KNOBS = ("threads",)
+"""The simulator does not know what other numbers of threads would do."""
 
 
 @dataclass
@@ -117,7 +117,12 @@ class Optimization:
             machine=self.machine,
             noise=(high - low) / high / 2,
             spec=spec,
-            predictor=Predictor(order.need.slo, trials.workload, order.seed, SIMULATED_REQUESTS),
+            predictor=Predictor(
+                order.need.slo,
+                trials.workload,
+                order.seed,
+                SIMULATED_REQUESTS[order.budget_seconds >= LARGE_BUDGET],
+            ),
             max_context=spec.max_context,
             num_cores=cores,
             memory_limit=min(order.need.memory_bytes or total_memory(), total_memory()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from trimtab.optimizer.decide import Miss, Shortfall, closest
@@ -54,9 +55,7 @@ def miss_of(found: Found, entry: Entry) -> Miss | None:
         points = measured.repeats or measured.points
         worst = min(points, key=lambda point: point.margin)
         easiest = worst if measured.repeats else max(points, key=lambda point: point.margin)
-        for missed in easiest.terms:
-            if not missed["met"] and missed["value"] is not None:
-                lacks.append(Shortfall(missed["term"], missed["limit"], missed["value"], "s"))
+        lacks += [_of_term(term) for term in easiest.terms if not term["met"]]
         if not lacks:
             lacks.append(Shortfall("requests that end in time", 1.0, 0.0, ""))
     return Miss(entry.id, tuple(lacks)) if lacks else None
@@ -72,3 +71,13 @@ def _smallest(misses: list[Miss]) -> list[Shortfall]:
             if one.term not in alone or one.excess < alone[one.term].excess:
                 alone[one.term] = one
     return sorted(alone.values(), key=lambda one: one.excess)
+
+
+def _of_term(term: dict[str, Any]) -> Shortfall:
+    """Where limits grow with a request's length, the share of requests that keep their own."""
+    found, limit = term["value"], term["limit"]
+    if found is not None and found > limit:
+        return Shortfall(term["term"], limit, found, "s")
+    quantile = re.search(r":p([0-9.]+)", term["term"])
+    asked = float(quantile[1]) / 100 if quantile else 1.0
+    return Shortfall(term["term"], asked, term["attained"] or 0.0, "of requests")

@@ -12,26 +12,27 @@ from typing import Any
 from trimtab.bench.load import run_load
 from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
-from trimtab.config import ExecutorConfig
-from trimtab.optimizer.artifacts import Artifact, find_or_build
+from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.optimizer.artifacts import Artifact, find_or_build, scheduler_for
 from trimtab.optimizer.fingerprint import Fingerprint, versions
 from trimtab.optimizer.journal import Journal
 from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.order import Order
 from trimtab.optimizer.plan import Plan, now
 from trimtab.optimizer.points import LoadPoint, load_point, void
+from trimtab.optimizer.predict import Known
 from trimtab.optimizer.quality import QualityResult, QualityTexts, measure_quality
 from trimtab.optimizer.served import running_server
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.stages import Progress
 from trimtab.optimizer.trial import run_trial
 from trimtab.optimizer.variants import Variant
-from trimtab.simulator.calibration import Calibration
 from trimtab.workloads.make import make_workload
 from trimtab.workloads.requests import Workload
 from trimtab.workloads.texts import PieceTexts
 
 WARM_UP = 4  # requests
+SAMPLE_PROMPTS = 8  # on which guessing is tried
 REQUEST_SECONDS = 120.0
 VOID_TRIES = 3  # of a load whose client was the limit
 OTHER_SEED = 10_000_000
@@ -107,7 +108,7 @@ class Trials:
 
     def calibration(
         self, candidate: Candidate, seconds: float, longest: int, max_batch_tokens: int
-    ) -> tuple[Calibration | None, str | None]:
+    ) -> tuple[Known | None, str | None]:
         """Of the candidate's variant and threads; or why there is none."""
         config = candidate.executor(self.base)
         key = self._about | {
@@ -126,6 +127,8 @@ class Trials:
                     "seconds": seconds,
                     "longest": longest,
                     "max_batch_tokens": max_batch_tokens,
+                    "prompts": self._sample_prompts(),
+                    "guessing": asdict(self._guessing(candidate)),
                 },
                 seconds=60.0 + 10 * seconds,
             )
@@ -133,7 +136,21 @@ class Trials:
             self._journal.put("calibration", key, known)
         if known["failed"] is not None:
             return None, known["failed"]
-        return Calibration.from_json(known["value"]), None
+        return Known.from_json(known["value"]), None
+
+    def _guessing(self, candidate: Candidate) -> SchedulerConfig:
+        artifact = self.artifact(candidate.variant)
+        return scheduler_for(self.order.model, artifact, SchedulerConfig(max_num_requests=4))
+
+    def _sample_prompts(self) -> list[str]:
+        """A few of the workload's, as texts."""
+        sample = self.workload(1.0, self.order.seed + 1, 4.0 * SAMPLE_PROMPTS)
+        prompts = []
+        for request in sample.requests:
+            if request.follows is None and request.messages is None:
+                text = request.text or self._texts.prompt(request.pieces).text
+                prompts.append(text)
+        return prompts[:SAMPLE_PROMPTS]
 
     def workload(self, rate: float, seed: int, seconds: float, **changes: Any) -> Workload:
         """Of the need, at a rate, for so long. `changes`: other arguments of `make_workload`."""
