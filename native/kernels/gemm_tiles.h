@@ -20,6 +20,15 @@ constexpr int64_t kSumStride = kGroupPanels * 16;
 // Weight bytes to fetch ahead of their use where each is used once.
 constexpr int64_t kPrefetchBytes = 1024;
 
+// The same of each panel of a tile of several rows: fewer panels go through theirs faster.
+constexpr int64_t prefetch_bytes(int panels) {
+#if defined(TRIMTAB_KERNELS_AVX512)
+  return panels == kGroupPanels ? kPrefetchBytes : 4 * kPrefetchBytes;
+#else
+  return kPrefetchBytes * (kGroupPanels / panels);
+#endif
+}
+
 constexpr int64_t kUnitBlock = 512;  // 32 KiB of a panel's weights: several row tiles read them
 
 struct F32Format {
@@ -188,7 +197,7 @@ void multiply_panels(Tile<Format> tile, int64_t rows, int panels) {
     for (int left = panels; left > 0;) {
       int p = most;
       while (p > left) p /= 2;
-      part.next = tiles == 1 ? part.weights + kPrefetchBytes * (kGroupPanels / p)
+      part.next = tiles == 1 ? part.weights + prefetch_bytes(p)
                   : left > p ? part.weights + p * tile.panel_bytes
                              : after;
       if (p == 4)
