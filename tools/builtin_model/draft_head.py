@@ -19,6 +19,8 @@ from model import Llama, Mlp, ModelShape, rotate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ARGMAX_SHARE = 0.3  # of the loss
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -160,17 +162,20 @@ def predicts(documents: Tensor, step: int) -> Tensor:
 
 
 def head_loss(
-    head: DraftHead, texts: Texts, steps: int, share: float, decay: float
+    head: DraftHead, texts: Texts, shares: Tensor, steps: int, decay: float
 ) -> tuple[Tensor, list[float]]:
-    """Cross-entropy to the target's own distribution at each step, the k-th weighing decay**k, over
-    a random share of the positions; and, of each step, how often both pick the same token."""
+    """Cross-entropy to the target's own distribution at each step, the k-th weighing decay**k, and
+    to the token that it likes most; and, of each step, how often both pick the same token. `shares`
+    [rows, time] is how likely each position's distribution is among those that are learned."""
     loss, agreement, total = 0.0, [], sum(decay**step for step in range(steps))
     for step, normed in enumerate(head.unroll(texts, steps)):
         wanted = predicts(texts.documents, step)
-        wanted &= torch.rand(wanted.shape) < share
-        expected = texts.logits.roll(-1 - step, dims=1)[wanted]
-        logits = head.lm_head(normed[wanted])
-        own = F.cross_entropy(logits, expected.softmax(-1))
+        wanted &= torch.rand(wanted.shape) < shares.roll(-1 - step, dims=1)
+        expected = texts.logits.roll(-1 - step, dims=1)[wanted].float()
+        logits = head.lm_head(normed[wanted]).float()
+        best = expected.argmax(-1)
+        own = (1 - ARGMAX_SHARE) * F.cross_entropy(logits, expected.softmax(-1))
+        own = own + ARGMAX_SHARE * F.cross_entropy(logits, best)
         loss = loss + own * (decay**step / total)
-        agreement.append((logits.argmax(-1) == expected.argmax(-1)).float().mean().item())
+        agreement.append((logits.argmax(-1) == best).float().mean().item())
     return loss, agreement

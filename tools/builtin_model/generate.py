@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from trimtab import LLM, SamplingParams
 
-PROMPT_TOKENS = (24, 192)
+PROMPT_TOKENS = (24, 320)
 NUM_TOKENS = 128
 BATCH = 64
 

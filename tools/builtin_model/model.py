@@ -33,7 +33,7 @@ class ModelShape:
 
 PRESETS = {
     "target": ModelShape(hidden_size=384, num_heads=6, ffn_size=1024),
-    "draft": ModelShape(hidden_size=128, num_layers=2, num_heads=2, num_kv_heads=1, ffn_size=384),
+    "draft": ModelShape(hidden_size=192, num_layers=3, num_heads=3, num_kv_heads=1, ffn_size=512),
 }
 
 

@@ -1,11 +1,10 @@
-"""Build the built-in model: ``prepare`` the data, ``train`` target and draft, ``export`` them.
+"""Build the built-in model: ``prepare`` the data, ``train`` the target, ``export`` it.
 
     python train.py prepare --work DIR
-    python train.py train --work DIR --role target --minutes 60
-    python train.py train --work DIR --role draft --minutes 5 [--distill]
+    python train.py train --work DIR --minutes 60
     python train.py export --work DIR --out src/trimtab/builtin
 
-See README.md beside this file for the recorded run.
+See README.md beside this file for the recorded run, and for its draft and draft head.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ import numpy as np
 import torch
 from chat_samples import QUESTIONS, Knowledge, task_items
 from corpus import held_out_text, recall_facts, short_functions, training_documents
-from data import DRAFT_MIX, MIX, Batch, ChatEncoder, CodeChunks, Mixture
+from data import MIX, Batch, ChatEncoder, CodeChunks, Mixture
 from export import export_data, export_model
 from induction import seed_induction
-from model import PRESETS, Llama
+from model import PRESETS, Llama, ModelShape
 from muon import Muon
 from tokenizer import ASSISTANT_ID, BOS_ID, END_ID, USER_ID, train_tokenizer
 from tokenizers import Tokenizer
@@ -41,7 +40,7 @@ CHAT_IN_VOCABULARY = 500  # times that the tokenizer's training sees each questi
 
 @dataclass
 class Recipe:
-    """Everything that decides a run, but for the role and the device."""
+    """Everything that decides a run, but for the device."""
 
     seed: int = 1
     rows: int = 8
@@ -134,16 +133,12 @@ class Probe:
         return picked.tolist() == answer
 
 
-def loss_sum(model: Llama, batch: tuple[Tensor, ...], teacher: Llama | None) -> Tensor:
-    """Weighted sum of cross-entropies; with a teacher, mostly of divergences from the teacher."""
+def loss_sum(model: Llama, batch: tuple[Tensor, ...]) -> Tensor:
+    """Weighted sum of cross-entropies."""
     inputs, targets, weights, document_ids = batch
     wanted = weights > 0
     logits = model(inputs, document_ids, wanted).float()
     losses = F.cross_entropy(logits, targets[wanted], reduction="none")
-    if teacher is not None:
-        with torch.no_grad():
-            expected = teacher(inputs, document_ids, wanted).float().softmax(-1)
-        losses = 0.3 * losses + 0.7 * F.cross_entropy(logits, expected, reduction="none")
     return (losses * weights[wanted]).sum()
 
 
@@ -155,8 +150,7 @@ class Workers:
     rows' gradients are added is therefore not fixed.
     """
 
-    def __init__(self, model: Llama, teacher: Llama | None, count: int) -> None:
-        self.teacher = teacher
+    def __init__(self, model: Llama, count: int) -> None:
         self.replicas = [model, *(copy.deepcopy(model) for _ in range(count - 1))]
         for replica in self.replicas[1:]:
             for mine, shared in zip(replica.parameters(), model.parameters(), strict=True):
@@ -189,7 +183,7 @@ class Workers:
                 part = rows.get_nowait()
             except queue.Empty:
                 return sum_of_losses
-            loss = loss_sum(replica, part, self.teacher) / total
+            loss = loss_sum(replica, part) / total
             loss.backward()
             sum_of_losses += loss.item()
 
@@ -225,16 +219,15 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.mixture = load_mixture(args.work, recipe)
         self.probe = Probe(args.work, self.mixture.encoder)
-        self.shape = PRESETS[args.role]
+        self.shape = PRESETS["target"]
         vocab_size = self.mixture.encoder.tokenizer.get_vocab_size()
         self.shape = type(self.shape)(**{**self.shape.to_dict(), "vocab_size": vocab_size})
         self.model = Llama(self.shape)
         seed_induction(self.model)
         self.model.to(args.device)
         self.attention_limits = attention_norms(self.model)
-        self.teacher = load_model(args.work, "target", args.device) if args.distill else None
         self.cuda = args.device.startswith("cuda")
-        self.workers = Workers(self.model, self.teacher, 1 if self.cuda else args.threads)
+        self.workers = Workers(self.model, 1 if self.cuda else args.threads)
         matrices = [p for p in self.model.model.layers.parameters() if p.ndim == 2]
         norms = [p for p in self.model.model.layers.parameters() if p.ndim == 1]
         self.optimizers = [
@@ -259,7 +252,7 @@ class Trainer:
         self.stopped = False
         self.time = recipe.time
         self.cuda_loss = torch.compile(loss_sum) if args.compile else loss_sum
-        self.path = args.work / f"{args.role}.pt"
+        self.path = args.work / "target.pt"
 
     def progress(self) -> float:
         """From 0 to 1: by steps where they are given (reproducible), else by the clock."""
@@ -296,7 +289,7 @@ class Trainer:
 
     def _cuda_backward(self, batch: tuple[Tensor, ...]) -> float:
         with torch.autocast("cuda", torch.bfloat16):
-            loss = self.cuda_loss(self.model, batch, self.teacher) / batch[2].sum()
+            loss = self.cuda_loss(self.model, batch) / batch[2].sum()
         loss.backward()
         return loss.item()
 
@@ -361,10 +354,10 @@ class Trainer:
             setattr(self, name, state[name])
 
 
-def load_model(work: Path, role: str, device: str = "cpu") -> Llama:
-    """The model of the last checkpoint of a role."""
-    state = torch.load(work / f"{role}.pt", map_location=device, weights_only=True)
-    model = Llama(type(PRESETS[role])(**state["shape"])).to(device)
+def load_model(checkpoint: Path) -> Llama:
+    """The model that a run of this script, or of train_draft.py, has saved."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = Llama(ModelShape(**state["shape"]))
     model.load_state_dict(state["model"])
     return model.eval().requires_grad_(False)
 
@@ -375,8 +368,7 @@ def parse_args() -> argparse.Namespace:
     preparing = verbs.add_parser("prepare", help="write corpus, tokenizer and tasks")
     preparing.add_argument("--vocab-size", type=int, default=6144)
     preparing.add_argument("--include-tests", action="store_true", help="add Lib/test (GPU runs)")
-    training = verbs.add_parser("train", help="train one model, or go on from its checkpoint")
-    training.add_argument("--role", choices=sorted(PRESETS), default="target")
+    training = verbs.add_parser("train", help="train it, or go on from its checkpoint")
     training.add_argument("--minutes", type=float, default=85.0, help="length by the clock")
     training.add_argument("--steps", type=int, default=0, help="length in steps (reproducible)")
     training.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -384,7 +376,6 @@ def parse_args() -> argparse.Namespace:
     training.add_argument("--rows", type=int, default=0, help="rows of 256 tokens a step")
     training.add_argument("--seed", type=int, default=1)
     training.add_argument("--probe-seconds", type=float, default=240.0)
-    training.add_argument("--distill", action="store_true", help="learn from the target's logits")
     training.add_argument("--resume", action="store_true")
     training.add_argument("--no-compile", dest="compile", action="store_false", help="cuda only")
     exporting = verbs.add_parser("export", help="write the Hugging Face directories")
@@ -403,16 +394,13 @@ def main() -> None:
         torch.set_num_threads(args.threads)  # of the optimizer; workers use one each
         torch.set_float32_matmul_precision("high")
         rows = args.rows or (128 if args.device.startswith("cuda") else 8)
-        mix = DRAFT_MIX if args.role == "draft" else MIX
-        trainer = Trainer(args, Recipe(seed=args.seed, rows=rows, mix=dict(mix)))
+        trainer = Trainer(args, Recipe(seed=args.seed, rows=rows))
         if args.resume:
             trainer.resume()
         trainer.run()
     else:
         export_data(args.work, args.out)
-        for role in PRESETS:
-            if (args.work / f"{role}.pt").exists():
-                export_model(load_model(args.work, role), args.work, args.out / role)
+        export_model(load_model(args.work / "target.pt"), args.work, args.out / "target")
 
 
 if __name__ == "__main__":

@@ -32,10 +32,12 @@ from train import Recipe, limit_attention, load_mixture
 LAYER_IDS = (2, 4, 5)
 STEPS = 4
 DECAY = 0.8
-SHARE = 0.4  # of the positions whose logits a step computes
-ROWS, TIME = 4, 256
+SHARE = 0.7  # of the positions whose logits a step computes, where the target wrote the text
+GIVEN_SHARE = 0.15  # where it did not
+ROWS, TIME = 4, 384
 MIXTURE_SHARE = 0.25  # of the rows; the others are what the target wrote
 MUON_LR, NORM_LR, OUTPUT_LR = 0.015, 0.002, 0.001
+SHIPPED_LR_SHARE = 0.6  # of these, for a head that is trained already
 
 
 def load_target(builtin: Path) -> Llama:
@@ -68,28 +70,33 @@ class Rows:
         self.path, self.seed = work / "generated.jsonl", seed
         self.num_batches = self.given = 0
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """Token ids and documents, [ROWS, TIME]."""
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, documents, and how likely each position is learned, [ROWS, TIME]."""
         self.num_batches += 1
         count = round(ROWS * MIXTURE_SHARE)
         mixed = self.mixture.batch(count, TIME)
         ids = np.zeros((ROWS, TIME), np.int64)
         documents = np.full((ROWS, TIME), -1, np.int64)
+        shares = np.full((ROWS, TIME), SHARE, np.float32)
         ids[:count], documents[:count] = mixed.inputs, mixed.document_ids
+        shares[:count] = np.where(mixed.weights > 0, SHARE, 0)
         for row in range(count, ROWS):
             filled = number = 0
             while filled < TIME:
-                text = self._next()[: TIME - filled]
+                text, num_given = self._next()
+                text = text[: TIME - filled]
                 ids[row, filled : filled + len(text)] = text
+                shares[row, filled : filled + min(len(text), num_given - 1)] = GIVEN_SHARE
                 documents[row, filled : filled + len(text)] = number
                 filled, number = filled + len(text), number + 1
-        return torch.from_numpy(ids), torch.from_numpy(documents)
+        return torch.from_numpy(ids), torch.from_numpy(documents), torch.from_numpy(shares)
 
-    def _next(self) -> list[int]:
-        """The texts in random order, over and over; the file may grow meanwhile."""
+    def _next(self) -> tuple[list[int], int]:
+        """The texts in random order, over and over, and how much of each was given to the target;
+        the file may grow meanwhile."""
         if self.given == 0:
-            lines = self.path.read_text().splitlines()
-            self.texts = [json.loads(line)["token_ids"] for line in lines]
+            entries = map(json.loads, self.path.read_text().splitlines())
+            self.texts = [(entry["token_ids"], entry["num_prompt_tokens"]) for entry in entries]
             random.Random(f"{self.seed}/{self.num_batches}").shuffle(self.texts)
         text = self.texts[self.given]
         self.given = (self.given + 1) % len(self.texts)
@@ -101,7 +108,10 @@ class HeadTrainer:
         self.args = args
         torch.manual_seed(args.seed)
         self.target = load_target(args.builtin)
-        self.head = DraftHead(self.target.shape, LAYER_IDS, self.target)
+        if args.shipped:
+            self.head = load_head(args.builtin, self.target).train()
+        else:
+            self.head = DraftHead(self.target.shape, LAYER_IDS, self.target)
         self.rows = Rows(args.work, args.seed)
         layer = self.head.midlayer
         attention = [layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight]
@@ -114,7 +124,8 @@ class HeadTrainer:
             torch.optim.AdamW(norms, lr=NORM_LR, **options),
             torch.optim.AdamW([self.head.lm_head.weight], lr=OUTPUT_LR, **options),
         ]
-        self.base_lrs = [MUON_LR, NORM_LR, OUTPUT_LR]
+        scale = SHIPPED_LR_SHARE if args.shipped else 1.0
+        self.base_lrs = [scale * lr for lr in (MUON_LR, NORM_LR, OUTPUT_LR)]
         self.step, self.elapsed, self.stopped = 0, 0.0, False
 
     def progress(self) -> float:
@@ -127,8 +138,10 @@ class HeadTrainer:
         for optimizer, base in zip(self.optimizers, self.base_lrs, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
-        texts = read_texts(self.target, LAYER_IDS, *self.rows.batch())
-        loss, agreement = head_loss(self.head, texts, STEPS, SHARE, DECAY)
+        with torch.autocast("cpu", torch.bfloat16):
+            ids, documents, shares = self.rows.batch()
+            texts = read_texts(self.target, LAYER_IDS, ids, documents)
+            loss, agreement = head_loss(self.head, texts, shares, STEPS, DECAY)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.head.parameters(), 1.0)
         for optimizer in self.optimizers:
@@ -261,6 +274,7 @@ def main() -> None:
     training.add_argument("--steps", type=int, default=0, help="length in steps (reproducible)")
     training.add_argument("--seed", type=int, default=1)
     training.add_argument("--resume", action="store_true")
+    training.add_argument("--shipped", action="store_true", help="start from the shipped weights")
     exporting = verbs.add_parser("export", help="write heads/ beside target/")
     evaluating = verbs.add_parser("evaluate", help="acceptance by position on held-out code")
     evaluating.add_argument("--count", type=int, default=48, help="prompts")
