@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--weights", default="int8")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--output-tokens", type=int, default=96)
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="of code")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--json", type=Path, help="write the result there, too")
@@ -66,7 +67,8 @@ def main() -> None:
             "rows": row_costs(llm, 4 * args.rounds),
         }
         code = [{"prompt": prompt} for prompt in code_prompts(args.prompts)]
-        found["code"] = measure(llm, args, args.model, "held-out code", code, (1, 16))
+        found["code"] = measure(llm, args, args.model, "held-out code", code, tuple(args.streams))
+        write(args.json, found, load)
     if args.editor is not None:
         settings = {"speculative": "lookup", "prefix_cache": False}
         with LLM(str(args.editor), weights=args.weights, **settings) as llm:
@@ -75,9 +77,13 @@ def main() -> None:
                 for prompt in rename_prompts(args.prompts)
             ]
             found["edit"] = measure(llm, args, args.editor, "edits", edits, (1,))
-    found["load"] = [load, os.getloadavg()[0]]
-    if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+            write(args.json, found, load)
+
+
+def write(path: Path | None, found: dict[str, Any], load: float) -> None:
+    """`load`: the machine's when it began."""
+    if path is not None:
+        path.write_text(json.dumps(found | {"load": [load, os.getloadavg()[0]]}, indent=1) + "\n")
 
 
 def measure(

@@ -132,10 +132,12 @@ def measure_speculation(
         if len(names) > 1:
             ways.append(Way("+".join(names), names))
         answers: dict[str, list[list[int]]] = {}
-        for number in range(plan.rounds + 1):  # the first one warms up, and does not count
+        for way in ways:
+            _run(llm, way, prompts[:streams], streams, plan, counts=False)  # warms up
+        for number in range(1, plan.rounds + 1):
             progress(f"{streams} streams, round {number} of {plan.rounds}")
             for way in ways:
-                found = _run(llm, way, prompts, streams, plan, counts=number > 0)
+                found = _run(llm, way, prompts, streams, plan)
                 same &= answers.setdefault("", found) == found
         rows += _rows(ways, streams)
     speculator.use(names)
@@ -181,7 +183,7 @@ def _run(
     prompts: Sequence[list[int]],
     streams: int,
     plan: SpeculationPlan,
-    counts: bool,
+    counts: bool = True,
 ) -> list[list[int]]:
     """All prompts, `streams` at a time; what was answered."""
     from trimtab.engine.client import EngineRequest
