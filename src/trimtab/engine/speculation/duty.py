@@ -7,6 +7,9 @@ the gain is not beyond doubt.
     in doubt, on better   | on .................................... | off | on ...
     in doubt, off better  | off ................................... | on  | off ...
     clearly better        | on ...
+
+Each trial in a row that off has won doubles the steps until the next one, up to MOST_PATIENCE: what
+does not pay in a full batch is hardly tried there any more.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ SPACING = 32  # at least, also when a request begins
 TRIAL = 8  # of these, with the other way
 CLEAR = 1.5  # a gain that needs no comparison
 CLEAR_CYCLE = 1024  # steps between comparisons then
+MOST_PATIENCE = 8
 MEMORY = 0.97  # of what is known of a way, from step to step
 OVERHEAD_WEIGHT = 0.05
 
@@ -40,6 +44,10 @@ class _Way:
         self.tokens = self.tokens * MEMORY + tokens
         self.seconds = self.seconds * MEMORY + seconds
 
+    def forget(self, factor: float) -> None:
+        self.tokens /= factor
+        self.seconds /= factor
+
 
 class Duty:
     """For batches of about one size."""
@@ -52,16 +60,21 @@ class Duty:
         self._left = FIRST  # steps until the other way is tried; below 0 while it is
         self._outside = 0.0  # the executor, in steps without drafts
         self._num_same = 0  # steps in a row that went the same way
+        self._patience = 1  # how much rarer trials are, since they keep being lost
 
     def begin(self, is_new: bool) -> bool:
         """Whether the step that comes may have drafts. `is_new`: a request has just begun to
         decode, and may be better to guess than others were."""
-        if is_new and not self._prefers_on and 0 < self._left <= CYCLE - SPACING:
-            self._left = 0
+        if is_new and not self._prefers_on:
+            rested = self._patience * CYCLE - self._left
+            if self._left > 0 and rested >= self._patience * SPACING:
+                self._left = 0
         is_trial = self._left <= 0
         if is_trial and self._left <= -TRIAL:
             self._decide()
             is_trial = False
+        if self._left == 0:  # a trial begins: what was long ago counts less
+            (self._off if self._prefers_on else self._on).forget(self._patience)
         self._left -= 1
         is_on = self._prefers_on != is_trial
         self._num_same = self._num_same + 1 if is_on == self._is_on else 0
@@ -84,6 +97,11 @@ class Duty:
 
     def _decide(self) -> None:
         """A trial is over."""
+        was_on = self._prefers_on
         self._prefers_on = self._on.rate >= self._off.rate
         is_clear = self._prefers_on and self._on.rate > CLEAR * self._off.rate
-        self._left = CLEAR_CYCLE if is_clear else CYCLE
+        if self._prefers_on:
+            self._patience = 1
+        elif not was_on:
+            self._patience = min(2 * self._patience, MOST_PATIENCE)
+        self._left = CLEAR_CYCLE if is_clear else self._patience * CYCLE
