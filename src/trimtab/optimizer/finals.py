@@ -25,8 +25,8 @@ from trimtab.errors import UserError
 from trimtab.optimizer.decide import Standing, choose, frontier
 from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.measure import (
-    BACK_OFFS,
     LazyServer,
+    lowered,
     measure_rate,
     verify,
 )
@@ -47,6 +47,7 @@ REPEATS = 3
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
 START_SECONDS = 1.0  # of a server, a load's share of it
+MAX_ATTEMPTS = 6  # to find a rate that holds every time
 HELD = 0.92  # of a rate that was found from noisy probes: where the repeats begin
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
 
@@ -246,24 +247,23 @@ class Finals:
                 stack.enter_context(self.trials.server(one.candidate, self.directory))
                 for one in entries
             ]
-            count = len(entries)  # in turn with the default the first time, then alone
-            found: list[list[LoadPoint]] = []
-            for back_off in (*BACK_OFFS, 0.0):
-                self.run.progress(f"checking {rates[0]:.3g} requests/s {REPEATS} times")
-                some = self._repeats(entries[:count], servers[:count], rates[:count], seeds)
-                found = some + found[count:]
-                count = 1
-                if all(point.met for point in found[0] if point.valid):
+            self.run.progress(f"checking {rates[0]:.3g} requests/s {REPEATS} times")
+            found = self._in_turn(entries, servers, rates, seeds)
+            for attempt in range(MAX_ATTEMPTS + 1):
+                missed = [point for point in found[0] if point.valid and not point.met]
+                if not missed:
                     break
-                if back_off:
-                    rates[0] *= back_off
-            else:
-                chosen.drop("measured", f"held no rate {REPEATS} times in a row")
-                self.found.chosen = None
+                if attempt == MAX_ATTEMPTS or self.order.need.rate is not None:
+                    chosen.drop("measured", f"does not hold {rates[0]:.3g}/s every time")
+                    self.found.chosen = None
+                    break
+                rates[0] *= lowered(min(point.margin for point in missed))
+                self.run.progress(f"checking {rates[0]:.3g} requests/s {REPEATS} times")
+                found[0] = self._alone(chosen, servers[0], rates[0], seeds)
             self._keep(entries, servers, rates, found)
         self.found.rate = rates[0]
 
-    def _repeats(
+    def _in_turn(
         self,
         entries: list[Entry],
         servers: list[LazyServer],
@@ -276,10 +276,20 @@ class Finals:
             entry = by_server[id(server)]
             return self.trials.load(entry.candidate, self.seconds_of, server, rate, seed)
 
-        for server in servers:
-            if server.is_started:
-                server.get().lap()
         return verify(servers, rates, load, seeds, REPEATS)
+
+    def _alone(
+        self, entry: Entry, server: LazyServer, rate: float, seeds: Iterator[int]
+    ) -> list[LoadPoint]:
+        """Until one misses."""
+        points: list[LoadPoint] = []
+        if server.is_started:
+            server.get().lap()
+        while len(points) < REPEATS and all(point.met or not point.valid for point in points):
+            points.append(
+                self.trials.load(entry.candidate, self.seconds_of, server, rate, next(seeds))
+            )
+        return points
 
     def _keep(
         self,

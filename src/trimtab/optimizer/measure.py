@@ -15,7 +15,7 @@ from trimtab.workloads.capacity import highest_rate
 MAX_PROBES = 6
 RESOLUTION = 0.06  # relative width of a measured rate
 REACH = 64.0  # times what was predicted, up and down
-BACK_OFFS = (0.94, 0.92, 0.88, 0.8)  # of a rate that a repeat did not hold, each of the one before
+LEAST_BACK_OFF, MOST_BACK_OFF = 0.94, 0.75  # of a rate that a repeat did not hold
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
@@ -120,3 +120,10 @@ def verify(
         for place in order:
             found[place].append(load(servers[place], rates[place], seed))
     return found
+
+
+def lowered(margin: float) -> float:
+    """The factor by which a rate is lowered that missed by `margin` (log(limit / observed), below
+    0): latencies near the limit rise much faster than the rate, so half of it in logs, within
+    bounds."""
+    return min(LEAST_BACK_OFF, max(MOST_BACK_OFF, math.exp(margin / 2)))

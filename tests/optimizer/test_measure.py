@@ -1,0 +1,114 @@
+"""Loads that decide, on servers whose capacity is known."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from trimtab.optimizer.cost import Traffic
+from trimtab.optimizer.measure import LazyServer, Measured, lowered, measure_rate, verify
+from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.served import TrialFailedError
+
+
+def point(rate: float, margin: float, seed: int = 0, valid: bool = True) -> LoadPoint:
+    return LoadPoint(
+        rate=rate,
+        seed=seed,
+        seconds=5.0,
+        achieved=rate,
+        goodput=rate if margin > 0 else rate / 2,
+        attainment={"value": 1.0, "low": 0.9, "high": 1.0},
+        met=margin > 0,
+        margin=margin,
+        margin_error=0.02,
+        latencies={},
+        output_tokens_per_s=1.0,
+        num_requests=50,
+        terms=[],
+        traffic=Traffic(1.0, 0.0, 1.0),
+        valid=valid,
+    )
+
+
+class Machine:
+    """Meets its SLO up to `capacity` requests a second."""
+
+    def __init__(self, capacity: float) -> None:
+        self.capacity = capacity
+        self.rates: list[float] = []
+        self.seeds: list[int] = []
+
+    def __call__(self, server: LazyServer, rate: float, seed: int) -> LoadPoint:
+        self.rates.append(rate)
+        self.seeds.append(seed)
+        return point(rate, 2 * math.log(self.capacity / rate), seed)
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[Any]:
+    yield None
+
+
+@pytest.mark.parametrize("start", [5.0, 10.0, 40.0])
+def test_the_highest_rate_is_found_wherever_the_search_begins(start: float) -> None:
+    machine = Machine(12.0)
+    found = measure_rate(LazyServer(nothing), machine, itertools.count(), start, floor=0.0)
+    assert 12.0 * 0.85 <= found.rate <= 12.0
+    assert len(set(machine.seeds)) == len(machine.seeds)
+    assert [one.rate for one in found.points] == machine.rates
+
+
+def test_what_does_not_hold_what_the_best_one_holds_is_asked_once() -> None:
+    machine = Machine(5.0)
+    found = measure_rate(LazyServer(nothing), machine, itertools.count(), 20.0, floor=8.0)
+    assert machine.rates == [8.0]
+    assert (found.rate, found.censored_at) == (0.0, 8.0)
+
+
+def test_a_server_that_dies_is_a_result() -> None:
+    def load(server: LazyServer, rate: float, seed: int) -> LoadPoint:
+        if rate > 3:
+            raise TrialFailedError("the server died under load")
+        return point(rate, 1.0)
+
+    found = measure_rate(LazyServer(nothing), load, itertools.count(), 2.0, floor=0.0)
+    assert found.failed == "the server died under load"
+    assert found.rate == 0.0
+    assert len(found.points) == 1
+
+
+def test_repeats_go_back_and_forth_with_the_same_seeds() -> None:
+    order: list[tuple[str, int]] = []
+    names = {}
+
+    def load(server: LazyServer, rate: float, seed: int) -> LoadPoint:
+        order.append((names[id(server)], seed))
+        return point(rate, 1.0, seed)
+
+    servers = [LazyServer(nothing), LazyServer(nothing)]
+    names = {id(server): name for server, name in zip(servers, "AB", strict=True)}
+    found = verify(servers, [4.0, 2.0], load, itertools.count(7), repeats=3)
+    assert order == [("A", 7), ("B", 7), ("B", 8), ("A", 8), ("A", 9), ("B", 9)]
+    assert [[one.rate for one in points] for points in found] == [[4.0] * 3, [2.0] * 3]
+
+
+def test_a_rate_is_lowered_by_how_far_it_missed() -> None:
+    assert lowered(-0.001) == 0.94
+    assert lowered(-0.3) == pytest.approx(math.exp(-0.15))
+    assert lowered(-5.0) == 0.75
+
+
+def test_the_interval_is_of_the_repeats_that_count() -> None:
+    measured = Measured(
+        4.0, repeats=[point(4.0, 1.0), point(4.4, 1.0), point(9.0, 1.0, valid=False)]
+    )
+    interval = measured.interval
+    assert interval["value"] == pytest.approx(4.2)
+    assert interval["low"] < 4.0 < 4.4 < interval["high"]
+    assert Measured(3.0).interval == {"value": 3.0, "low": 3.0, "high": 3.0}
