@@ -137,7 +137,9 @@ class Finals:
         start = (entry.predicted_rate or floor or 1.0) * self.correction
         load = self.trials.loader(entry.candidate, self.seconds_of)
         with self.trials.server(entry.candidate, self.directory) as server:
-            measured = measure_rate(server, load, search_seeds(self.order.seed), start, floor)
+            limit = self.found.predictor.highest(entry.candidate.variant)
+            seeds = search_seeds(self.order.seed)
+            measured = measure_rate(server, load, seeds, start, floor, limit)
             if server.is_started:
                 measured.peak_memory_bytes = server.get().peak_memory_bytes()
         entry.measured, entry.stage, entry.dropped = measured, "measured", None

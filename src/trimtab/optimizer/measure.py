@@ -75,10 +75,16 @@ Load = Callable[[LazyServer, float, int], LoadPoint]  # rate, seed
 
 
 def measure_rate(
-    server: LazyServer, load: Load, seeds: Iterator[int], start: float, floor: float
+    server: LazyServer,
+    load: Load,
+    seeds: Iterator[int],
+    start: float,
+    floor: float,
+    limit: float = math.inf,
 ) -> Measured:
     """The highest rate around `start` that the server holds. One that does not hold `floor` (what
-    the best one so far holds) is asked no further: its rate is censored there."""
+    the best one so far holds) is asked no further: its rate is censored there. `limit`: what no run
+    of it can exceed."""
     points: list[LoadPoint] = []
 
     def probe(rate: float) -> LoadPoint:
@@ -94,7 +100,7 @@ def measure_rate(
         found = highest_rate(
             probe,
             low=start / REACH,
-            high=start * REACH,
+            high=max(start, min(start * REACH, limit)),
             start=start,
             width=RESOLUTION,
             max_probes=MAX_PROBES,

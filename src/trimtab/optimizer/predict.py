@@ -124,17 +124,27 @@ class Predictor:
         self._num_requests = num_requests
         self._known: dict[tuple[Variant, int], Known] = {}
         self._points: dict[tuple[Candidate, float], LoadPoint] = {}
+        self._limits: dict[Variant, float] = {}
         self.num_simulations = 0
 
     def under(self, make: MakeWorkload) -> Predictor:
         """The same steps under another load."""
         other = Predictor(self._slo, make, self._seed, self._num_requests)
         other._known = self._known
+        other._limits = self._limits
         return other
 
     def learn(self, candidate: Candidate, known: Known) -> None:
         """Of all candidates with this variant and number of threads."""
         self._known[candidate.variant, candidate.threads] = known
+
+    def limit(self, variant: Variant, rate: float) -> None:
+        """No run of it can hold more: a load that ends before anybody has waited for long would
+        seem to, under a generous SLO."""
+        self._limits[variant] = rate
+
+    def highest(self, variant: Variant) -> float:
+        return max(LOWEST_RATE, min(HIGHEST_RATE, self._limits.get(variant, HIGHEST_RATE)))
 
     def known(self, candidate: Candidate) -> Known | None:
         return self._known.get((candidate.variant, candidate.threads))
@@ -175,11 +185,12 @@ class Predictor:
         """0 if even LOWEST_RATE is too much, or its steps were not measured."""
         if self.calibration(candidate) is None:
             return 0.0
+        high = max(self.highest(candidate.variant), at_least)
         found = highest_rate(
             lambda rate: self._known_point(candidate, rate),
             low=max(at_least, LOWEST_RATE),
-            high=HIGHEST_RATE,
-            start=at_least or FIRST_RATE,
+            high=high,
+            start=at_least or min(FIRST_RATE, high),
             width=RESOLUTION,
             max_probes=MAX_PROBES,
         )

@@ -173,6 +173,7 @@ class Optimization:
                     found.spec, config, SchedulerConfig(), blocks, formats
                 )
                 bounds = bounds_of(size, self.machine, sample)
+                found.predictor.limit(variant, bounds.rate)
                 if entry.memory.total > found.memory_limit:
                     limit = float(found.memory_limit)
                     entry.cannot(Shortfall("memory", limit, float(entry.memory.total), "bytes"))
