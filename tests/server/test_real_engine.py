@@ -8,6 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from live import Live, environment, serve_command, wait_until
@@ -103,16 +104,26 @@ def test_a_client_that_leaves_frees_the_blocks(real: Live) -> None:
     def stats() -> dict[str, int]:
         return real.get("/stats").json()  # type: ignore[no-any-return]
 
-    body = json.dumps({"prompt": "leave", "max_tokens": 500, "ignore_eos": True, "n": 8}).encode()
+    def generated() -> int:
+        """Once nothing runs, and a heartbeat has said so."""
+        wait_until(lambda: stats()["num_running"] == 0)
+        time.sleep(1.1)
+        assert stats()["num_free_blocks"] == stats()["num_blocks"]
+        return stats()["num_generated_tokens"]
+
+    before = generated()
+    fields = {"prompt": "leave", "max_tokens": 500, "ignore_eos": True, "n": 8, "stream": True}
+    body = json.dumps(fields).encode()
     host, port = real.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n" + body
         )
-        wait_until(lambda: stats()["num_running"] == 8)
-    wait_until(lambda: stats()["num_running"] == 0)
-    assert stats()["num_free_blocks"] == stats()["num_blocks"]
+        received = b""
+        while b"data: " not in received:
+            received += connection.recv(1 << 12)
+    assert 0 < generated() - before < 8 * 480
 
 
 def test_the_announcement_and_its_curl_line(model: Path) -> None:
