@@ -24,12 +24,11 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from msgspec.structs import replace
-
 from trimtab.engine.admission import validate_request
 from trimtab.engine.client import EngineInfo, EngineRequest, EngineStats, TokenOutput
 from trimtab.engine.engine import Engine
 from trimtab.engine.grammar import GrammarState
+from trimtab.engine.struct import replace
 from trimtab.errors import EngineDeadError, QueueFullError, RequestError, TrimtabError
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import msgspec
-
 from trimtab.engine.sampling_params import SamplingParams
+from trimtab.engine.struct import Struct
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -83,7 +82,7 @@ class RequestTimeline:
     num_accepted_drafts: int = 0
 
 
-class TokenOutput(msgspec.Struct, array_like=True, omit_defaults=True):
+class TokenOutput(Struct, array_like=True, omit_defaults=True):
     """What one step added to one request. The last one of a request has a finish_reason."""
 
     request_id: str

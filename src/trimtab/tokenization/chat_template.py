@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import CheckpointError, RequestError
+from trimtab.errors import CheckpointError, RequestError, UserError
 
 if TYPE_CHECKING:
     import jinja2
@@ -209,8 +210,17 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:MAX_REASON] or type(error).__name__
 
 
+def _require_jinja2() -> None:
+    if importlib.util.find_spec("jinja2") is None:
+        raise UserError(
+            "the package jinja2 is not installed: chat needs it (pip install jinja2), completions "
+            "do not"
+        )
+
+
 @functools.lru_cache(maxsize=16)
 def _compile(source: str) -> jinja2.Template:
+    _require_jinja2()
     import jinja2
 
     from trimtab.tokenization.template_sandbox import Sandbox, metered
@@ -226,6 +236,7 @@ def _compile(source: str) -> jinja2.Template:
 
 def _undeclared(source: str) -> set[str]:
     """The variables that a template takes; none of one that cannot be compiled."""
+    _require_jinja2()
     import jinja2.meta
 
     from trimtab.tokenization.template_sandbox import Sandbox, metered

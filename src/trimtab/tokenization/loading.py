@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import CheckpointError
+from trimtab.errors import CheckpointError, UserError
 from trimtab.tokenization.chat_template import ChatTemplate
 from trimtab.tokenization.tokenizer import Tokenizer
 
@@ -35,10 +36,16 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     Of a GGUF file (or a directory with nothing but one), the tokenizer of its metadata; where it
     has none, the tokenizer.json beside it.
 
-    Raises CheckpointError, one line naming the file, for anything missing, damaged or unknown.
+    Raises CheckpointError, one line naming the file, for anything missing, damaged or unknown, and
+    UserError where the package tokenizers is not installed.
     """
     from trimtab.checkpoints.gguf_parts import gguf_of
 
+    if importlib.util.find_spec("tokenizers") is None:
+        raise UserError(
+            "the package tokenizers is not installed: there is no text without it (pip install "
+            "tokenizers); an Engine takes and gives token ids"
+        )
     directory = Path(path)
     gguf = gguf_of(directory)
     if gguf is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from trimtab.errors import ConfigError
 from trimtab.executors.cpu import CpuExecutor
 from trimtab.executors.cpu_draft_head import CpuDraftHead
 from trimtab.tokenization import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def load_speculator(
@@ -49,7 +52,17 @@ def _names(model: Path, config: SchedulerConfig) -> list[str]:
         return list(config.proposers)
     if not given and model == target_path():
         given = ["draft"]
-    return ["lookup", *given]
+    return ["lookup", *given] if _has_native_core() else given
+
+
+def _has_native_core() -> bool:
+    """What `lookup` searches is native; `auto` does without it on a machine that has none."""
+    try:
+        from trimtab import _native  # noqa: F401
+    except ImportError:
+        logger.warning("the native core is not built here: no drafts by lookup")
+        return False
+    return True
 
 
 _SETTINGS = {"heads": "draft_heads", "draft": "draft_model"}

@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from trimtab._native import TEXT_SEPARATOR, SuffixIndex, TextLookup, look_up
 from trimtab.engine.block_pool import BlockPool
 from trimtab.engine.request import Request
 from trimtab.engine.scheduler import Chunk
 from trimtab.engine.speculation.proposer import Draft
+from trimtab.errors import ConfigError
 from trimtab.executors.base import StepResult
+
+if TYPE_CHECKING:
+    from trimtab._native import SuffixIndex, TextLookup
 
 STEP_TOKENS = 32_768  # taken in by one `propose` at most, some milliseconds; the rest waits
 
@@ -39,6 +43,9 @@ class FinishedAnswers:
     others than their own tenant were answered."""
 
     def __init__(self, bounds: SharedLookup) -> None:
+        from trimtab import _native
+
+        self._native = _native
         self._bounds = bounds
         self._indexes: OrderedDict[bytes, SuffixIndex] = OrderedDict()  # least recently used first
 
@@ -49,10 +56,10 @@ class FinishedAnswers:
         tokens = request.token_ids[first : first + most]
         if not tokens:
             return
-        tokens.append(TEXT_SEPARATOR)
+        tokens.append(self._native.TEXT_SEPARATOR)
         index = self.index_for(request)
         if index is None or index.num_tokens + len(tokens) > self._bounds.max_tokens:
-            index = self._indexes[request.cache_root] = SuffixIndex()
+            index = self._indexes[request.cache_root] = self._native.SuffixIndex()
             self._indexes.move_to_end(request.cache_root)
         while len(self._indexes) > self._bounds.max_namespaces:
             self._indexes.popitem(last=False)
@@ -82,7 +89,18 @@ class LookupProposer:
     )
 
     def __init__(self, shared: SharedLookup | None = None) -> None:
-        """`shared`: also look into what other requests of the namespace were answered."""
+        """`shared`: also look into what other requests of the namespace were answered.
+
+        Raises ConfigError where the native core is not built.
+        """
+        try:
+            from trimtab import _native
+        except ImportError:
+            raise ConfigError(
+                "speculative=lookup needs the native core, which is not built here: use "
+                "speculative=off, or draft"
+            ) from None
+        self._native = _native
         self._lookups: dict[Request, TextLookup] = {}
         self._answers = None if shared is None else FinishedAnswers(shared)
 
@@ -97,10 +115,10 @@ class LookupProposer:
         for draft in drafts:
             lookup = self._lookups.get(draft.request)
             if lookup is None:
-                lookup = self._lookups[draft.request] = TextLookup()
+                lookup = self._lookups[draft.request] = self._native.TextLookup()
             lookups.append(lookup)
         answers = self._answers
-        found = look_up(
+        found = self._native.look_up(
             lookups,
             [draft.request.token_ids for draft in drafts],
             [draft.limit for draft in drafts],
