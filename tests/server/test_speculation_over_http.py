@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from live import HERE, Live, end, serve_command, start
+from live import HERE, Live, end, serve_command, start, wait_until
 
 from trimtab.builtin import heldout_path
 
@@ -27,7 +27,7 @@ def plain() -> Iterator[Live]:
 def guessing(request: pytest.FixtureRequest) -> Iterator[Live]:
     live = start([sys.executable, str(HERE / "serve_guessing.py"), request.param])
     yield live
-    assert _could_draft(live)
+    wait_until(lambda: _has_drafted(live))
     end(live)
 
 
@@ -62,11 +62,9 @@ def _streamed(live: Live, route: str, body: dict[str, Any]) -> dict[int, tuple[s
     return {index: (text, reasons[index]) for index, text in texts.items()}
 
 
-def _could_draft(live: Live) -> bool:
-    """Whether it did is decided by what steps cost on this machine, now."""
-    counts = live.get("/stats").json()["speculation"]
-    drafted, accepted = (sum(counts[f"{name}_by_position"]) for name in ("drafted", "accepted"))
-    return bool(counts["drafted_by_proposer"]) and 0 <= accepted <= drafted
+def _has_drafted(live: Live) -> bool:
+    """Guesses were verified: counts come with a heartbeat."""
+    return sum(live.get("/stats").json()["speculation"]["drafted_by_position"]) > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
