@@ -24,7 +24,8 @@ SPACING = 32  # at least, also when a request begins
 TRIAL = 8  # of these, with the other way
 CLEAR = 1.5  # a gain that needs no comparison
 CLEAR_CYCLE = 1024  # steps between comparisons then
-MOST_PATIENCE = 8
+MOST_PATIENCE = 16
+WORTH = 1.02  # gains below it are noise, and guessing has costs that no trial of a few steps sees
 MEMORY = 0.97  # of what is known of a way, from step to step
 OVERHEAD_WEIGHT = 0.05
 
@@ -98,7 +99,7 @@ class Duty:
     def _decide(self) -> None:
         """A trial is over."""
         was_on = self._prefers_on
-        self._prefers_on = self._on.rate >= self._off.rate
+        self._prefers_on = self._on.rate >= WORTH * self._off.rate
         is_clear = self._prefers_on and self._on.rate > CLEAR * self._off.rate
         if self._prefers_on:
             self._patience = 1
