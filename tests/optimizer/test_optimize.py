@@ -1,16 +1,23 @@
-"""`trimtab optimize` as a user runs it: what it says if bounds rule the need out, before any load,
-and of what cannot be asked."""
+"""`trimtab optimize` as a user runs it, on the built-in model with a budget of seconds: what it
+writes, what it serves, what it says if the need cannot be met, and that nothing is done twice."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trimtab.optimizer.plan import read_plan
+from trimtab.optimizer.report import check_results
 
 # A load of a few short requests, limits that even a busy machine keeps.
 EASY = ["--slo", "ttft:p50<30s; itl:mean<10s", "--rate", "0.5rps", "--budget", "5s"]
@@ -36,9 +43,79 @@ class Run:
         return [json.loads(line)["id"] for line in lines]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return Run(tmp_path)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TRIMTAB_OPTIMIZER_CACHE", str(tmp_path_factory.mktemp("cache")))
+    made = Run(tmp_path_factory.mktemp("optimize"))
+    made.done = made(*EASY)  # type: ignore[attr-defined]
+    yield made
+    patch.undo()
+
+
+def results_of(run: Run) -> dict[str, Any]:
+    return json.loads((run.out / "results.json").read_text())
+
+
+def test_a_plan_a_report_and_a_summary(run: Run) -> None:
+    done = run.done  # type: ignore[attr-defined]
+    assert done.returncode == 0, done.stderr
+    results = results_of(run)
+    check_results(results)
+    assert results["status"] == "met"
+    chosen = next(one for one in results["candidates"] if one["id"] == results["chosen"])
+    assert chosen["measured"]["repeats"] >= 3
+    assert chosen["quality"]["verdict"] == "pass"
+    assert chosen["memory"]["peak_measured"] > 10 << 20
+    assert all(one["dropped"] or one["measured"] for one in results["candidates"])
+    plan = read_plan(run.out / "plan.yaml")
+    assert plan.variant.as_json() == chosen["variant"]
+    assert plan.measured["rate"].value == pytest.approx(0.5)
+    assert "<html" in (run.out / "report.html").read_text()
+    assert "".join(results["headline"].split()) in "".join(done.stdout.split())
+    assert len(done.stdout.splitlines()) <= 24
+
+
+def test_what_was_found_is_kept_for_the_same_need_only(run: Run) -> None:
+    before = (run.out / "plan.yaml").stat().st_mtime_ns
+    again = run(*EASY, "--cached")
+    assert again.returncode == 0
+    assert "chosen before" in again.stderr
+    assert (run.out / "plan.yaml").stat().st_mtime_ns == before
+
+
+def test_resumed_it_repeats_no_trial(run: Run) -> None:
+    trials = run.trials()
+    again = run(*EASY, "--resume", "--json")
+    assert again.returncode == 0, again.stderr
+    assert run.trials()[: len(trials)] == trials
+    assert len(set(run.trials())) == len(run.trials())
+    first, second = json.loads(again.stdout)["chosen"], results_of(run)["chosen"]
+    assert first == second
+
+
+def test_the_plan_is_served_with_the_report_behind_the_page(run: Run) -> None:
+    command = [sys.executable, "-m", "trimtab", "serve", str(run.out / "plan.yaml")]
+    server = subprocess.Popen(
+        [*command, "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        url = json.loads(server.stdout.readline())["url"]
+        body = json.dumps({"prompt": "import", "max_tokens": 4}).encode()
+        request = urllib.request.Request(
+            f"{url}/v1/completions", body, {"Content-Type": "application/json"}
+        )
+        answer = json.load(urllib.request.urlopen(request, timeout=60))
+        assert answer["model"] == "builtin"
+        assert answer["usage"]["completion_tokens"] >= 1
+        report = urllib.request.urlopen(f"{url}/report", timeout=60).read()
+        assert report == (run.out / "report.html").read_bytes()
+    finally:
+        server.terminate()
+        assert server.wait(timeout=60) == 0
+        if server.stdout is not None:
+            server.stdout.close()
 
 
 def test_a_need_that_cannot_be_met_says_what_stops_it_and_what_would_do(
@@ -66,6 +143,28 @@ def test_memory_that_nothing_fits_into_is_such_a_need(run: Run, tmp_path: Path) 
     found = json.loads((out / "results.json").read_text())["infeasible"]
     assert found["binding"] == "memory"
     assert "GiB instead of" in found["by"]
+
+
+def test_killed_it_goes_on_where_it_was(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = run.command(*EASY, "--out", str(out))
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    journal = out / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and b'"kind": "calibration"' in journal.read_bytes()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = journal.read_bytes()
+    kept = [json.loads(line)["id"] for line in before.splitlines(True) if line.endswith(b"\n")]
+    again = run(*EASY, "--out", str(out), "--resume")
+    assert again.returncode == 0, again.stderr
+    lines = journal.read_bytes()[len(before) :].splitlines()
+    after = [json.loads(line)["id"] for line in lines if line.startswith(b"{")]
+    assert kept
+    assert not set(kept) & set(after)
 
 
 def test_a_dry_run_tells_and_writes_nothing(run: Run, tmp_path: Path) -> None:

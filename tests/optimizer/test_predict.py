@@ -5,55 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from step_models import FAST, SLOW, known, predictor_of, workload
 
 from trimtab.config import SchedulerConfig
-from trimtab.executors.base import KVCapacity
 from trimtab.optimizer.points import LoadPoint
-from trimtab.optimizer.predict import LOWEST_RATE, RESOLUTION, Known, Predictor, token_seconds
+from trimtab.optimizer.predict import LOWEST_RATE, RESOLUTION, Predictor, token_seconds
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
-from trimtab.simulator.calibration import Calibration
-from trimtab.simulator.overheads import Overheads
 from trimtab.simulator.speculation import SpeculationModel
-from trimtab.simulator.step_shape import StepShape
-from trimtab.simulator.step_times import FitErrors, StepTimes
-from trimtab.workloads.make import make_workload
-from trimtab.workloads.requests import Workload
 from trimtab.workloads.slo import parse_slo
-
-SLO = parse_slo("ttft:p90<1s; itl:p90<60ms")
-SLOW = Candidate(Variant())
-FAST = Candidate(Variant("int8"))
-
-
-def known(factor: float, speculation: SpeculationModel | None = None) -> Known:
-    """A step takes 20 ms and 0.2 ms a row, times `factor`."""
-    times = StepTimes(
-        row_knots=(1, 512),
-        row_seconds=(0.02 * factor, (0.02 + 0.1) * factor),
-        head_knots=(1, 64),
-        head_seconds=(0.0, 0.0),
-        sequence_seconds=0.0,
-        attended_seconds=0.0,
-        context_seconds=0.0,
-        largest=StepShape(512, 64, 1e6, 1e5, 64),
-        errors=FitErrors(0.0, 0.0, 0.0, 0.0),
-    )
-    capacity = KVCapacity(16, 2048, 1)
-    overheads = Overheads(sequence=1.6e-5)
-    return Known(Calibration(times, overheads, "m", "bf16", "bf16", 1, capacity, 2048), speculation)
-
-
-def workload(rate: float, seed: int, seconds: float) -> Workload:
-    return make_workload("chat", rate=rate, duration=seconds, seed=seed, max_context=1024)
 
 
 @pytest.fixture
 def predictor() -> Predictor:
-    made = Predictor(SLO, workload, seed=0, num_requests=40)
-    made.learn(SLOW, known(1.0))
-    made.learn(FAST, known(0.5))
-    return made
+    return predictor_of({SLOW: known(1.0), FAST: known(0.5)})
 
 
 def test_twice_the_speed_holds_more(predictor: Predictor) -> None:

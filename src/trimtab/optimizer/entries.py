@@ -15,10 +15,8 @@ from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
 from trimtab.workloads.statistics import share_estimate
 
-STAGES = ("bound", "quality", "calibrate", "simulated", "measured")
 
-
-@dataclass
+@dataclass(eq=False)
 class Entry:
     id: str
     candidate: Candidate
@@ -28,7 +26,7 @@ class Entry:
     quality: QualityResult | None = None
     memory: MemoryParts | None = None
     predicted_rate: float | None = None
-    predicted: LoadPoint | None = None  # at that rate, or at the one that is needed
+    predicted: LoadPoint | None = None  # at that rate
     measured: Measured | None = None
     cost: Cost | None = None
     predicted_cost: Cost | None = None
@@ -65,6 +63,10 @@ class Entries:
             self._by_candidate[candidate] = known
             self.all.append(known)
         return known
+
+    def find(self, candidate: Candidate) -> Entry | None:
+        """Of what was looked at."""
+        return self._by_candidate.get(candidate)
 
     def changes(self, candidate: Candidate) -> dict[str, Any]:
         """Against the unmodified model with default knobs."""

@@ -4,19 +4,18 @@ default          its highest rate
 shortlist        the best predicted first; one that does not hold what the best one so far holds
                  is asked no further. Each result corrects the predictions that are left
 measured knobs   what the simulator does not know, turned on the best one
+lesson           how loads differ from steps at rest, for the predictions that follow
 at one rate      all of them, for latencies that can be compared
-repeats          choice and default in turn, fresh seeds; a rate that a repeat does not hold is
-                 lowered
+repeats          choice and default, fresh seeds (repeats.py)
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +23,14 @@ from trimtab.bench.energy import EnergyMeter
 from trimtab.errors import UserError
 from trimtab.optimizer.decide import Standing, choose, frontier
 from trimtab.optimizer.entries import Entry
-from trimtab.optimizer.measure import (
-    LazyServer,
-    lowered,
-    measure_rate,
-    verify,
-)
+from trimtab.optimizer.lesson import Lesson, Replay, learn
+from trimtab.optimizer.measure import measure_rate
 from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.repeats import LEAST_REPEATS, Repeats
 from trimtab.optimizer.search import Ranked
 from trimtab.optimizer.search import shortlist as ranked_candidates
-from trimtab.optimizer.space import neighbours
-from trimtab.optimizer.trials import repeat_seeds, search_seeds
-from trimtab.optimizer.usage import use_of
+from trimtab.optimizer.space import Candidate, neighbours
+from trimtab.optimizer.trials import search_seeds
 
 if TYPE_CHECKING:
     from trimtab.optimizer.run import Found, Optimization
@@ -43,12 +38,9 @@ if TYPE_CHECKING:
 MOST_SECONDS = 60.0  # of a load
 REQUESTS = 60  # that a load should have, if time allows
 PROBES = 4  # that a finalist takes, about
-REPEATS = 3
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
 START_SECONDS = 1.0  # of a server, a load's share of it
-MAX_ATTEMPTS = 6  # to find a rate that holds every time
-HELD = 0.92  # of a rate that was found from noisy probes: where the repeats begin
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
 
 
@@ -73,9 +65,10 @@ class Finals:
         with tempfile.TemporaryDirectory(prefix="trimtab-optimize-") as directory:
             self.directory = Path(directory)
             self._search()
+            self._learn()
             self._compare()
             self._decide()
-            self._repeat()
+            Repeats(self.found, self.directory, self.seconds_of, self.run.progress).play()
 
     # ---- the search
 
@@ -83,7 +76,7 @@ class Finals:
         found = self.found
         found.default = default = found.entries.of(self.run.default)
         finalists = self._finalists()
-        loads = PROBES * (len(finalists) + 1) + 2 * REPEATS
+        loads = PROBES * (len(finalists) + 1) + 2 * LEAST_REPEATS
         self.load_seconds = min(
             MOST_SECONDS, max(self.least_seconds, self.budget / loads - START_SECONDS)
         )
@@ -102,6 +95,7 @@ class Finals:
         if default.measured is None and (default.dropped is None or default.predicted_rate):
             self._measure(default, floor=0.0)
         self._turn_measured_knobs()
+        self._measure_rung()
 
     def _finalists(self) -> list[Entry]:
         """By predicted rate, the default's variant included; as many as the time allows."""
@@ -131,6 +125,15 @@ class Finals:
                 entry.quality, entry.memory = best.quality, best.memory
                 if entry.measured is None:
                     self._measure(entry, floor=best.rate)
+
+    def _measure_rung(self) -> None:
+        """The best one's variant with default knobs: what the variant alone gains."""
+        best = self._best()
+        if best is None or not best.candidate.run_changes or self._is_late():
+            return
+        entry = self.found.entries.of(Candidate(best.candidate.variant))
+        if entry.measured is None:
+            self._measure(entry, floor=0.0)
 
     def _measure(self, entry: Entry, floor: float) -> None:
         self.run.progress(f"measuring {entry.candidate.label}")
@@ -174,6 +177,26 @@ class Finals:
 
     def _is_late(self) -> bool:
         return time.monotonic() - self.started > self.budget * (1 - RESERVE)
+
+    # ---- what the loads teach
+
+    def _learn(self) -> None:
+        """The same for all candidates: it is of the machine and of what stands before an engine."""
+        points: list[tuple[LoadPoint, Replay]] = []
+        for entry in self.found.entries.all:
+            if entry.measured is None or self.found.predictor.calibration(entry.candidate) is None:
+                continue
+            replay = partial(self._replay, entry.candidate)
+            points += [(point, replay) for point in entry.measured.points if point.met]
+            self.found.taught |= {(entry.id, p.rate, p.seed) for p in entry.measured.points}
+        ends = time.monotonic() + max(3.0, 0.05 * self.order.budget_seconds)
+        self.run.progress("fitting predictions to the loads")
+        self.found.predictor.teach(learn(points, lambda: time.monotonic() > ends))
+
+    def _replay(self, candidate: Candidate, point: LoadPoint, lesson: Lesson) -> LoadPoint:
+        found = self.found.predictor.replay(candidate, point, lesson)
+        assert found is not None
+        return found
 
     # ---- latencies at one rate
 
@@ -233,79 +256,6 @@ class Finals:
         chosen = choose(standings, score)
         by_id = {entry.id: entry for entry in self.found.entries.all}
         self.found.chosen = None if chosen is None else by_id[chosen.id]
-
-    def _repeat(self) -> None:
-        """Choice and default in turn at their rates; the choice's is lowered until it holds."""
-        chosen, default = self.found.chosen, self.found.default
-        if chosen is None or chosen.measured is None:
-            return
-        entries = [chosen]
-        if default is not None and default is not chosen and default.rate > 0:
-            entries.append(default)
-        seeds = repeat_seeds(self.order.seed)
-        rates = [self.order.need.rate or HELD * entry.rate for entry in entries]
-        with contextlib.ExitStack() as stack:
-            servers = [
-                stack.enter_context(self.trials.server(one.candidate, self.directory))
-                for one in entries
-            ]
-            self.run.progress(f"checking {rates[0]:.3g} requests/s {REPEATS} times")
-            found = self._in_turn(entries, servers, rates, seeds)
-            for attempt in range(MAX_ATTEMPTS + 1):
-                missed = [point for point in found[0] if point.valid and not point.met]
-                if not missed:
-                    break
-                if attempt == MAX_ATTEMPTS or self.order.need.rate is not None:
-                    chosen.drop("measured", f"does not hold {rates[0]:.3g}/s every time")
-                    self.found.chosen = None
-                    break
-                rates[0] *= lowered(min(point.margin for point in missed))
-                self.run.progress(f"checking {rates[0]:.3g} requests/s {REPEATS} times")
-                found[0] = self._alone(chosen, servers[0], rates[0], seeds)
-            self._keep(entries, servers, rates, found)
-        self.found.rate = rates[0]
-
-    def _in_turn(
-        self,
-        entries: list[Entry],
-        servers: list[LazyServer],
-        rates: list[float],
-        seeds: Iterator[int],
-    ) -> list[list[LoadPoint]]:
-        by_server = {id(server): entry for server, entry in zip(servers, entries, strict=True)}
-
-        def load(server: LazyServer, rate: float, seed: int) -> LoadPoint:
-            entry = by_server[id(server)]
-            return self.trials.load(entry.candidate, self.seconds_of, server, rate, seed)
-
-        return verify(servers, rates, load, seeds, REPEATS)
-
-    def _alone(
-        self, entry: Entry, server: LazyServer, rate: float, seeds: Iterator[int]
-    ) -> list[LoadPoint]:
-        """Until one misses."""
-        points: list[LoadPoint] = []
-        if server.is_started:
-            server.get().lap()
-        while len(points) < REPEATS and all(point.met or not point.valid for point in points):
-            points.append(
-                self.trials.load(entry.candidate, self.seconds_of, server, rate, next(seeds))
-            )
-        return points
-
-    def _keep(
-        self,
-        entries: list[Entry],
-        servers: list[LazyServer],
-        rates: list[float],
-        found: list[list[LoadPoint]],
-    ) -> None:
-        for entry, server, rate, points in zip(entries, servers, rates, found, strict=True):
-            assert entry.measured is not None
-            entry.measured.repeats = points
-            entry.measured.rate = rate if entry.dropped is None else 0.0
-            if server.is_started:
-                entry.measured.usage = use_of(self.found, entry, server.get().lap(), points)
 
 
 def _loss(entry: Entry) -> float:

@@ -23,7 +23,8 @@ T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31,
 class Measured:
     """Of one candidate. Rates in requests a second."""
 
-    rate: float  # the highest that meets the SLO; 0: none does
+    rate: float  # that meets the SLO, as far as it was verified; 0: none does
+    searched: float = 0.0  # the highest that the search found
     points: list[LoadPoint] = field(default_factory=list)
     repeats: list[LoadPoint] = field(default_factory=list)  # at the chosen rate, fresh seeds
     usage: dict[str, Any] | None = None
@@ -95,7 +96,7 @@ def measure_rate(
         if floor:
             first = probe(floor)
             if not first.met and first.margin < -2 * first.margin_error:
-                return Measured(0.0, points, censored_at=floor)
+                return Measured(0.0, points=points, censored_at=floor)
             start = max(start, floor)
         found = highest_rate(
             probe,
@@ -106,8 +107,8 @@ def measure_rate(
             max_probes=MAX_PROBES,
         )
     except TrialFailedError as error:
-        return Measured(0.0, points, failed=str(error))
-    return Measured(found.rate or 0.0, points)
+        return Measured(0.0, points=points, failed=str(error))
+    return Measured(found.rate or 0.0, found.rate or 0.0, points)
 
 
 def verify(

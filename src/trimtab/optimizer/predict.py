@@ -9,6 +9,7 @@ from typing import Any
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.optimizer.cost import TokenSeconds
+from trimtab.optimizer.lesson import Lesson
 from trimtab.optimizer.points import LoadPoint, load_point
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
@@ -125,14 +126,20 @@ class Predictor:
         self._known: dict[tuple[Variant, int], Known] = {}
         self._points: dict[tuple[Candidate, float], LoadPoint] = {}
         self._limits: dict[Variant, float] = {}
-        self.num_simulations = 0
+        self._lesson = Lesson()
 
     def under(self, make: MakeWorkload) -> Predictor:
         """The same steps under another load."""
         other = Predictor(self._slo, make, self._seed, self._num_requests)
         other._known = self._known
         other._limits = self._limits
+        other._lesson = self._lesson
         return other
+
+    def teach(self, lesson: Lesson) -> None:
+        """What loads have taught; predictions from now on heed it."""
+        self._lesson = lesson
+        self._points.clear()
 
     def learn(self, candidate: Candidate, known: Known) -> None:
         """Of all candidates with this variant and number of threads."""
@@ -146,36 +153,45 @@ class Predictor:
     def highest(self, variant: Variant) -> float:
         return max(LOWEST_RATE, min(HIGHEST_RATE, self._limits.get(variant, HIGHEST_RATE)))
 
-    def known(self, candidate: Candidate) -> Known | None:
-        return self._known.get((candidate.variant, candidate.threads))
-
     def calibration(self, candidate: Candidate) -> Calibration | None:
-        known = self.known(candidate)
+        known = self._known.get((candidate.variant, candidate.threads))
         return None if known is None else known.calibration
+
+    def _server(self, candidate: Candidate, lesson: Lesson) -> SimulatedServer | None:
+        known = self._known.get((candidate.variant, candidate.threads))
+        return None if known is None else lesson.applied(known.server(candidate.scheduler))
 
     def point(self, candidate: Candidate, rate: float) -> LoadPoint | None:
         """None where the steps of such a candidate were not measured."""
-        known = self.known(candidate)
-        if known is None:
-            return None
         point = self._points.get((candidate, rate))
         if point is None:
             seconds = self._num_requests / rate
-            workload = self._make(rate, self._seed, seconds)
-            simulation = simulate(known.server(candidate.scheduler), workload)
-            point = load_point(rate, self._seed, seconds, simulation.records, self._slo)
-            self._points[candidate, rate] = point
-            self.num_simulations += 1
+            point = self.play(candidate, rate, self._seed, seconds)
+            if point is not None:
+                self._points[candidate, rate] = point
         return point
 
-    def replay(self, candidate: Candidate, point: LoadPoint) -> LoadPoint | None:
-        """The load of a measured point, simulated: the very same requests."""
-        known = self.known(candidate)
-        if known is None:
+    def play(
+        self,
+        candidate: Candidate,
+        rate: float,
+        seed: int,
+        seconds: float,
+        lesson: Lesson | None = None,
+    ) -> LoadPoint | None:
+        """One simulated load. `lesson` instead of what was taught; None where the steps of such a
+        candidate were not measured."""
+        server = self._server(candidate, lesson or self._lesson)
+        if server is None:
             return None
-        workload = self._make(point.rate, point.seed, point.seconds)
-        simulation = simulate(known.server(candidate.scheduler), workload)
-        return load_point(point.rate, point.seed, point.seconds, simulation.records, self._slo)
+        records = simulate(server, self._make(rate, seed, seconds)).records
+        return load_point(rate, seed, seconds, records, self._slo)
+
+    def replay(
+        self, candidate: Candidate, point: LoadPoint, lesson: Lesson | None = None
+    ) -> LoadPoint | None:
+        """The load of a measured point, simulated: the very same requests."""
+        return self.play(candidate, point.rate, point.seed, point.seconds, lesson)
 
     def exceeds(self, candidate: Candidate, score: float) -> bool:
         point = self.point(candidate, max(score, LOWEST_RATE))

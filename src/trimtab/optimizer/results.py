@@ -14,6 +14,7 @@ from trimtab.optimizer.plan import now
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import token_seconds as seconds_of_tokens
 from trimtab.optimizer.shortfall import infeasible_json
+from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.usage import token_seconds
 
 if TYPE_CHECKING:
@@ -103,9 +104,14 @@ def need_json(found: Found) -> dict[str, Any]:
 def _price(found: Found, entry: Entry) -> None:
     price = found.order.need.price
     seconds = token_seconds(found, entry)
-    if entry.measured is not None and entry.rate > 0 and seconds is not None:
+    if seconds is None:
+        return
+    if entry.measured is not None and entry.rate > 0:
         points = [*entry.measured.repeats, *entry.measured.points]
         entry.cost = cost_of(price, entry.rate, _traffic(points), seconds)
+    if entry.predicted is not None and entry.predicted_rate:
+        traffic = _traffic([entry.predicted])
+        entry.predicted_cost = cost_of(price, entry.predicted_rate, traffic, seconds)
 
 
 def _traffic(points: list[LoadPoint]) -> Traffic:
@@ -142,26 +148,30 @@ def headline(found: Found) -> str:
 
 
 def ladder_json(found: Found) -> list[dict[str, Any]]:
-    """From the default to the choice: the variant, then each knob; what was measured of it."""
+    """From the default to the choice, the variant first and then the ways to run it: the rates that
+    the search found, of those that it looked at. What repeats lowered would compare with nothing.
+    """
     chosen, default = found.chosen, found.default
-    if chosen is None or default is None:
+    if chosen is None or default is None or not _searched(default):
         return []
-    steps: list[tuple[str, Entry]] = [("default", default)]
-    steps += [(label, entry) for label, entry in found.ladder if entry.rate > 0]
-    if steps[-1][1] is not chosen:
+    steps = [("default", default)]
+    between = found.entries.find(Candidate(chosen.candidate.variant))
+    if between is not None and between not in (default, chosen) and _searched(between):
+        steps.append((f"+ {between.candidate.variant.label}", between))
+    if chosen is not default:
         steps.append((f"+ {_last_label(steps[-1][1], chosen)}", chosen))
-    rungs, before = [], None
+    rungs, before = [], _searched(default)
     for label, entry in steps:
-        measured = entry.measured
+        rate = _searched(entry)
         rungs.append(
             {
                 "label": label,
                 "id": entry.id,
-                "rate": None if measured is None else measured.interval,
-                "gain": 1.0 if not before else entry.rate / before,
+                "rate": {"value": rate, "low": rate, "high": rate},
+                "gain": rate / before,
             }
         )
-        before = entry.rate
+        before = rate
     return rungs
 
 
@@ -171,14 +181,19 @@ def _last_label(before: Entry, chosen: Entry) -> str:
     return chosen.candidate.label.partition("; ")[2] or chosen.candidate.label
 
 
+def _searched(entry: Entry | None) -> float:
+    return 0.0 if entry is None or entry.measured is None else entry.measured.searched
+
+
 def accuracy_json(found: Found) -> dict[str, Any] | None:
-    """Predictions against loads that no fit has seen: the same requests, simulated."""
+    """Predictions against loads that nothing was fitted to: the same requests, simulated."""
     pairs: list[dict[str, Any]] = []
     for entry in found.entries.all:
         if entry.measured is None or found.predictor.calibration(entry.candidate) is None:
             continue
-        for point in entry.measured.points:
-            if point.valid and point.met:
+        for point in (*entry.measured.points, *entry.measured.repeats):
+            is_new = (entry.id, point.rate, point.seed) not in found.taught
+            if point.valid and point.met and is_new:
                 pairs += _pairs(found, entry, point)
     if not pairs:
         return None
@@ -266,6 +281,7 @@ def plan_measurements(found: Found) -> dict[str, dict[str, float]]:
     if chosen is None or chosen.measured is None:
         return {}
     measured: dict[str, dict[str, float]] = {"rate": {"value": found.rate}}
+    measured["load_seconds"] = {"value": found.load_seconds}
     measured["goodput"] = chosen.measured.interval
     for metric, key in (("ttft", "p50"), ("ttft", "p95"), ("itl", "p95"), ("e2e", "p95")):
         values = [point.latencies[metric][key] for point in chosen.measured.repeats]

@@ -72,7 +72,8 @@ class Found:
     chosen: Entry | None = None
     default: Entry | None = None
     rate: float = 0.0  # that the choice was verified at
-    ladder: list[tuple[str, Entry]] = field(default_factory=list)
+    load_seconds: float = 0.0  # of the loads that verified it
+    taught: set[tuple[str, float, int]] = field(default_factory=set)  # entry, rate, seed
     sensitivity: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -272,6 +273,8 @@ class Optimization:
                     this = found.entries.of(one.candidate)
                     this.quality, this.memory = entry.quality, entry.memory
                     this.predicted_rate, this.censored = one.score, one.censored
+                    if one.score > 0 and not one.censored:
+                        this.predicted = found.predictor.point(one.candidate, one.score)
                     this.stage = "simulated"
                     if one.censored:
                         this.drop("simulated", f"predicted to hold less than {one.score:.3g}/s")

@@ -36,7 +36,8 @@ SAMPLE_PROMPTS = 8  # on which guessing is tried
 REQUEST_SECONDS = 120.0
 VOID_TRIES = 3  # of a load whose client was the limit
 OTHER_SEED = 10_000_000
-SEARCH_SEEDS = 1000  # of probes; repeats draw from behind them
+SEARCH_SEEDS = 1000  # of probes; simulations and repeats draw from behind them
+SIMULATED_SEEDS = 250_000
 REPEAT_SEEDS = 500_000
 
 
@@ -246,6 +247,12 @@ def search_seeds(seed: int) -> Iterator[int]:
 def repeat_seeds(seed: int) -> Iterator[int]:
     """Fresh ones: no load of the search had them."""
     return itertools.count(seed * 1_000_003 + REPEAT_SEEDS)
+
+
+def simulated_seeds(seed: int) -> range:
+    """Of loads that are simulated and never run."""
+    first = seed * 1_000_003 + SIMULATED_SEEDS
+    return range(first, first + REPEAT_SEEDS - SIMULATED_SEEDS)
 
 
 def _load_line(candidate: Candidate, point: LoadPoint) -> str:

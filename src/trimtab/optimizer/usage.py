@@ -51,9 +51,12 @@ def token_seconds(found: Found, entry: Entry) -> TokenSeconds | None:
     calibration = found.predictor.calibration(entry.candidate)
     if calibration is None:
         calibration = found.predictor.calibration(Candidate(entry.candidate.variant))
-    if calibration is None or entry.measured is None:
+    measured = entry.measured
+    points = [entry.predicted] if entry.predicted else []
+    if measured is not None:
+        points = [*measured.repeats, *measured.points]
+    if calibration is None or not points:
         return None
-    usage = entry.measured.usage or {}
-    points = [*entry.measured.repeats, *entry.measured.points]
-    context = points[0].traffic.computed_input + points[0].traffic.cached_input if points else 256.0
+    usage = (measured.usage if measured else None) or {}
+    context = points[0].traffic.computed_input + points[0].traffic.cached_input
     return seconds_of_tokens(calibration, usage.get("rows_per_step", 1.0), context)

@@ -1,0 +1,283 @@
+"""What the optimizer's search leaves on the table: its choice beside every configuration there is.
+
+    python benchmarks/optimizer_sweep.py sweep builtin --out DIR      # hours; resumes where it was
+    python benchmarks/optimizer_sweep.py choose builtin --out DIR     # the optimizer, same space
+    python benchmarks/optimizer_sweep.py compare builtin --out DIR --json OUT
+
+`sweep` looks for the highest rate of each of the 216 configurations on the real server, with the
+same requests for all, and forgets nothing: DIR/sweep.jsonl. `choose` lets the optimizer loose on
+the same space, with nothing but its own search. `compare` loads the choice and the best of the
+sweep once more, in turn, with fresh and longer loads, because the best of 216 noisy figures is
+partly luck; and plays random search, a grid and TPE (optuna) on the sweep's figures, many times,
+with as many configurations measured as the optimizer took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trimtab.bench.machine import cpu_name
+from trimtab.optimizer.measure import measure_rate
+from trimtab.optimizer.need import make_need
+from trimtab.optimizer.order import Order
+from trimtab.optimizer.run import Found, Optimization
+from trimtab.optimizer.search import all_runs
+from trimtab.optimizer.space import Candidate, Knob
+from trimtab.optimizer.trials import search_seeds
+
+SLO = "ttft:p95<150ms+0.3ms*in; itl:p95<20ms"
+QUALITY = "kl:mean<10"  # any: the sweep is of speed
+KNOBS = [
+    Knob("speculative", ("auto", "off")),
+    Knob("max_batch_tokens", (64, 256, 1024)),
+    Knob("max_num_requests", (4, 16, 64)),
+]
+LOAD_SECONDS = 2.0
+LONG_SECONDS = 10.0
+BEST = 3  # of the sweep, measured again
+ROUNDS = 3
+DRAWS = 2000  # of random search
+TPE_DRAWS = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("verb", choices=("sweep", "choose", "compare"))
+    parser.add_argument("model")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--at-most", type=int, default=10_000, help="configurations, this time")
+    parser.add_argument("--budget", type=float, default=170.0, help="seconds of the optimizer")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    {"sweep": sweep, "choose": choose, "compare": compare}[args.verb](args)
+
+
+def optimization(args: argparse.Namespace, name: str) -> Optimization:
+    order = Order(
+        args.model,
+        make_need(slo=SLO, quality=QUALITY),
+        args.out / name,
+        budget_seconds=args.budget,
+        resume=True,
+    )
+    made = Optimization(order, progress)
+    made.knobs = KNOBS
+    return made
+
+
+def space(run: Optimization) -> list[Candidate]:
+    return [one for variant in run.variants for one in all_runs(variant, KNOBS)]
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---- every configuration
+
+
+def sweep(args: argparse.Namespace) -> None:
+    run = optimization(args, "sweep")
+    path = args.out / "sweep.jsonl"
+    done = {one["label"] for one in _lines(path)}
+    waiting = [one for one in space(run) if one.label not in done]
+    random.Random(0).shuffle(waiting)  # a machine that drifts does so for all kinds alike
+    start = statistics.median([one["rate"] for one in _lines(path)] or [20.0]) or 20.0
+    for candidate in waiting[: args.at_most]:
+        began = time.monotonic()
+        found = highest(run, candidate, start, LOAD_SECONDS)
+        line = {
+            "label": candidate.label,
+            "variant": candidate.variant.as_json(),
+            "scheduler": asdict(candidate.scheduler),
+            "rate": found.rate,
+            "failed": found.failed,
+            "probes": [[p.rate, p.margin] for p in found.points],
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        progress(f"{candidate.label}: {found.rate:.4g}")
+    progress(f"{len(waiting[args.at_most :])} of {len(space(run))} left")
+
+
+def highest(
+    run: Optimization, candidate: Candidate, start: float, seconds: float, seed: int = 0
+) -> Any:
+    trials = run.found.trials
+    load = trials.loader(candidate, lambda rate: seconds)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        trials.server(candidate, Path(directory)) as server,
+    ):
+        return measure_rate(server, load, search_seeds(seed), start, floor=0.0)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+# ---- the optimizer, on the same space
+
+
+def choose(args: argparse.Namespace) -> None:
+    found = optimization(args, "choice").go()
+    loads, measured = work_of(found)
+    chosen = found.chosen
+    result = {
+        "label": None if chosen is None else chosen.candidate.label,
+        "rate": found.rate,
+        "num_measured": measured,
+        "num_loads": loads,
+        "num_simulated": sum(e.predicted_rate is not None for e in found.entries.all),
+        "seconds": round(found.budget.spent, 1),
+        "stages": [stage.as_json() for stage in found.budget.stages],
+    }
+    (args.out / "choice.json").write_text(json.dumps(result, indent=1) + "\n")
+    progress(json.dumps(result))
+
+
+def work_of(found: Found) -> tuple[int, int]:
+    """Loads that were run, and configurations that they were run on."""
+    measured = [entry.measured for entry in found.entries.all if entry.measured is not None]
+    return sum(len(one.points) + len(one.repeats) for one in measured), len(measured)
+
+
+# ---- beside one another
+
+
+def compare(args: argparse.Namespace) -> None:
+    lines = _lines(args.out / "sweep.jsonl")
+    choice = json.loads((args.out / "choice.json").read_text())
+    rates = {one["label"]: one["rate"] for one in lines}
+    ranked = sorted(rates, key=lambda label: -rates[label])
+    run = optimization(args, "compare")
+    by_label = {one.label: one for one in space(run)}
+    contestants = list(dict.fromkeys([choice["label"], *ranked[:BEST]]))
+    again: dict[str, list[float]] = {label: [] for label in contestants}
+    for number in range(ROUNDS):
+        for label in contestants[:: 1 if number % 2 == 0 else -1]:
+            found = highest(run, by_label[label], rates[label] or 20.0, LONG_SECONDS, 1 + number)
+            again[label].append(found.rate)
+            progress(f"round {number + 1}, {label}: {found.rate:.4g}")
+    medians = {label: statistics.median(values) for label, values in again.items()}
+    best = max(medians.values())
+    budgets = sorted({choice["num_measured"], round(0.15 * len(rates))})
+    result = {
+        "cpu": cpu_name(),
+        "model": args.model,
+        "slo": SLO,
+        "workload": "chat",
+        "configurations": len(rates),
+        "load_seconds": {"sweep": LOAD_SECONDS, "again": LONG_SECONDS},
+        "sweep": [{"label": one, "rate": rates[one]} for one in ranked],
+        "choice": choice,
+        "choice_in_sweep": rates.get(choice["label"], 0.0) / rates[ranked[0]],
+        "measured_again": again,
+        "choice_of_best": medians[choice["label"]] / best,
+        "share_measured": choice["num_measured"] / len(rates),
+        "searches": {
+            str(budget): {
+                "random": _spread(random_search(lines, budget)),
+                "grid": _spread(grid_search(lines, budget)),
+                "tpe": _spread(tpe_search(lines, budget)),
+            }
+            for budget in budgets
+        },
+    }
+    print(json.dumps({k: v for k, v in result.items() if k != "sweep"}, indent=1))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _spread(shares: list[float]) -> dict[str, float]:
+    """Of the sweep's best rate."""
+    ordered = sorted(shares)
+    return {
+        "median": statistics.median(ordered),
+        "p10": ordered[len(ordered) // 10],
+        "p90": ordered[9 * len(ordered) // 10],
+    }
+
+
+def random_search(lines: list[dict[str, Any]], budget: int) -> list[float]:
+    rates = [one["rate"] for one in lines]
+    draw = random.Random(0)
+    return [max(draw.sample(rates, budget)) / max(rates) for _ in range(DRAWS)]
+
+
+def grid_search(lines: list[dict[str, Any]], budget: int) -> list[float]:
+    """Every n-th configuration in the order of the axes, from each first one."""
+    ordered = sorted(lines, key=_axes)
+    rates = [one["rate"] for one in ordered]
+    step = max(1, len(rates) // budget)
+    return [max(rates[first::step][:budget]) / max(rates) for first in range(step)]
+
+
+def _axes(one: dict[str, Any]) -> list[str]:
+    return [str(value) for value in _choices(one).values()]
+
+
+def _choices(one: dict[str, Any]) -> dict[str, Any]:
+    variant = one["variant"]
+    names = [knob.name for knob in KNOBS]
+    return {
+        "weights": f"{variant['weights']}-{variant['group_size']}",
+        "kv_cache": variant["kv_cache"],
+        **{name: one["scheduler"][name] for name in names},
+    }
+
+
+def tpe_search(lines: list[dict[str, Any]], budget: int) -> list[float]:
+    """Shares by optuna's TPE over the sweep's figures; none if optuna is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        progress("TPE is left out: optuna is not installed")
+        return [float("nan")]
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    table = {tuple(_choices(one).items()): one["rate"] for one in lines}
+    names = list(_choices(lines[0]))
+    values = {name: sorted({_choices(one)[name] for one in lines}, key=str) for name in names}
+
+    def objective(trial: Any) -> float:
+        chosen = {name: trial.suggest_categorical(name, values[name]) for name in names}
+        return float(table.get(tuple(chosen.items()), 0.0))
+
+    best = max(table.values())
+    found = []
+    for seed in range(TPE_DRAWS):
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, budget))
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.optimize(_until(objective, study, budget), n_trials=4 * budget)
+        found.append(study.best_value / best)
+    return found
+
+
+def _until(objective: Callable[[Any], float], study: Any, budget: int) -> Callable[[Any], float]:
+    """Asking for the same configuration again costs nothing: `budget` counts different ones."""
+    seen: set[tuple[Any, ...]] = set()
+
+    def ask(trial: Any) -> float:
+        value = objective(trial)
+        seen.add(tuple(trial.params.items()))
+        if len(seen) >= budget:
+            study.stop()
+        return value
+
+    return ask
+
+
+if __name__ == "__main__":
+    main()

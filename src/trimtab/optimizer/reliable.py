@@ -1,0 +1,62 @@
+"""The rate that nearly every load holds, out of a few that were measured.
+
+The search finds the highest rate that held for the requests that it drew. Other requests, with
+other lengths and other bursts, hold more or less, and in loads of a minute that is a factor, not
+a few percent. How much it scatters is known without loading anything: the simulator plays the load
+with many seeds. Where it is wrong on the whole, the measured loads tell: each is replayed, and what
+its margin was beyond the simulated one is added to all.
+
+    margin(rate, seed) = simulated(rate, seed) + mean(measured - simulated)  +- their spread
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from trimtab.optimizer.points import LoadPoint
+
+CONFIDENCE = 0.95  # of loads hold the rate
+SEEDS = 20
+ROUNDS = 6
+LOWEST, HIGHEST = 0.25, 1.1  # times the rate that was found
+NEAR = 1.0  # |margin| of a load that says something about the limit
+LEAST_SPREAD = 0.05
+
+Margin = Callable[[float, int], float]  # rate, number of a seed -> simulated margin
+
+
+def reliable_rate(
+    found: float,
+    pairs: Sequence[tuple[LoadPoint, LoadPoint]],
+    margin: Margin,
+    stop: Callable[[], bool],
+) -> float | None:
+    """The highest rate around `found` that CONFIDENCE of loads hold. `pairs`: measured loads and
+    the same simulated. None if nothing can be said: no load near the limit, or no time."""
+    gaps = [
+        real.margin - simulated.margin
+        for real, simulated in pairs
+        if real.valid and abs(real.margin) < NEAR and abs(simulated.margin) < 2 * NEAR
+    ]
+    if not gaps:
+        return None
+    offset = statistics.fmean(gaps)
+    spread = max(LEAST_SPREAD, statistics.stdev(gaps) if len(gaps) > 2 else 2 * LEAST_SPREAD)
+
+    def holds(rate: float) -> float:
+        """Probability that a load does."""
+        margins = [margin(rate, number) + offset for number in range(SEEDS)]
+        return math.fsum(0.5 * math.erfc(-m / spread / math.sqrt(2)) for m in margins) / SEEDS
+
+    low, high = LOWEST, HIGHEST
+    for _ in range(ROUNDS):
+        if stop():
+            return None
+        middle = math.sqrt(low * high)
+        if holds(middle * found) >= CONFIDENCE:
+            low = middle
+        else:
+            high = middle
+    return low * found
