@@ -11,7 +11,9 @@ from trimtab.errors import ConfigError
 WeightFormat = Literal["f32", "bf16", "int8", "int4"]
 LogFormat = Literal["text", "json"]
 KVFormat = Literal["f32", "bf16", "int8"]
+Device = Literal["cpu", "cuda", "torch-cpu"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("f32", "bf16", "int8", "int4")
+DEVICES: tuple[Device, ...] = ("cpu", "cuda", "torch-cpu")
 KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
 GROUP_SIZES = (32, 64, 128)
 PROPOSERS = ("lookup", "draft", "heads")
@@ -57,6 +59,12 @@ class ExecutorConfig:
         "KV cache size in GiB; 0 = 16 sequences of max_context, at most a quarter of free memory",
     )
     num_blocks: int = knob(0, "KV cache size in blocks; 0 = derived from kv_cache_gib")
+    device: Device = knob(
+        "cpu", "cpu, cuda, or torch-cpu (slow: the GPU's executor without one, for tests)"
+    )
+    memory_share: float = knob(
+        0.9, "cuda: part of the GPU's memory for weights, KV cache and steps together"
+    )
     max_context: int = knob(
         0, "longest prompt + completion in tokens; 0 = what the model was trained for"
     )
@@ -66,6 +74,10 @@ class ExecutorConfig:
             raise ConfigError(f"weights={self.weights!r}: must be one of {WEIGHT_FORMATS}")
         if self.kv_cache not in KV_FORMATS:
             raise ConfigError(f"kv_cache={self.kv_cache!r}: must be one of {KV_FORMATS}")
+        if self.device not in DEVICES:
+            raise ConfigError(f"device={self.device!r}: must be one of {DEVICES}")
+        if not 0 < self.memory_share <= 1:
+            raise ConfigError(f"memory_share={self.memory_share}: must be above 0 and at most 1")
         if self.group_size not in (0, *GROUP_SIZES):
             raise ConfigError(f"group_size={self.group_size}: must be one of {GROUP_SIZES}, or 0")
         for name in ("threads", "num_blocks", "max_context"):

@@ -78,6 +78,9 @@ class StepBatch:
     hidden_rows: Int32Array | None = None  # [H] ascending row numbers whose hidden state is wanted
     return_logits: bool = False
     features: bool = False  # of all rows; for executors that were told which
+    # [num_rows] place of the row's token among `StepResult.tokens` of the step queued before; -1:
+    # it is in token_ids. For `AsyncExecutor.execute_async` alone.
+    chosen_before: Int32Array | None = None
 
     @property
     def num_rows(self) -> int:
@@ -145,3 +148,22 @@ class Executor(Protocol):
     def import_blocks(self, block_ids: Int32Array, data: UInt8Array) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Pending(Protocol):
+    """A step that is queued, runs or has ended."""
+
+    def result(self) -> StepResult:
+        """Waits for it. Raises what `execute` would have."""
+        ...
+
+
+class AsyncExecutor(Executor, Protocol):
+    """An executor that can be given a step while another one runs. Steps, and copies of blocks, run
+    in the order in which they were queued: who writes a block in a step queued later, writes it
+    later. `execute` is `execute_async` and its result."""
+
+    def execute_async(self, batch: StepBatch) -> Pending:
+        """Does not wait. The batch's arrays may change when it returns. ValueError, with nothing
+        queued, for arrays that break their contract."""
+        ...

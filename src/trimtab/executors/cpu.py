@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.config import ExecutorConfig
@@ -27,6 +26,7 @@ from trimtab.executors.base import (
     UInt8Array,
 )
 from trimtab.executors.formats import ModelFormats, Slot, choose_formats
+from trimtab.executors.kv_capacity import choose_capacity, gib, limit_context
 from trimtab.executors.resources import available_cpus, available_memory
 from trimtab.executors.weights import load_model
 from trimtab.models.spec import ModelSpec
@@ -65,7 +65,9 @@ class CpuExecutor:
         from trimtab import _native
 
         config = config or ExecutorConfig()
-        self._spec = _limit_context(checkpoint.spec, config.max_context)
+        if config.device != "cpu":
+            raise ConfigError(f"device={config.device}: this needs device=cpu")
+        self._spec = limit_context(checkpoint.spec, config.max_context)
         self.config = config
         self.isa = select_isa()
         self.pool = pool or _native.ThreadPool(choose_threads(config.threads))
@@ -162,14 +164,6 @@ class CpuExecutor:
         return self._decoder
 
 
-def _limit_context(spec: ModelSpec, max_context: int) -> ModelSpec:
-    if max_context > spec.max_context:
-        raise ConfigError(
-            f"max_context={max_context}: the model serves at most {spec.max_context} tokens"
-        )
-    return replace(spec, max_context=max_context) if max_context else spec
-
-
 def select_isa() -> str:
     from trimtab import _native
 
@@ -246,7 +240,7 @@ def _check_weights_fit(needed: int, label: str) -> None:
     free = available_memory()
     if free is not None and needed > free:
         raise ConfigError(
-            f"weights={label}: needs {_gib(needed)}, but only {_gib(free)} of "
+            f"weights={label}: needs {gib(needed)}, but only {gib(free)} of "
             "memory are free; choose a smaller format or model"
         )
 
@@ -263,33 +257,14 @@ def _choose_capacity(spec: ModelSpec, config: ExecutorConfig, mapped_bytes: int)
     free = available_memory()
     if free is not None:
         free = max(0, free - mapped_bytes)
-    if config.num_blocks:
-        num_blocks, asked = config.num_blocks, f"num_blocks={config.num_blocks}"
-    elif config.kv_cache_gib:
-        asked = f"kv_cache_gib={config.kv_cache_gib:g}"
-        num_blocks = int(config.kv_cache_gib * (1 << 30)) // bytes_per_block
-        if num_blocks < 1:
-            _refuse_cache(asked, f"one block of {block_size} tokens takes {bytes_per_block} bytes")
-    else:
-        asked = "the KV cache"
-        wanted = DEFAULT_SEQUENCES * -(-spec.max_context // block_size)
-        num_blocks = wanted if free is None else min(wanted, free // 4 // bytes_per_block)
-        if num_blocks < 1:
-            _refuse_cache(asked, f"a quarter of free memory holds no block ({free} bytes are free)")
-    needed = num_blocks * bytes_per_block
-    if free is not None and needed > free:
-        _refuse_cache(asked, f"needs {_gib(needed)}, but only {_gib(free)} of memory are free")
-    return KVCapacity(block_size, num_blocks, bytes_per_block)
-
-
-def _refuse_cache(asked: str, why: str) -> NoReturn:
-    raise ConfigError(
-        f"{asked}: {why}; set a smaller kv_cache_gib or max_context, or kv_cache=int8"
+    return choose_capacity(
+        config,
+        block_size,
+        bytes_per_block,
+        default_blocks=DEFAULT_SEQUENCES * -(-spec.max_context // block_size),
+        free=free,
+        default_share=(0.25, "a quarter of free memory"),
     )
-
-
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.1f} GiB"
 
 
 def _identity(checkpoint: Checkpoint, config: ExecutorConfig, isa: str) -> str:

@@ -23,6 +23,10 @@ Progress = Callable[[str], None]
 QUALITY_KNOBS = ("weights", "group_size", "kv_cache")
 
 
+# Unless given: a GPU computes so many rows at once in about the time in which it reads its weights.
+CUDA_STEPS = {"max_batch_tokens": 2048, "max_num_requests": 256}
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What is to be served, and what is to be said of it."""
@@ -92,6 +96,8 @@ def prepare_model(
 
     path = resolve_model(model)
     checkpoint = open_checkpoint(path, executor.max_context)
+    if executor.device != "cpu":
+        return _prepare_on_device(model, path, executor, scheduler, given)
     cores = choose_threads(executor.threads)
     speed = None
     if "max_batch_tokens" not in given:
@@ -113,6 +119,28 @@ def prepare_model(
         scheduler=fitted.scheduler,
         lines=fitted.lines(),
         document=fitted.as_json(),
+    )
+
+
+def _prepare_on_device(
+    model: str,
+    path: Path,
+    executor: ExecutorConfig,
+    scheduler: SchedulerConfig,
+    given: Mapping[str, Any],
+) -> Prepared:
+    """The executor itself fits its KV cache to the device's memory."""
+    chosen: dict[str, Any] = {}
+    if executor.device == "cuda":
+        chosen = {name: value for name, value in CUDA_STEPS.items() if name not in given}
+    listed = ", ".join(f"{name}={value}" for name, value in chosen.items())
+    return Prepared(
+        model=model,
+        name=model_name(model, path),
+        executor=executor,
+        scheduler=replace(scheduler, **chosen),
+        lines=[("fitted", f"to device={executor.device}: {listed}")] if chosen else [],
+        document={"chosen": chosen, "reasons": []},
     )
 
 

@@ -17,6 +17,7 @@ from trimtab.engine.speculation.lookup import LookupProposer, SharedLookup
 from trimtab.engine.speculation.proposer import Proposer
 from trimtab.engine.speculation.speculator import Speculator
 from trimtab.errors import ConfigError
+from trimtab.executors.base import Executor
 from trimtab.executors.cpu import CpuExecutor
 from trimtab.executors.cpu_draft_head import CpuDraftHead
 from trimtab.tokenization import load_tokenizer
@@ -24,22 +25,22 @@ from trimtab.tokenization import load_tokenizer
 logger = logging.getLogger(__name__)
 
 
-def load_speculator(
-    executor: CpuExecutor, model: Path, config: SchedulerConfig
-) -> Speculator | None:
+def load_speculator(executor: Executor, model: Path, config: SchedulerConfig) -> Speculator | None:
     """The proposers that `config` asks for, and what the steps of `executor` cost; None if nobody
     is to guess. Nothing may be in the executor's KV cache yet.
 
     ConfigError for a proposer that cannot work here, CheckpointError for a bad draft model.
     """
-    names = _names(model, config)
+    names = _names(model, config, isinstance(executor, CpuExecutor))
     proposers = [_load(name, executor, model, config) for name in names]
     if not proposers:
         return None
     return Speculator(proposers, measure_costs(executor), config.max_draft_tokens)
 
 
-def _names(model: Path, config: SchedulerConfig) -> list[str]:
+def _names(model: Path, config: SchedulerConfig, on_cpu: bool) -> list[str]:
+    """Elsewhere than on the CPU, guesses would keep the next step from being planned ahead: nobody
+    guesses unless told to."""
     if config.speculative == "off":
         return []
     given = [name for name in ("heads", "draft") if _path_of(name, config) is not None]
@@ -50,6 +51,8 @@ def _names(model: Path, config: SchedulerConfig) -> list[str]:
                 f"does not ask it; add +{name}"
             )
         return list(config.proposers)
+    if not on_cpu and not given:
+        return []
     if not given and model == target_path():
         given = ["draft"]
     return ["lookup", *given] if _has_native_core() else given
@@ -72,9 +75,11 @@ def _path_of(name: str, config: SchedulerConfig) -> str | None:
     return config.draft_heads if name == "heads" else config.draft_model
 
 
-def _load(name: str, executor: CpuExecutor, model: Path, config: SchedulerConfig) -> Proposer:
+def _load(name: str, executor: Executor, model: Path, config: SchedulerConfig) -> Proposer:
     if name == "lookup":
         return LookupProposer(SharedLookup() if config.shared_lookup else None)
+    if not isinstance(executor, CpuExecutor):
+        raise ConfigError(f"speculative={name}: runs beside device=cpu only; use lookup or off")
     if name == "draft":
         return _load_draft_model(executor, model, config)
     return _load_heads(executor, model, config)

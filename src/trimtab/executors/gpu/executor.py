@@ -1,0 +1,241 @@
+"""TorchExecutor: a whole step on one device, CUDA or CPU.
+
+Weights and activations are bf16 (float32 with weights f32); norms, biases, rotations, attention
+scores and logits are float32; K and V are rounded to `config.kv_cache` before anything attends to
+them. Every matrix that a checkpoint stores as integers or float8 is read as docs/gpu.md says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.checkpoints.base import Checkpoint
+from trimtab.config import ExecutorConfig
+from trimtab.errors import ConfigError
+from trimtab.executors.base import Int32Array, KVCapacity, StepBatch, StepResult, UInt8Array
+from trimtab.executors.gpu.blocks import BlockStore
+from trimtab.executors.gpu.cache import KVCache
+from trimtab.executors.gpu.capacity import BLOCK_TOKENS, kv_capacity
+from trimtab.executors.gpu.checks import check_batch
+from trimtab.executors.gpu.devices import choose_ops, describe_device, open_device
+from trimtab.executors.gpu.model import Model, Rows
+from trimtab.executors.gpu.ops import DeviceSampling, Ops, SampleResult
+from trimtab.executors.gpu.pending import DevicePending, StepOutputs
+from trimtab.executors.gpu.rows import StagedRows, row_arrays, staged_rows
+from trimtab.executors.gpu.sampling_batch import device_sampling, sampling_arrays, sampling_rows
+from trimtab.executors.gpu.staging import Staging
+from trimtab.executors.gpu.weights import load_weights
+from trimtab.executors.kv_capacity import limit_context
+from trimtab.models.spec import ModelSpec
+
+# Part of the identity: raise it whenever the same weights begin to give other bits.
+NUMERICS_REVISION = 1
+LOGIT_ROWS = 256  # whose logits exist at once
+STAGING_BYTES = 8 << 20
+MAX_CHOSEN = 1 << 14  # tokens of a step that the next one can start from
+
+
+class TorchExecutor:
+    """Implements `trimtab.executors.base.AsyncExecutor`.
+
+    Raises ConfigError for a device that is not there and settings that cannot work on it, and
+    CheckpointError for a tensor that is missing or misshapen. `execute` and the like raise
+    ValueError, one line, for arrays that break their contract; nothing has been written then.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: ExecutorConfig | None = None,
+        ops: Ops | None = None,
+        max_step_rows: int = 2048,
+    ) -> None:
+        """`ops`: those of the device, if none are given. `max_step_rows`: for which memory is kept
+        free."""
+        self.config = config or ExecutorConfig(device="torch-cpu")
+        self._spec = limit_context(checkpoint.spec, self.config.max_context)
+        self.device = open_device(self.config.device)
+        self.ops = ops or choose_ops(self.device)
+        self.dtype = _activation_dtype(self.config)
+        try:
+            with torch.inference_mode():
+                weights = load_weights(checkpoint, self._spec, self.config, self.dtype, self.device)
+                self.weight_bytes = weights.num_bytes
+                self._model = Model(self._spec, weights, (), self.ops)
+                self._capacity = kv_capacity(
+                    self._spec,
+                    self.config,
+                    self.device,
+                    lambda: self._run_largest_step(max_step_rows),
+                )
+                self._open_caches(self._capacity.num_blocks)
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"{checkpoint.path}: does not fit into the memory of {self.config.device}; choose "
+                "a smaller model, or a smaller kv_cache_gib"
+            ) from None
+        self._staging = Staging(STAGING_BYTES, self.device)
+        self._chosen = torch.zeros(MAX_CHOSEN, dtype=torch.int32, device=self.device)
+        self._num_chosen = 0
+        self._feature_layers: tuple[int, ...] = ()
+        self._identity = self._make_identity(checkpoint)
+        self._is_open = True
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def capacity(self) -> KVCapacity:
+        return self._capacity
+
+    @property
+    def identity(self) -> str:
+        return self._identity
+
+    @property
+    def description(self) -> str:
+        """For people: `cuda NVIDIA H200 bf16, KV bf16`."""
+        device = describe_device(self.device)
+        return f"{device} {self.config.weights_label}, KV {self.config.kv_cache}"
+
+    def set_feature_layers(self, layers: Sequence[int]) -> None:
+        """As of CpuExecutor."""
+        if any(not 0 <= layer <= self._spec.num_layers for layer in layers):
+            raise ValueError(f"feature layers must be in [0, {self._spec.num_layers}]")
+        self._feature_layers = tuple(layers)
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        return self.execute_async(batch).result()
+
+    def execute_async(self, batch: StepBatch) -> DevicePending:
+        """Queues a step behind those queued before and does not wait for it."""
+        self._check_open()
+        check_batch(batch, self._capacity, self._spec, self._num_chosen)
+        with torch.inference_mode():
+            views, _ = self._staging.upload(row_arrays(batch) | sampling_arrays(batch))
+            staged = staged_rows(batch, views)
+            rows = staged.on_device(self._chosen, self._capacity.num_blocks, BLOCK_TOKENS)
+            layers = self._feature_layers if batch.features else ()
+            normed, features = self._model.forward(rows, layers)
+            return self._finish(batch, staged, device_sampling(batch, views), normed, features)
+
+    def copy_blocks(self, sources: Int32Array, destinations: Int32Array) -> None:
+        self._check_open()
+        self._blocks.copy(sources, destinations)
+
+    def export_blocks(self, block_ids: Int32Array) -> UInt8Array:
+        self._check_open()
+        return self._blocks.export(block_ids)
+
+    def import_blocks(self, block_ids: Int32Array, data: UInt8Array) -> None:
+        self._check_open()
+        self._blocks.restore(block_ids, data)
+
+    def close(self) -> None:
+        """Idempotent. Gives back the weights and the cache."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        del self._model, self._blocks, self._staging
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.empty_cache()
+
+    def _finish(
+        self,
+        batch: StepBatch,
+        staged: StagedRows,
+        sampling: DeviceSampling,
+        normed: Tensor,
+        features: list[Tensor],
+    ) -> DevicePending:
+        sampled: list[SampleResult] = []
+        kept: list[Tensor] = []
+        count = len(batch.logit_rows)
+        for first in range(0, count, LOGIT_ROWS):
+            last = min(first + LOGIT_ROWS, count)
+            logits = self._model.logits(normed[staged.logit_rows[first:last]])
+            part = sampling if last - first == count else sampling_rows(sampling, first, last)
+            sampled.append(self.ops.sample(logits, part))
+            if batch.return_logits:
+                kept.append(logits)
+        self._num_chosen = min(count, MAX_CHOSEN)
+        first = 0
+        for one in sampled:
+            room = self._chosen[first : first + len(one.tokens)]
+            room.copy_(one.tokens[: len(room)])
+            first += len(room)
+        outputs = StepOutputs(
+            sampled=sampled,
+            top_width=sampling.top_width,
+            wants_logprobs=sampling.wants_logprobs,
+            logits=kept if batch.return_logits else None,
+            hidden=None if staged.hidden_rows is None else normed[staged.hidden_rows],
+            features=torch.cat(features, 1) if features else None,
+        )
+        return DevicePending(outputs, self.device)
+
+    def _open_caches(self, num_blocks: int) -> None:
+        """One block more than the capacity: for rows that fill up a batch."""
+        spec = self._spec
+        caches = [
+            KVCache(
+                num_blocks + 1,
+                BLOCK_TOKENS,
+                spec.num_kv_heads,
+                spec.head_dim,
+                self.config.kv_cache,
+                self.device,
+            )
+            for _ in range(spec.num_layers)
+        ]
+        self._model.caches = caches
+        self._blocks = BlockStore(caches, num_blocks)
+
+    def _run_largest_step(self, max_step_rows: int) -> None:
+        """As much memory as a step can take, K and V left out; nothing of it stays."""
+        rows = min(max_step_rows, self._spec.max_context)
+        blocks = -(-rows // BLOCK_TOKENS)
+        self._open_caches(blocks)
+        device = self.device
+        places = torch.arange(rows, device=device)
+        staged = Rows(
+            token_ids=torch.zeros(rows, dtype=torch.int32, device=device),
+            positions=places.int(),
+            slots=places,
+            seq_starts=torch.tensor([0, rows], dtype=torch.int32, device=device),
+            block_tables=torch.arange(blocks, dtype=torch.int32, device=device)[None],
+            max_rows=rows,
+            max_context=rows,
+        )
+        normed, _ = self._model.forward(staged)
+        logits = self._model.logits(normed[:LOGIT_ROWS])
+        logits.softmax(1)  # about what sampling holds beside the logits
+        del self._blocks
+        self._model.caches = ()
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise RuntimeError("the executor is closed")
+
+    def _make_identity(self, checkpoint: Checkpoint) -> str:
+        parts = (
+            "trimtab torch executor",
+            str(NUMERICS_REVISION),
+            checkpoint.identity,
+            describe_device(self.device),
+            self.ops.name,
+            torch.__version__,
+            self.config.weights_label,
+            self.config.kv_cache,
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _activation_dtype(config: ExecutorConfig) -> torch.dtype:
+    return torch.float32 if config.weights == "f32" else torch.bfloat16

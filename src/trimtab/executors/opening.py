@@ -1,0 +1,33 @@
+"""From a checkpoint and settings to the executor that they ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from trimtab.checkpoints.base import Checkpoint
+from trimtab.config import ExecutorConfig
+from trimtab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from trimtab.executors.cpu import CpuExecutor
+    from trimtab.executors.gpu.executor import TorchExecutor
+
+
+def open_executor(
+    checkpoint: Checkpoint, config: ExecutorConfig, max_step_rows: int
+) -> CpuExecutor | TorchExecutor:
+    """Loads the weights. `max_step_rows`: the most that a step will have. Raises CheckpointError
+    for the model, ConfigError for settings that cannot work here."""
+    if config.device == "cpu":
+        from trimtab.executors.cpu import CpuExecutor
+
+        return CpuExecutor(checkpoint, config)
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            f"device={config.device}: needs torch; pip install 'trimtab[gpu]'"
+        ) from None
+    from trimtab.executors.gpu.executor import TorchExecutor
+
+    return TorchExecutor(checkpoint, config, max_step_rows=max_step_rows)
