@@ -24,7 +24,7 @@ from trimtab.errors import UserError
 from trimtab.optimizer.decide import Standing, choose, frontier
 from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.lesson import Lesson, Replay, learn
-from trimtab.optimizer.measure import measure_rate
+from trimtab.optimizer.measure import MAX_PROBES, measure_rate
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.repeats import LEAST_REPEATS, Repeats
 from trimtab.optimizer.search import Ranked
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MOST_SECONDS = 60.0  # of a load
 REQUESTS = 60  # that a load should have, if time allows
 PROBES = 4  # that a finalist takes, about
+LEAST_PROBES = 3
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
 START_SECONDS = 1.0  # of a server, a load's share of it
@@ -80,6 +81,8 @@ class Finals:
         self.load_seconds = min(
             MOST_SECONDS, max(self.least_seconds, self.budget / loads - START_SECONDS)
         )
+        affordable = self.budget * (1 - RESERVE) / (len(finalists) + 1) / (self.load_seconds + 1)
+        self.max_probes = int(min(MAX_PROBES, max(LEAST_PROBES, affordable)))
         waiting = finalists
         while waiting and (not self._is_late() or not self._best()):
             waiting.sort(key=self._expected, reverse=True)
@@ -142,7 +145,7 @@ class Finals:
         with self.trials.server(entry.candidate, self.directory) as server:
             limit = self.found.predictor.highest(entry.candidate.variant)
             seeds = search_seeds(self.order.seed)
-            measured = measure_rate(server, load, seeds, start, floor, limit)
+            measured = measure_rate(server, load, seeds, start, floor, limit, self.max_probes)
             if server.is_started:
                 measured.peak_memory_bytes = server.get().peak_memory_bytes()
         entry.measured, entry.stage, entry.dropped = measured, "measured", None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from trimtab.optimizer.served import Server, TrialFailedError
 from trimtab.workloads.capacity import highest_rate
 
 MAX_PROBES = 6
+STEP = 1.5  # from rate to rate until it is enclosed: predictions are better than that
 RESOLUTION = 0.06  # relative width of a measured rate
 REACH = 64.0  # times what was predicted, up and down
 LEAST_BACK_OFF, MOST_BACK_OFF = 0.94, 0.75  # of a rate that a repeat did not hold
@@ -82,6 +83,7 @@ def measure_rate(
     start: float,
     floor: float,
     limit: float = math.inf,
+    max_probes: int = MAX_PROBES,
 ) -> Measured:
     """The highest rate around `start` that the server holds. One that does not hold `floor` (what
     the best one so far holds) is asked no further: its rate is censored there. `limit`: what no run
@@ -104,29 +106,12 @@ def measure_rate(
             high=max(start, min(start * REACH, limit)),
             start=start,
             width=RESOLUTION,
-            max_probes=MAX_PROBES,
+            max_probes=max_probes,
+            step=STEP,
         )
     except TrialFailedError as error:
         return Measured(0.0, points=points, failed=str(error))
     return Measured(found.rate or 0.0, found.rate or 0.0, points)
-
-
-def verify(
-    servers: Sequence[LazyServer],
-    rates: Sequence[float],
-    load: Load,
-    seeds: Iterator[int],
-    repeats: int,
-) -> list[list[LoadPoint]]:
-    """Each server at its rate, with fresh seeds, in turn: A B B A A B ... so that a machine that
-    drifts does so for all."""
-    found: list[list[LoadPoint]] = [[] for _ in servers]
-    for number in range(repeats):
-        seed = next(seeds)
-        order = range(len(servers)) if number % 2 == 0 else reversed(range(len(servers)))
-        for place in order:
-            found[place].append(load(servers[place], rates[place], seed))
-    return found
 
 
 def lowered(margin: float) -> float:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.optimizer.entries import Entry
-from trimtab.optimizer.measure import LazyServer, lowered, verify
+from trimtab.optimizer.measure import LazyServer, lowered
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.reliable import reliable_rate
 from trimtab.optimizer.stages import Progress
@@ -34,23 +34,57 @@ GUESSED = 0.85  # of a rate that was found from noisy probes, where no simulatio
 
 
 @dataclass
-class _Contestant:
+class Contestant:
+    """Somebody whose rate is verified."""
+
     entry: Entry
     server: LazyServer
     rate: float
-    points: list[LoadPoint] = field(default_factory=list)
-
-    @property
-    def missed(self) -> list[LoadPoint]:
-        return [point for point in self.points if point.valid and not point.met]
+    points: list[LoadPoint] = field(default_factory=list)  # at this rate
+    num_lowered: int = 0
+    failed: str | None = None
 
     @property
     def num_valid(self) -> int:
         return sum(point.valid for point in self.points)
 
+    @property
+    def is_settled(self) -> bool:
+        return self.failed is not None or self.num_valid >= LEAST_REPEATS
+
+    def take(self, point: LoadPoint, may_lower: bool) -> None:
+        self.points.append(point)
+        if point.valid and not point.met:
+            if may_lower and self.num_lowered < MAX_ATTEMPTS:
+                self.num_lowered += 1
+                self.points = []
+                self.rate *= lowered(point.margin)
+            else:
+                self.failed = f"does not hold {self.rate:.3g}/s every time"
+        elif len(self.points) >= 2 * LEAST_REPEATS and self.num_valid < LEAST_VALID:
+            self.failed = f"could not be verified: {point.why}"
+
+
+Load = Callable[[Contestant, int], LoadPoint]  # at its rate, with a seed
+
+
+def verify(
+    contestants: Sequence[Contestant], load: Load, seeds: Iterator[int], may_lower: bool
+) -> None:
+    """Until all are settled, the same seeds for all, A B B A A B ...: a machine that drifts does so
+    for everybody."""
+    forth = True
+    while not all(one.is_settled for one in contestants):
+        seed = next(seeds)
+        for one in contestants if forth else reversed(contestants):
+            if not one.is_settled:
+                one.take(load(one, seed), may_lower)
+        forth = not forth
+
 
 class Repeats:
-    """Leaves `rate` in what was found, and no `chosen` if the choice holds no rate every time."""
+    """Leaves `rate` in what was found, and no `chosen` if the choice holds no rate every time. Of
+    the default the rate is lowered as much as that of the choice, to begin with."""
 
     def __init__(
         self,
@@ -72,19 +106,19 @@ class Repeats:
         entries = [chosen]
         if default is not None and default is not chosen and default.rate > 0:
             entries.append(default)
+        rate, own = self._first_rate(chosen), self.found.order.need.rate
         with contextlib.ExitStack() as stack:
             contestants = [
-                _Contestant(
+                Contestant(
                     one,
                     stack.enter_context(self.found.trials.server(one.candidate, self.directory)),
-                    self._first_rate(one),
+                    own or rate / chosen.rate * one.rate,
                 )
                 for one in entries
             ]
-            self._say(contestants[0])
-            self._in_turn(contestants)
+            self.progress(f"checking {rate:.3g} requests/s, {LEAST_REPEATS} times and more")
+            verify(contestants, self._load, self.seeds, may_lower=own is None)
             for one in contestants:
-                self._settle(one)
                 self._keep(one)
         if chosen.dropped is not None:
             self.found.chosen = None
@@ -116,54 +150,19 @@ class Repeats:
         rate = reliable_rate(entry.rate, pairs, margin, lambda: time.monotonic() > ends)
         return rate or GUESSED * entry.rate
 
-    def _in_turn(self, contestants: list[_Contestant]) -> None:
-        by_server = {id(one.server): one for one in contestants}
-
-        def load(server: LazyServer, rate: float, seed: int) -> LoadPoint:
-            return self._load(by_server[id(server)], seed)
-
-        servers = [one.server for one in contestants]
-        rates = [one.rate for one in contestants]
-        found = verify(servers, rates, load, self.seeds, LEAST_REPEATS)
-        for one, points in zip(contestants, found, strict=True):
-            one.points = points
-
-    def _settle(self, one: _Contestant) -> None:
-        """Lower its rate until all its repeats hold; drop it if that has no end."""
-        for _ in range(MAX_ATTEMPTS):
-            if not one.missed or self.found.order.need.rate is not None:
-                break
-            one.rate *= lowered(min(point.margin for point in one.missed))
-            self._say(one)
-            self._again(one, self.seeds)
-        if one.missed:
-            one.entry.drop("measured", f"does not hold {one.rate:.3g}/s every time")
-        elif one.num_valid < LEAST_VALID:
-            one.entry.drop("measured", f"could not be verified: {one.points[-1].why}")
-
-    def _again(self, one: _Contestant, seeds: Iterator[int]) -> None:
-        """Until one misses."""
-        one.points = []
-        if one.server.is_started:
-            one.server.get().lap()
-        while len(one.points) < LEAST_REPEATS and not one.missed:
-            one.points.append(self._load(one, next(seeds)))
-
-    def _load(self, one: _Contestant, seed: int) -> LoadPoint:
+    def _load(self, one: Contestant, seed: int) -> LoadPoint:
+        if not one.points and one.server.is_started:
+            one.server.get().lap()  # what it used is counted from here
         return self.found.trials.load(
             one.entry.candidate, self.seconds_of, one.server, one.rate, seed
         )
 
-    def _keep(self, one: _Contestant) -> None:
+    def _keep(self, one: Contestant) -> None:
         measured = one.entry.measured
         assert measured is not None
         measured.repeats = one.points
-        measured.rate = one.rate if one.entry.dropped is None else 0.0
+        measured.rate = 0.0 if one.failed else one.rate
+        if one.failed is not None:
+            one.entry.drop("measured", one.failed)
         if one.server.is_started:
             measured.usage = use_of(self.found, one.entry, one.server.get().lap(), one.points)
-
-    def _say(self, one: _Contestant) -> None:
-        self.progress(
-            f"checking {one.rate:.3g} requests/s of {one.entry.candidate.label} "
-            f"{LEAST_REPEATS} times"
-        )

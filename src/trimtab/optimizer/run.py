@@ -147,7 +147,7 @@ class Optimization:
     def vary(self) -> None:
         from trimtab.optimizer.sensitivity import sensitivity
 
-        ends = time.monotonic() + max(5.0, 0.05 * self.order.budget_seconds)
+        ends = time.monotonic() + max(2.0, 0.05 * self.order.budget_seconds)
         with self.budget.stage("vary") as stage:
             self.found.sensitivity = sensitivity(self.found, lambda: time.monotonic() > ends)
             stage.tried = stage.left = len(self.found.sensitivity)

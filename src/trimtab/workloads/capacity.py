@@ -101,20 +101,21 @@ def highest_rate(
     start: float | None = None,
     width: float = 0.05,
     max_probes: int = 16,
+    step: float = 2.0,
 ) -> Capacity:
-    """Probes `attained(rate)` for low <= rate <= high, at most `max_probes` times: doubles or
-    halves from `start` (their geometric mean) until the objective is met at one rate and missed at
-    another, then probes where a regression of the margins on log rate crosses 0, until the two are
-    within `width` of each other (a share).
+    """Probes `attained(rate)` for low <= rate <= high, at most `max_probes` times: goes by factors
+    of `step` from `start` (their geometric mean) until the objective is met at one rate and missed
+    at another, then probes where a regression of the margins on log rate crosses 0, until the two
+    are within `width` of each other (a share).
 
     The margin, not the attained share, is what is regressed: it has the verdict's sign, and still
     tells near from far where all requests attain. Verdicts that contradict one another (a miss
     below a success) are pooled by isotonic regression, and an end of the bracket that the other
     probes belie is probed again, so one unlucky probe does not decide.
-    Raises ValueError unless 0 < low <= high, width > 0 and max_probes > 0.
+    Raises ValueError unless 0 < low <= high, width > 0, max_probes > 0 and step > 1.
     """
-    if not 0 < low <= high < math.inf or width <= 0 or max_probes < 1:
-        raise ValueError("needs 0 < low <= high, a width above 0 and at least one probe")
+    if not 0 < low <= high < math.inf or width <= 0 or max_probes < 1 or step <= 1:
+        raise ValueError("needs 0 < low <= high, a width above 0, a probe, and a step above 1")
     search = _Search(attained, max_probes)
     rate = min(high, max(low, start or math.sqrt(low * high)))
     while not search.is_over:
@@ -123,11 +124,11 @@ def highest_rate(
         if met is None:
             if rate <= low and not search.is_close_call(rate):
                 return search.result("missed at the lowest rate")
-            rate = max(low, rate / 2)
+            rate = max(low, rate / step)
         elif missed is None:
             if rate >= high:
                 return search.result("met at the highest rate")
-            rate = min(high, max(rate, met) * 2)
+            rate = min(high, max(rate, met) * step)
         elif missed > met * (1 + width):
             rate = search.next_between(met, missed, math.log1p(width))
         elif (doubtful := search.doubtful_end(met, missed)) is not None:

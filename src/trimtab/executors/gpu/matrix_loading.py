@@ -89,7 +89,7 @@ def _integers(parts: Sequence[canonical.GroupedMatrix], device: torch.device) ->
     elif first.zeros is not None:
         found = np.concatenate([part.zeros.T for part in parts if part.zeros is not None], axis=1)
         unsigned = found.astype(np.int32) + centre
-        held_type = np.uint8 if 0 <= unsigned.min() and unsigned.max() <= 255 else np.int16
+        held_type = np.uint8 if unsigned.min() >= 0 and unsigned.max() <= 255 else np.int16
         zeros = torch.from_numpy(np.ascontiguousarray(unsigned.astype(held_type))).to(device)
     words = [_words(part.values, centre, bits, device) for part in parts]
     rows = sum(part.shape[0] for part in parts)
