@@ -6,11 +6,13 @@ import logging
 import secrets
 from array import array
 from bisect import bisect_left
+from typing import cast
 
 import numpy as np
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.admission import max_total_tokens, validate_request
+from trimtab.engine.ahead import StepsAhead
 from trimtab.engine.batch import BatchBuilder, allowed_mask, is_embedded, logit_span
 from trimtab.engine.client import (
     EngineInfo,
@@ -33,7 +35,14 @@ from trimtab.engine.speculation.speculator import Speculator
 from trimtab.engine.timing import STEP_SIZES, StepClock, StepPart
 from trimtab.environment import debug_checks
 from trimtab.errors import QueueFullError, RequestError
-from trimtab.executors.base import Executor, Float32Array, StepResult, UInt32Array
+from trimtab.executors.base import (
+    AsyncExecutor,
+    Executor,
+    Float32Array,
+    StepBatch,
+    StepResult,
+    UInt32Array,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +95,10 @@ class Engine:
         self._num_step_tokens = 0
         self._step_size_counts = [0] * (len(STEP_SIZES) + 1)
         self._clock = StepClock()
+        self._ahead: StepsAhead | None = None
+        if hasattr(executor, "execute_async") and speculator is None:  # drafts need its tokens
+            asynchronous = cast(AsyncExecutor, executor)
+            self._ahead = StepsAhead(asynchronous, self.scheduler, self._build, self._clock)
         self._num_non_finite_requests = 0
 
     @property
@@ -160,7 +173,7 @@ class Engine:
         clock = self._clock
         clock.start()
         ended = self._settle_grammars() if self._follower.has_work else []
-        plan = self.scheduler.schedule()
+        plan = (self._ahead and self._ahead.plan) or self.scheduler.schedule()
         clock.lap(StepPart.SCHEDULE)
         if not plan.chunks:
             self._follower.wait()
@@ -169,10 +182,10 @@ class Engine:
             self.speculator.extend(plan)
             clock.lap(StepPart.DRAFT)
         try:
-            batch = self._batches.build(plan.chunks)
-            batch.features = self.speculator is not None and self.speculator.needs_features
-            clock.lap(StepPart.BUILD)
-            result = self.executor.execute(batch)
+            if self._ahead is None:
+                result = self.executor.execute(self._build(plan))
+            else:
+                result = self._ahead.run(plan)
             clock.lap(StepPart.EXECUTE)
         except Exception as error:  # whatever it was, only this step's requests pay for it
             outputs = self._fail(plan, error)
@@ -186,6 +199,8 @@ class Engine:
         self._num_steps += 1
         self._num_step_tokens += plan.num_rows
         self._step_size_counts[bisect_left(STEP_SIZES, plan.num_rows)] += 1
+        if self._ahead is not None and not self._requests:
+            self._ahead.land()
         if self.debug:
             self.check()
         return ended + outputs
@@ -237,12 +252,20 @@ class Engine:
         """Abort everything and close the executor."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        if self._ahead is not None:
+            self._ahead.land()
         self._follower.close()
         if self.speculator is not None:
             self.speculator.close()
         if self.grammars is not None:
             self.grammars.close()
         self.executor.close()
+
+    def _build(self, plan: StepPlan) -> StepBatch:
+        batch = self._batches.build(plan.chunks)
+        batch.features = self.speculator is not None and self.speculator.needs_features
+        self._clock.lap(StepPart.BUILD)
+        return batch
 
     def _commit(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
         outputs: list[TokenOutput] = []

@@ -120,6 +120,16 @@ class Scheduler:
             self._admit(plan, budget)
         return plan
 
+    def would_preempt(self) -> bool:
+        """Whether the next plan has to take blocks from somebody."""
+        kv_cache = self.kv_cache
+        wanted = sum(
+            max(0, kv_cache.blocks_for(request.num_needed) - len(request.block_ids))
+            for request in self._running
+            if not request.is_held
+        )
+        return wanted > kv_cache.num_free_blocks
+
     def commit(self, chunk: Chunk) -> None:
         """The step has computed this chunk: its tokens count, its full blocks may be shared."""
         request = chunk.request
