@@ -11,7 +11,7 @@
 PYTHON ?= python3
 MODEL ?= builtin
 ARGS ?=
-OPTIMIZE ?= --budget 60s
+OPTIMIZE ?= --budget 40s
 # Where the plan and its report are kept.
 PLANS ?= build/plans
 SANITIZERS ?= address thread

@@ -183,3 +183,14 @@ def test_pooling_gives_the_closest_falling_sequence():
     assert falling([1, 3], [1, 3]) == [2.5, 2.5]
     assert falling([3, 1, 2, 0], [1, 1, 1, 1]) == [3, 1.5, 1.5, 0]
     assert falling([1, 2, 3], [1, 1, 1]) == [2, 2, 2]
+
+
+def test_a_line_that_hardly_falls_crosses_nowhere():
+    """Its zero is beyond what a float can hold."""
+    margins = {10.0: 0.2, 15.0: -5.0, 12.0: 0.2 - 1e-6}
+    verdicts = iter(Exactly(margin > 0, margin, 1e-9) for margin in margins.values())
+    found = highest_rate(
+        lambda rate: next(verdicts), 1.0, 100.0, start=10.0, max_probes=3, step=1.5
+    )
+    assert found.estimate is not None
+    assert found.rate <= found.estimate.value <= found.missed

@@ -293,7 +293,8 @@ def _crossing(probes: Sequence[Probe], margins: Sequence[float]) -> float | None
         return None
     met, missed = rates[count - 1], rates[count]
     place = _crossing_of_line(probes, math.log(met), math.log(missed), _NEAR, margins)
-    if place is not None and met / _BEYOND <= math.exp(place) <= missed * _BEYOND:
+    beyond = math.log(_BEYOND)
+    if place is not None and math.log(met) - beyond <= place <= math.log(missed) + beyond:
         return math.exp(place)
     share = levels[count - 1] / (levels[count - 1] - levels[count])
     return float(met * (missed / met) ** share)
