@@ -37,6 +37,8 @@ def load_engine(
         scheduler_config.grammar_cache_mib << 20,
     )
     max_step_rows = scheduler_config.max_batch_tokens + scheduler_config.max_draft_tokens
-    executor = open_executor(checkpoint, executor_config, max_step_rows)
+    executor = open_executor(
+        checkpoint, executor_config, max_step_rows, scheduler_config.max_num_requests
+    )
     speculator = load_speculator(executor, path, scheduler_config)
     return Engine(executor, scheduler_config, grammars=grammars, speculator=speculator)

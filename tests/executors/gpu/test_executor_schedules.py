@@ -16,9 +16,11 @@ NUM_BLOCKS = 40
 FORMATS = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "int8")]
 
 
-def executor(checkpoint: MemoryCheckpoint, weights: str, kv_cache: str) -> TorchExecutor:
+def executor(
+    checkpoint: MemoryCheckpoint, weights: str, kv_cache: str, fill_up: bool = False
+) -> TorchExecutor:
     config: Any = {"weights": weights, "kv_cache": kv_cache, "num_blocks": NUM_BLOCKS}
-    return TorchExecutor(checkpoint, ExecutorConfig(device="torch-cpu", **config))
+    return TorchExecutor(checkpoint, ExecutorConfig(device="torch-cpu", **config), fill_up=fill_up)
 
 
 def play(workers: list[TorchExecutor], prompts: list[list[int]], seed: int) -> list[np.ndarray]:
@@ -51,7 +53,8 @@ def play(workers: list[TorchExecutor], prompts: list[list[int]], seed: int) -> l
 
 @pytest.mark.parametrize(("weights", "kv_cache"), FORMATS)
 def test_any_schedule_gives_the_same_logits(weights: str, kv_cache: str) -> None:
-    workers = [executor(memory_model(1), weights, kv_cache) for _ in range(2)]
+    """One of the executors fills small steps up, as if they were captured."""
+    workers = [executor(memory_model(1), weights, kv_cache, fill_up) for fill_up in (False, True)]
     for seed in range(2):
         rng = np.random.default_rng(seed)
         prompts = [rng.integers(0, 77, size=n).tolist() for n in (1, 2, *rng.integers(3, 60, 3))]
@@ -96,7 +99,8 @@ def test_blocks_that_do_not_exist_are_refused() -> None:
         one.import_blocks(as_int32([1]), data[:, 1:])
 
 
-def test_tokens_of_the_step_before_need_not_come_to_the_host() -> None:
+@pytest.mark.parametrize("fill_up", [False, True])
+def test_tokens_of_the_step_before_need_not_come_to_the_host(fill_up: bool) -> None:
     """A chain of steps queued at once, each from the tokens that the one before chose."""
     one = executor(memory_model(1), "f32", "f32")
     first, second = Passage(list(range(9)), [3, 7]), Passage([5], [1])
@@ -108,7 +112,7 @@ def test_tokens_of_the_step_before_need_not_come_to_the_host() -> None:
         ):
             passage.tokens.append(int(token))
             chosen.append(int(token))
-    again = executor(memory_model(1), "f32", "f32")
+    again = executor(memory_model(1), "f32", "f32", fill_up)
     start, short = Passage(list(range(9)), [3, 7]), Passage([5], [1])
     pending = [again.execute_async(step([(start, 9), (short, 1)], [8, 9], None))]
     for _ in range(3):

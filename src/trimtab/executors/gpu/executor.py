@@ -8,7 +8,7 @@ them. Every matrix that a checkpoint stores as integers or float8 is read as doc
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,12 +22,14 @@ from trimtab.executors.gpu.cache import KVCache
 from trimtab.executors.gpu.capacity import BLOCK_TOKENS, kv_capacity
 from trimtab.executors.gpu.checks import check_batch
 from trimtab.executors.gpu.devices import choose_ops, describe_device, open_device
+from trimtab.executors.gpu.graphs import StepGraphs, decode_shapes, each_with_progress
 from trimtab.executors.gpu.model import Model, Rows
-from trimtab.executors.gpu.ops import DeviceSampling, Ops, SampleResult
+from trimtab.executors.gpu.ops import Ops, SampleResult
+from trimtab.executors.gpu.padding import Shape, padded, shape_of
 from trimtab.executors.gpu.pending import DevicePending, StepOutputs
-from trimtab.executors.gpu.rows import StagedRows, row_arrays, staged_rows
+from trimtab.executors.gpu.rows import no_rows, row_arrays, staged_rows
 from trimtab.executors.gpu.sampling_batch import device_sampling, sampling_arrays, sampling_rows
-from trimtab.executors.gpu.staging import Staging
+from trimtab.executors.gpu.staging import Staging, Views
 from trimtab.executors.gpu.weights import load_weights
 from trimtab.executors.kv_capacity import limit_context
 from trimtab.models.spec import ModelSpec
@@ -53,9 +55,11 @@ class TorchExecutor:
         config: ExecutorConfig | None = None,
         ops: Ops | None = None,
         max_step_rows: int = 2048,
+        fill_up: bool | None = None,
     ) -> None:
         """`ops`: those of the device, if none are given. `max_step_rows`: for which memory is kept
-        free."""
+        free. `fill_up`: small steps, to sizes that can be captured; None: on CUDA, where they
+        are."""
         self.config = config or ExecutorConfig(device="torch-cpu")
         self._spec = limit_context(checkpoint.spec, self.config.max_context)
         self.device = open_device(self.config.device)
@@ -82,6 +86,10 @@ class TorchExecutor:
         self._chosen = torch.zeros(MAX_CHOSEN, dtype=torch.int32, device=self.device)
         self._num_chosen = 0
         self._feature_layers: tuple[int, ...] = ()
+        self._graphs: StepGraphs | None = None
+        if self.device.type == "cuda" if fill_up is None else fill_up:
+            reserved = self._capacity.num_blocks
+            self._graphs = StepGraphs(self._model, self._chosen, reserved, self.device)
         self._identity = self._make_identity(checkpoint)
         self._is_open = True
 
@@ -116,13 +124,40 @@ class TorchExecutor:
         """Queues a step behind those queued before and does not wait for it."""
         self._check_open()
         check_batch(batch, self._capacity, self._spec, self._num_chosen)
+        shape = None
+        if self._graphs is not None and not batch.features:
+            shape = shape_of(batch, self._spec.max_context)
+        arrays = row_arrays(batch)
+        if shape is not None:
+            arrays = padded(arrays, shape.num_rows)
         with torch.inference_mode():
-            views, _ = self._staging.upload(row_arrays(batch) | sampling_arrays(batch))
-            staged = staged_rows(batch, views)
-            rows = staged.on_device(self._chosen, self._capacity.num_blocks, BLOCK_TOKENS)
-            layers = self._feature_layers if batch.features else ()
-            normed, features = self._model.forward(rows, layers)
-            return self._finish(batch, staged, device_sampling(batch, views), normed, features)
+            views, in_place = self._staging.upload(arrays | sampling_arrays(batch))
+            features: list[Tensor] = []
+            if shape is not None and self._graphs is not None and in_place:
+                views["block_ids_and_beyond"] = self._staging.beyond(views["block_ids"])
+                normed = self._graphs.run(shape, views)
+            else:
+                rows = staged_rows(batch, views).on_device(
+                    self._chosen, self._capacity.num_blocks, BLOCK_TOKENS
+                )
+                layers = self._feature_layers if batch.features else ()
+                normed, features = self._model.forward(rows, layers)
+            return self._finish(batch, views, normed, features)
+
+    def capture(self, max_requests: int, progress: Callable[[str], None]) -> None:
+        """Captures the decode steps of up to so many requests now, not when they are first met.
+        Nothing may be queued. Nothing to do where there are no graphs."""
+        if self._graphs is None:
+            return
+        shapes = decode_shapes(max_requests, self._spec.max_context)
+        each_with_progress(shapes, self._capture_shape, progress)
+
+    def _capture_shape(self, shape: Shape) -> None:
+        assert self._graphs is not None
+        with torch.inference_mode():
+            views, _ = self._staging.upload(padded(no_rows(), shape.num_rows))
+            views["block_ids_and_beyond"] = self._staging.beyond(views["block_ids"])
+            self._graphs.run(shape, views)
 
     def copy_blocks(self, sources: Int32Array, destinations: Int32Array) -> None:
         self._check_open()
@@ -141,6 +176,7 @@ class TorchExecutor:
         if not self._is_open:
             return
         self._is_open = False
+        self._graphs = None
         del self._model, self._blocks, self._staging
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -149,17 +185,17 @@ class TorchExecutor:
     def _finish(
         self,
         batch: StepBatch,
-        staged: StagedRows,
-        sampling: DeviceSampling,
+        views: Views,
         normed: Tensor,
         features: list[Tensor],
     ) -> DevicePending:
+        sampling = device_sampling(batch, views)
         sampled: list[SampleResult] = []
         kept: list[Tensor] = []
         count = len(batch.logit_rows)
         for first in range(0, count, LOGIT_ROWS):
             last = min(first + LOGIT_ROWS, count)
-            logits = self._model.logits(normed[staged.logit_rows[first:last]])
+            logits = self._model.logits(normed[views["logit_rows"][first:last]])
             part = sampling if last - first == count else sampling_rows(sampling, first, last)
             sampled.append(self.ops.sample(logits, part))
             if batch.return_logits:
@@ -175,7 +211,7 @@ class TorchExecutor:
             top_width=sampling.top_width,
             wants_logprobs=sampling.wants_logprobs,
             logits=kept if batch.return_logits else None,
-            hidden=None if staged.hidden_rows is None else normed[staged.hidden_rows],
+            hidden=normed[views["hidden_rows"]] if "hidden_rows" in views else None,
             features=torch.cat(features, 1) if features else None,
         )
         return DevicePending(outputs, self.device)

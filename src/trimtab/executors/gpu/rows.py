@@ -40,6 +40,18 @@ def row_arrays(batch: StepBatch) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
+def no_rows() -> dict[str, npt.NDArray[Any]]:
+    """`row_arrays` of an empty step, to be filled up."""
+    none, start = np.zeros(0, np.int32), np.zeros(1, np.int32)
+    names = ("token_ids", "positions", "sequences", "chosen_before")
+    return dict.fromkeys(names, none) | {
+        "seq_starts": start,
+        "block_starts": start,
+        "block_ids": none,
+        "logit_rows": none,
+    }
+
+
 @dataclass(slots=True, eq=False)
 class StagedRows:
     """The arrays of `row_arrays` on the device."""
@@ -51,8 +63,6 @@ class StagedRows:
     seq_starts: Tensor  # [S + 1]
     block_starts: Tensor  # [S + 1]
     block_ids: Tensor
-    logit_rows: Tensor
-    hidden_rows: Tensor | None
     max_rows: int
     max_context: int
 
@@ -92,8 +102,6 @@ def staged_rows(batch: StepBatch, views: Mapping[str, Tensor]) -> StagedRows:
         seq_starts=views["seq_starts"],
         block_starts=views["block_starts"],
         block_ids=views["block_ids"],
-        logit_rows=views["logit_rows"],
-        hidden_rows=views.get("hidden_rows"),
         max_rows=int(np.diff(batch.seq_starts).max()),
         max_context=int(batch.positions.max()) + 1,
     )

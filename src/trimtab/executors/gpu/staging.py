@@ -63,13 +63,17 @@ class Staging:
             event = torch.cuda.Event()
             event.record()
             self._copied[self._turn] = event
-        views = {
+        views: Views = {
             name: device[offsets[name] : offsets[name] + array.nbytes]
             .view(_TORCH[array.dtype.name])
             .view(array.shape)
             for name, array in arrays.items()
         }
         return views, fits
+
+    def beyond(self, view: Tensor) -> Tensor:
+        """All of the buffer from where a view in it starts, as its type: always of one length."""
+        return self._device.view(view.dtype)[view.storage_offset() :]
 
     def _next_host(self) -> Tensor:
         self._turn = (self._turn + 1) % HOST_BUFFERS
