@@ -3,6 +3,8 @@
 # make test     set up and run the tests
 # make check    lint, types, formatting, import rule
 # make sanitize      the tests of the native core under address, undefined-behaviour and thread sanitizers
+# make gpu-check     on a machine with an NVIDIA GPU, torch and Triton, nothing built: is all right there, and how
+#               fast is it (CONTRIBUTING.md); ARGS="--device cpu --tiny" runs it without a GPU
 # make neon-check    the kernel tests on 64-bit Arm, cross-compiled and emulated (Debian; CONTRIBUTING.md)
 #
 # PYTHON=python3.12  another interpreter        MODEL=...  what `make serve` optimizes and serves
@@ -11,7 +13,7 @@
 PYTHON ?= python3
 MODEL ?= builtin
 ARGS ?=
-OPTIMIZE ?= --budget 40s
+OPTIMIZE ?= --budget 60s
 # Where the plan and its report are kept.
 PLANS ?= build/plans
 SANITIZERS ?= address thread
@@ -27,7 +29,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt $(shell find native -name '*.cpp' -o -name '*.h')
 
-.PHONY: serve test sanitize check neon-check format native clean
+.PHONY: serve test sanitize check gpu-check neon-check format native clean
 
 serve: $(VENV)/.installed
 	@$(BIN)/trimtab optimize $(MODEL) --cached --out $(PLANS)/$(notdir $(MODEL:/=)) $(OPTIMIZE) \
@@ -46,6 +48,10 @@ check: $(VENV)/.installed $(VENV)/.check
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(find native -name '*.cpp' -o -name '*.h')
 	$(BIN)/python tools/import_rule.py
+
+# With whatever Python has torch: no environment, no network, no build.
+gpu-check:
+	@PYTHONPATH=src $(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 neon-check: $(VENV)/.build
 	@PATH="$(CURDIR)/$(BIN):$$PATH" PYTHON="$(CURDIR)/$(BIN)/python" tools/neon_check.sh $(ARGS)

@@ -1,0 +1,202 @@
+"""The kernels on the device against their references in plain torch, on the same tensors.
+
+Ragged batches like those of a server: prompts, chunks behind a context, single rows, rows of drafts
+and empty sequences, in the shapes of the models. What both round to bf16 may differ by one step of
+it where the sums, taken in another order, lie at a boundary; quantized values by one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpu.checkpoints import RandomCheckpoint
+from gpu.context import Context
+from gpu.kernel_cases import attention_cases, attention_inputs, kv_formats, rope_inputs
+from gpu.kernel_sampling import sampling_cases
+from gpu.shapes import spec_of
+
+BF16_STEP = 2.0**-7  # relative, between neighbours at worst
+SLACK = 2.0**-8  # of the root mean square: results near zero are differences of larger numbers
+ROWS = (1, 7, 64, 300)
+TINY_ROWS = (1, 5)
+
+
+def run(context: Context) -> None:
+    from trimtab.executors.gpu.triton_ops import TritonOps
+
+    from trimtab.executors.gpu.reference import ReferenceOps
+
+    settings = context.settings
+    cases: dict[str, Callable[[], dict[str, Any]]] = {}
+    check = KernelCheck(TritonOps(), ReferenceOps(), settings.device, settings.seed, settings.tiny)
+    for rows in TINY_ROWS if settings.tiny else ROWS:
+        cases[f"norms, {rows} rows"] = lambda rows=rows: check.norms(rows)
+        cases[f"gated, {rows} rows"] = lambda rows=rows: check.gated(rows)
+        for weights in ("bf16", "fp8", "int4"):
+            cases[f"{weights} product, {rows} rows"] = lambda r=rows, w=weights: check.linear(r, w)
+    for kv in kv_formats():
+        cases[f"rope and write, {kv}"] = lambda kv=kv: check.rope(kv)
+        for name in attention_cases(settings.tiny):
+            cases[f"attention, {name}, {kv}"] = lambda n=name, kv=kv: check.attention(n, kv)
+    for name, sampling in sampling_cases(settings.seed).items():
+        cases[f"sampling, {name}"] = lambda sampling=sampling: check.sampling(sampling)
+    context.plan(cases)
+    with torch.inference_mode():
+        for name, work in cases.items():
+            if context.has_time(name, 0.5):
+                context.attempt(name, work)
+
+
+class KernelCheck:
+    """Every method compares the kernels of one kind, and gives the largest deviation that is
+    allowed as 1."""
+
+    def __init__(self, ops: Any, reference: Any, device: str, seed: int, tiny: bool) -> None:
+        self.ops, self.reference = ops, reference
+        self.device, self.seed, self.tiny = device, seed, tiny
+        self.spec = spec_of("llama-3.1-8b", tiny)
+        self._generator = torch.Generator(device)
+        self._generator.manual_seed(seed)
+
+    def random(self, *shape: int) -> Tensor:
+        drawn = torch.randn(shape, generator=self._generator, device=self.device)
+        return drawn.to(torch.bfloat16)
+
+    def norms(self, rows: int) -> dict[str, Any]:
+        found = {}
+        for hidden in {self.spec.hidden_size, spec_of("qwen3-0.6b", self.tiny).hidden_size}:
+            x, residual = self.random(rows, hidden), self.random(rows, hidden)
+            weight = self.random(hidden).float()
+            for offset in (0.0, 1.0):
+                one = self.both("rms_norm", x, weight, 1e-5, offset)
+                two = self.both("add_rms_norm", x, residual, weight, 1e-5, offset)
+                found[f"{hidden} {offset}"] = max(deviation(*one), deviation(*two))
+            for kind in ("int8", "fp8"):
+                found[f"{hidden} {kind}"] = max(
+                    quantized_deviation(*self.both("quantize_rows", x, kind)),
+                    quantized_deviation(
+                        *self.both("rms_norm_quantize", x, weight, 1e-5, 0.0, kind)
+                    ),
+                    quantized_deviation(
+                        *self.both("add_rms_norm_quantize", x, residual, weight, 1e-5, 0.0, kind)
+                    ),
+                )
+        return verdict(found)
+
+    def gated(self, rows: int) -> dict[str, Any]:
+        found = {}
+        both = self.random(rows, 2 * self.spec.intermediate_size)
+        for activation in ("silu", "gelu_tanh"):
+            found[activation] = deviation(*self.both("gated", both, activation))
+            for kind in ("int8", "fp8"):
+                found[f"{activation} {kind}"] = quantized_deviation(
+                    *self.both("gated_quantize", both, activation, kind)
+                )
+        return verdict(found)
+
+    def linear(self, rows: int, weights: str) -> dict[str, Any]:
+        """A layer's four products, and, of float weights, one with a bias and float32 results."""
+        from trimtab.executors.gpu.matrix_loading import load_matrix
+
+        checkpoint = RandomCheckpoint(
+            self.spec, weights, self.device, self.seed, 32 if self.tiny else 128
+        )
+        found = {}
+        for parts in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
+            stored = [checkpoint.matrix(f"layers.0.{part}") for part in parts]
+            matrix = load_matrix(stored, torch.bfloat16, self.device)
+            x = self.random(rows, matrix.shape[1])
+            bias = self.random(matrix.shape[0]).float()
+            name = "+".join(parts)
+            if matrix.kind is None:
+                found[name] = deviation(*self.both("linear", x, matrix, None))
+                wide = self.both("linear", x, matrix, bias, torch.float32)
+                found[f"{name} bias"] = deviation(*wide)
+            else:
+                quantized = self.reference.quantize_rows(x, matrix.kind)
+                pair = self.both("linear_quantized", quantized, matrix, bias, torch.bfloat16)
+                found[name] = deviation(*pair)
+        return verdict(found)
+
+    def rope(self, kv: str) -> dict[str, Any]:
+        found = {}
+        for name, inputs in rope_inputs(self.spec, self.tiny, self.device, self.seed, kv).items():
+            caches = inputs.caches()
+            q = [
+                ops.qk_norm_rope_write(*inputs.arguments, cache)
+                for ops, cache in zip((self.ops, self.reference), caches, strict=True)
+            ]
+            found[f"{name} q"] = deviation(*q)
+            for part in ("keys", "values"):
+                stored = [dequantized(cache, part) for cache in caches]
+                found[f"{name} {part}"] = deviation(*stored, step=stored_step(kv))
+        return verdict(found)
+
+    def attention(self, name: str, kv: str) -> dict[str, Any]:
+        case = attention_cases(self.tiny)[name]
+        inputs = attention_inputs(case, kv, self.device, self.seed)
+        return verdict({name: deviation(*self.both("attention", *inputs))})
+
+    def sampling(self, sampling: Any) -> dict[str, Any]:
+        """Tokens are to be the same ones; log-probabilities nearly."""
+        logits, batch = sampling.on_device(self.device)
+        ours, expected = (ops.sample(logits, batch) for ops in (self.ops, self.reference))
+        different = int((ours.tokens != expected.tokens).sum())
+        worst = (
+            float((ours.logprobs - expected.logprobs).abs().max()) if batch.wants_logprobs else 0.0
+        )
+        return {
+            "passed": different == 0 and worst < 1e-3,
+            "different_tokens": different,
+            "rows": len(ours.tokens),
+            "logprob_difference": worst,
+        }
+
+    def both(self, name: str, *arguments: Any) -> tuple[Any, Any]:
+        ours, expected = (getattr(ops, name)(*arguments) for ops in (self.ops, self.reference))
+        return ours, expected
+
+
+def deviation(ours: Any, expected: Any, step: float = BF16_STEP) -> float:
+    """Largest difference, as a multiple of what is allowed; infinite if something is not finite.
+    Of several tensors the worst."""
+    if isinstance(ours, tuple):
+        return max(deviation(a, b, step) for a, b in zip(ours, expected, strict=True))
+    a, b = ours.float(), expected.float()
+    if a.shape != b.shape or not bool(torch.isfinite(a).all()):
+        return float("inf")
+    allowed = step * b.abs() + SLACK * b.square().mean().sqrt() + 1e-30
+    return float(((a - b).abs() / allowed).max()) if a.numel() else 0.0
+
+
+def quantized_deviation(ours: Any, expected: Any) -> float:
+    """Of (values, scales[, the sum]): by what they stand for, one step apart at most."""
+    step = 2.0**-3 if ours[0].dtype == torch.float8_e4m3fn else 0.0
+    ours_values, values = (one[0].float() * one[1][:, None] for one in (ours, expected))
+    whole = expected[1][:, None] * (1.02 if step == 0 else 2.0**-9)
+    allowed = step * values.abs() * 1.02 + whole + 1e-30
+    worst = float(((ours_values - values).abs() / allowed).max())
+    scales = float(((ours[1] - expected[1]).abs() / (expected[1].abs() * 1e-2 + 1e-30)).max())
+    rest = deviation(ours[2], expected[2]) if len(ours) > 2 else 0.0
+    return max(worst, scales, rest)
+
+
+def dequantized(cache: Any, part: str) -> Tensor:
+    stored = getattr(cache, part).float()
+    scales = getattr(cache, {"keys": "key_scales", "values": "value_scales"}[part])
+    return stored if scales is None else stored * scales.float()[..., None]
+
+
+def stored_step(kv: str) -> float:
+    """Neighbours, relative to the larger: of int8 they are as far apart near zero as elsewhere, so
+    it is the slack that bounds them."""
+    return {"f32": 1e-5, "bf16": BF16_STEP, "fp8": 2.0**-3}.get(kv, 2.0**-5)
+
+
+def verdict(found: dict[str, float]) -> dict[str, Any]:
+    worst = max(found, key=lambda name: found[name])
+    return {"passed": found[worst] <= 1, "worst": found[worst], "where": worst}
