@@ -18,7 +18,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from load_peers import run_guidellm, run_peer
 from measuring import slug
 from serving import serving
 from trimtab.bench.load import LoadOptions, LoadRun, run_load
@@ -130,30 +130,9 @@ def figures_of(run: LoadRun) -> Figures:
 def guidellm(
     command: str, url: str, model: str, prompts: list[str], shape: Shape, folder: Path
 ) -> Figures:
-    data, out = folder / "prompts.jsonl", folder / "guidellm.json"
-    rows = ({"prompt": text, "output_tokens_count": shape.num_output_tokens} for text in prompts)
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    backend = {
-        "kind": "openai_http",
-        "target": url,
-        "request_format": "/v1/completions",
-        "model": model,
-        "validate_backend": False,
-        "extras": {"body": {"temperature": 0, "ignore_eos": True}},
-    }
-    run_peer(
-        [
-            command, "run", "--backend", json.dumps(backend),
-            "--profile", f"kind=constant,rate={shape.rate}",
-            "--constraint", f"kind=max_requests,count={len(prompts)}",
-            "--data", f"kind=json_file,path={data}",
-            "--tokenizer", f"kind=huggingface_auto,model={target_path()}",
-            "--output", f"kind=json,path={out}", "--disable-console",
-        ],
-        folder,
-        HF_HUB_OFFLINE="1",
-    )  # fmt: skip
-    metrics = json.loads(out.read_text())["benchmarks"][0]["metrics"]
+    rows = [{"prompt": text, "output_tokens_count": shape.num_output_tokens} for text in prompts]
+    profile = f"kind=constant,rate={shape.rate}"
+    metrics = run_guidellm(command, url, model, target_path(), rows, profile, folder)["metrics"]
 
     def mean(name: str, statistic: str = "mean") -> float:
         return float(metrics[name]["successful"][statistic])
@@ -211,20 +190,6 @@ def aiperf(
         "requests/s": of("request_throughput"),
         "output tokens/s": of("output_token_throughput"),
     }
-
-
-def run_peer(command: list[str], folder: Path, **settings: str) -> None:
-    """Raises RuntimeError with the end of what it printed. aiperf takes no directory as a tokenizer
-    where HF_HUB_OFFLINE is set."""
-    if shutil.which("chrt") and os.geteuid() == 0:
-        command = ["chrt", "--rr", "1", *command]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **settings}
-    environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=SECONDS
-    )
-    if done.returncode:
-        raise RuntimeError(f"{Path(command[-1]).name}: {(done.stdout + done.stderr)[-800:]}")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from step_models import SLOW, known, predictor_of
 from trimtab.optimizer.lesson import METRICS, Lesson, learn
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import Predictor
+from trimtab.simulator.speculation import SpeculationModel
 
 RATES = (0.1, 0.3, 0.5)
 
@@ -46,6 +47,24 @@ def test_a_server_that_differs_is_predicted_after_a_few_loads(truth: Lesson) -> 
         assert guess
         assert before
         assert abs(guess / real - 1) < max(0.04, 0.5 * abs(before / real - 1)), metric
+
+
+def test_guesses_that_are_worse_under_load_are_seen_to_be() -> None:
+    predictor = predictor_of({SLOW: known(1.0, SpeculationModel((0.9, 0.95, 0.95), share=0.7))})
+    truth = Lesson(guessing=0.25)
+    loads = [predictor.play(SLOW, rate, 5, 60.0, truth) for rate in RATES]
+    points = [load for load in loads if load is not None]
+    found = learn([(point, partial(replay, predictor)) for point in points], never)
+    assert found.guessing < 0.6
+    fresh = predictor.play(SLOW, 0.4, 99, 60.0, truth)
+    assert fresh is not None
+    real = fresh.latencies["e2e"]["mean"]
+    guess = replay(predictor, fresh, found).latencies["e2e"]["mean"]
+    before = replay(predictor, fresh, Lesson()).latencies["e2e"]["mean"]
+    assert real
+    assert guess
+    assert before
+    assert abs(guess / real - 1) < 0.5 * abs(before / real - 1)
 
 
 def test_nothing_is_learned_from_what_a_client_spoiled_or_a_queue_drowned() -> None:

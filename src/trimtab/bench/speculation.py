@@ -136,7 +136,7 @@ def measure_speculation(
             _run(llm, way, prompts[:streams], streams, plan, counts=False)  # warms up
         for number in range(1, plan.rounds + 1):
             progress(f"{streams} streams, round {number} of {plan.rounds}")
-            for way in ways:
+            for way in ways if number % 2 else reversed(ways):
                 found = _run(llm, way, prompts, streams, plan)
                 same &= answers.setdefault("", found) == found
         rows += _rows(ways, streams)

@@ -41,6 +41,7 @@ PROBES = 4  # that a finalist takes, about
 LEAST_PROBES = 3
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
+NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measurement
 START_SECONDS = 1.0  # of a server, a load's share of it
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
 
@@ -69,6 +70,7 @@ class Finals:
             self._learn()
             self._compare()
             self._decide()
+            self._lengthen()
             Repeats(self.found, self.directory, self.seconds_of, self.run.progress).play()
 
     # ---- the search
@@ -77,11 +79,13 @@ class Finals:
         found = self.found
         found.default = default = found.entries.of(self.run.default)
         finalists = self._finalists()
-        loads = PROBES * (len(finalists) + 1) + 2 * LEAST_REPEATS
+        # Those that are predicted to be far behind the first are hardly asked anything.
+        near = sum(self._expected(e) >= NEAR_BEST * self._expected(finalists[0]) for e in finalists)
+        loads = PROBES * (near + 1) + 2 * LEAST_REPEATS
         self.load_seconds = min(
             MOST_SECONDS, max(self.least_seconds, self.budget / loads - START_SECONDS)
         )
-        affordable = self.budget * (1 - RESERVE) / (len(finalists) + 1) / (self.load_seconds + 1)
+        affordable = self.budget * (1 - RESERVE) / (near + 1) / (self.load_seconds + START_SECONDS)
         self.max_probes = int(min(MAX_PROBES, max(LEAST_PROBES, affordable)))
         waiting = finalists
         while waiting and (not self._is_late() or not self._best()):
@@ -89,7 +93,7 @@ class Finals:
             entry = waiting.pop(0)
             best = self._best()
             floor = best.rate if best else 0.0
-            if best and self._expected(entry) < 0.8 * floor:
+            if best and self._expected(entry) < NEAR_BEST * floor:
                 entry.drop("measured", f"not measured: expected {self._expected(entry):.3g}/s")
                 continue
             self._measure(entry, floor)
@@ -180,6 +184,13 @@ class Finals:
 
     def _is_late(self) -> bool:
         return time.monotonic() - self.started > self.budget * (1 - RESERVE)
+
+    def _lengthen(self) -> None:
+        """What time is left makes the loads that verify longer."""
+        left = self.budget - (time.monotonic() - self.started)
+        self.load_seconds = max(
+            self.load_seconds, min(MOST_SECONDS, left / (2 * LEAST_REPEATS) - START_SECONDS)
+        )
 
     # ---- what the loads teach
 

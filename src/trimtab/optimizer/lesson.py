@@ -1,10 +1,10 @@
 """What loads on the real server taught about it, beyond the steps of an engine at rest.
 
 Steps are measured while nothing else runs. Under load the front process, the client and whoever
-else shares the cores take their part. Three numbers say how much, fitted to loads of the search,
-each replayed request by request: residuals are logs of predicted over measured TTFT (median), ITL
-and E2E (means), and the numbers are found by Levenberg's method, held near "no difference" by as
-much as one load of medium trust.
+else shares the cores take their part, and guesses are right more or less often than on a few
+prompts. Four numbers say how much, fitted to loads of the search, each replayed request by request:
+residuals are logs of predicted over measured TTFT (median), ITL and E2E (means), and the numbers
+are found by Levenberg's method, held near "no difference" by as much as one load of medium trust.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from trimtab.simulator.simulate import SimulatedServer
 ROUNDS = 5
 MOST_LOADS = 6
 FACTOR_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
+GUESSING_TRUST = 2.0
+REACHES = (0.05, 0.05, 0.5, -0.3)  # of finite differences
 METRICS = (("ttft", "p50"), ("itl", "mean"), ("e2e", "mean"))
 Floats = npt.NDArray[np.float64]
 Replay = Callable[[LoadPoint, "Lesson"], LoadPoint]  # measured -> simulated
@@ -32,6 +34,7 @@ class Lesson:
     factor: float = 1.0  # on the seconds of a step
     token: float = 0.0  # seconds by which each token that goes out delays the steps
     request: float = 0.0  # seconds until the engine has a request
+    guessing: float = 1.0  # factor on the share of steps in which there is something to guess
 
     def applied(self, server: SimulatedServer) -> SimulatedServer:
         overheads = replace(
@@ -39,8 +42,12 @@ class Lesson:
             token=server.overheads.token + self.token,
             request=server.overheads.request + self.request,
         )
+        speculation = server.speculation
+        if speculation is not None:
+            share = min(1.0, speculation.share * self.guessing)
+            speculation = replace(speculation, share=share)
         times = server.step_times if self.factor == 1 else server.step_times.scaled(self.factor)
-        return replace(server, step_times=times, overheads=overheads)
+        return replace(server, step_times=times, overheads=overheads, speculation=speculation)
 
 
 def is_instructive(point: LoadPoint) -> bool:
@@ -55,14 +62,14 @@ def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) 
     if not able or stop():
         return Lesson()
     scale = math.fsum(point.latencies["itl"]["mean"] or 0.0 for point, _ in able) / len(able)
-    place, here = np.zeros(3), _residuals(able, Lesson(), np.zeros(3))
+    place, here = np.zeros(4), _residuals(able, Lesson(), np.zeros(4))
     damping = 0.1
     for _ in range(ROUNDS):
-        slopes = np.stack([_slope(able, place, here, scale, axis) for axis in range(3)], axis=1)
-        matrix = slopes.T @ slopes + damping * np.eye(3)
+        slopes = np.stack([_slope(able, place, here, scale, axis) for axis in range(4)], axis=1)
+        matrix = slopes.T @ slopes + damping * np.eye(4)
         step = -np.linalg.solve(matrix, slopes.T @ here)
         there = place + step
-        there[1:] = np.maximum(there[1:], 0.0)
+        there[1:3] = np.maximum(there[1:3], 0.0)
         found = _residuals(able, _lesson(there, scale), there)
         if found @ found < here @ here:
             settled = here @ here - found @ found < 0.01 * (here @ here)
@@ -77,9 +84,15 @@ def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) 
 
 
 def _lesson(place: Floats, scale: float) -> Lesson:
-    """`place`: log factor, then the seconds of a token and of a request as shares of an ITL."""
-    log_factor, token, request = place.tolist()
-    return Lesson(math.exp(min(2.0, max(-1.0, log_factor))), token * scale, request * scale)
+    """`place`: log factor, the seconds of a token and of a request as shares of an ITL, log of the
+    factor on guessing."""
+    log_factor, token, request, log_guessing = place.tolist()
+    return Lesson(
+        math.exp(min(2.0, max(-1.0, log_factor))),
+        token * scale,
+        request * scale,
+        math.exp(min(1.0, max(-4.0, log_guessing))),
+    )
 
 
 def _slope(
@@ -89,7 +102,7 @@ def _slope(
     scale: float,
     axis: int,
 ) -> Floats:
-    reach = 0.05 if axis < 2 else 0.5
+    reach = REACHES[axis]
     there = place.copy()
     there[axis] += reach
     change: Floats = (_residuals(points, _lesson(there, scale), there) - here) / reach
@@ -97,7 +110,7 @@ def _slope(
 
 
 def _residuals(points: Sequence[tuple[LoadPoint, Replay]], lesson: Lesson, place: Floats) -> Floats:
-    found = [place[0] / FACTOR_TRUST, place[1], place[2] / 10]
+    found = [place[0] / FACTOR_TRUST, place[1], place[2] / 10, place[3] / GUESSING_TRUST]
     for point, replay in points:
         predicted = replay(point, lesson)
         for metric, key in METRICS:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LEAST_REPEATS = 3
 LEAST_VALID = 2
+LONG_BUDGET = 180.0  # seconds of a run
 MAX_ATTEMPTS = 6  # to find a rate that holds every time
 GUESSED = 0.85  # of a rate that was found from noisy probes, where no simulation says how noisy
 
@@ -83,8 +84,7 @@ def verify(
 
 
 class Repeats:
-    """Leaves `rate` in what was found, and no `chosen` if the choice holds no rate every time. Of
-    the default the rate is lowered as much as that of the choice, to begin with."""
+    """Leaves `rate` in what was found, and no `chosen` if the choice holds no rate every time."""
 
     def __init__(
         self,
@@ -106,18 +106,19 @@ class Repeats:
         entries = [chosen]
         if default is not None and default is not chosen and default.rate > 0:
             entries.append(default)
-        rate, own = self._first_rate(chosen), self.found.order.need.rate
+        first = self._first_rates(entries)
         with contextlib.ExitStack() as stack:
             contestants = [
                 Contestant(
                     one,
                     stack.enter_context(self.found.trials.server(one.candidate, self.directory)),
-                    own or rate / chosen.rate * one.rate,
+                    rate,
                 )
-                for one in entries
+                for one, rate in zip(entries, first, strict=True)
             ]
-            self.progress(f"checking {rate:.3g} requests/s, {LEAST_REPEATS} times and more")
-            verify(contestants, self._load, self.seeds, may_lower=own is None)
+            self.progress(f"checking {first[0]:.3g} requests/s, {LEAST_REPEATS} times and more")
+            may_lower = self.found.order.need.rate is None
+            verify(contestants, self._load, self.seeds, may_lower)
             for one in contestants:
                 self._keep(one)
         if chosen.dropped is not None:
@@ -125,12 +126,22 @@ class Repeats:
         self.found.rate = contestants[0].rate
         self.found.load_seconds = self.seconds_of(contestants[0].rate)
 
-    def _first_rate(self, entry: Entry) -> float:
-        need, predictor = self.found.order.need, self.found.predictor
+    def _first_rates(self, entries: Sequence[Entry]) -> list[float]:
+        """Of a short run, that of the default is lowered as much as that of the choice."""
+        asked = self.found.order.need.rate
+        if asked is not None:
+            return [asked] * len(entries)
+        rates = [self._reliable(entries[0])]
+        for other in entries[1:]:
+            if self.found.order.budget_seconds >= LONG_BUDGET:
+                rates.append(self._reliable(other))
+            else:
+                rates.append(rates[0] / entries[0].rate * other.rate)
+        return rates
+
+    def _reliable(self, entry: Entry) -> float:
+        predictor, candidate = self.found.predictor, entry.candidate
         assert entry.measured is not None
-        if need.rate is not None:
-            return need.rate
-        candidate = entry.candidate
         if predictor.calibration(candidate) is None:
             return GUESSED * entry.rate
         self.progress(f"how much loads of {candidate.label} scatter")
