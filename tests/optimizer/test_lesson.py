@@ -55,7 +55,7 @@ def test_guesses_that_are_worse_under_load_are_seen_to_be() -> None:
     loads = [predictor.play(SLOW, rate, 5, 60.0, truth) for rate in RATES]
     points = [load for load in loads if load is not None]
     found = learn([(point, partial(replay, predictor)) for point in points], never)
-    assert found.guessing < 0.6
+    assert found.guessing < 0.8
     fresh = predictor.play(SLOW, 0.4, 99, 60.0, truth)
     assert fresh is not None
     real = fresh.latencies["e2e"]["mean"]
