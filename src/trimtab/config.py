@@ -65,6 +65,9 @@ class ExecutorConfig:
     memory_share: float = knob(
         0.9, "cuda: part of the GPU's memory for weights, KV cache and steps together"
     )
+    host_cache_gib: float = knob(
+        0.0, "cuda: GiB of host memory that keep blocks evicted from the KV cache; 0 = none"
+    )
     max_context: int = knob(
         0, "longest prompt + completion in tokens; 0 = what the model was trained for"
     )
@@ -83,8 +86,11 @@ class ExecutorConfig:
         for name in ("threads", "num_blocks", "max_context"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)}: must not be negative")
-        if not 0 <= self.kv_cache_gib < 1 << 20:
-            raise ConfigError(f"kv_cache_gib={self.kv_cache_gib}: must not be negative")
+        for name in ("kv_cache_gib", "host_cache_gib"):
+            if not 0 <= getattr(self, name) < 1 << 20:
+                raise ConfigError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.host_cache_gib and self.device == "cpu":
+            raise ConfigError("host_cache_gib: device=cpu has its KV cache there; set kv_cache_gib")
 
     @property
     def scale_group(self) -> int:

@@ -13,14 +13,19 @@ published; taking a cached block for something else unpublishes it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class BlockPool:
     """Blocks 0 .. num_blocks - 1, all plain at first. Not thread-safe."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(
+        self, num_blocks: int, on_evict: Callable[[int, bytes], None] | None = None
+    ) -> None:
+        """`on_evict`: called with a cached block and its hash when it is taken for something else,
+        before anything is written."""
         self.num_blocks = num_blocks
+        self._on_evict = on_evict
         self._references = [0] * num_blocks
         self._uses = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
@@ -59,6 +64,9 @@ class BlockPool:
             block_id = self._plain.pop()
         elif self._cached:
             block_id, _ = self._cached.popitem(last=False)
+            block_hash = self._hashes[block_id]
+            if self._on_evict is not None and block_hash is not None:
+                self._on_evict(block_id, block_hash)
             self.unpublish(block_id)
         else:
             raise IndexError("no free block")

@@ -25,6 +25,7 @@ from trimtab.engine.client import (
 from trimtab.engine.grammar import GrammarCompiler, GrammarError, GrammarState
 from trimtab.engine.grammar_follower import GrammarFollower
 from trimtab.engine.grammar_source import refused
+from trimtab.engine.host_tier import HostTier
 from trimtab.engine.kv_cache import KVCacheManager, cache_root
 from trimtab.engine.outputs import joined, request_output, score, token_logprobs
 from trimtab.engine.request import Request, RequestState
@@ -39,6 +40,7 @@ from trimtab.executors.base import (
     AsyncExecutor,
     Executor,
     Float32Array,
+    HostStore,
     StepBatch,
     StepResult,
     UInt32Array,
@@ -69,8 +71,12 @@ class Engine:
         self.config = config or SchedulerConfig()
         self.debug = debug_checks() if debug is None else debug
         capacity = executor.capacity
+        self._host_store: HostStore | None = getattr(executor, "host_store", None)
         self.kv_cache = KVCacheManager(
-            capacity.num_blocks, capacity.block_size, self.config.prefix_cache
+            capacity.num_blocks,
+            capacity.block_size,
+            self.config.prefix_cache,
+            None if self._host_store is None else HostTier(self._host_store.num_slots),
         )
         self.scheduler = Scheduler(self.config, self.kv_cache)
         self.speculator = speculator
@@ -262,6 +268,8 @@ class Engine:
         self.executor.close()
 
     def _build(self, plan: StepPlan) -> StepBatch:
+        if self._host_store is not None and self.kv_cache.host is not None:
+            self.kv_cache.host.run_copies(self._host_store)
         batch = self._batches.build(plan.chunks)
         batch.features = self.speculator is not None and self.speculator.needs_features
         self._clock.lap(StepPart.BUILD)

@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Iterable
 
 from trimtab.engine.block_pool import BlockPool
+from trimtab.engine.host_tier import HostTier
 from trimtab.engine.request import Request, RequestState
 
 
@@ -30,11 +31,19 @@ def cache_root(identity: str, salt: str) -> bytes:
 class KVCacheManager:
     """Not thread-safe. Every method either does all of its work or changes nothing."""
 
-    def __init__(self, num_blocks: int, block_size: int, prefix_cache: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        prefix_cache: bool = True,
+        host: HostTier | None = None,
+    ) -> None:
+        """`host`: where blocks go that are evicted; who owns the manager has its copies done."""
         self.block_size = block_size
         self.prefix_cache = prefix_cache
         self.max_draft_tokens = 0  # for which requests may hold blocks
-        self.pool = BlockPool(num_blocks)
+        self.host = host if prefix_cache else None
+        self.pool = BlockPool(num_blocks, None if self.host is None else self.host.save)
         self._pending: dict[bytes, Request] = {}
 
     @property
@@ -59,9 +68,11 @@ class KVCacheManager:
         for block_id in hits:
             self.pool.hold(block_id)
         request.block_ids = array("i", hits)
+        num_cached = len(hits) + self._load_from_host(request)
+        num_new -= len(request.block_ids) - len(hits)
         request.block_ids.extend(self.pool.take() for _ in range(num_new))
-        request.num_computed_tokens = len(hits) * self.block_size
-        request.num_published_blocks = len(hits)
+        request.num_computed_tokens = num_cached * self.block_size
+        request.num_published_blocks = num_cached
         self._announce(request)
         return True
 
@@ -120,6 +131,8 @@ class KVCacheManager:
     def reset_prefix_cache(self) -> None:
         """No request finds what was computed so far; those that run keep what they hold."""
         self.pool.unpublish_all()
+        if self.host is not None:
+            self.host.clear()
 
     def is_being_computed(self, request: Request) -> bool:
         """Whether a running request is about to publish the next block that this one lacks."""
@@ -147,6 +160,8 @@ class KVCacheManager:
             for block_id in request.block_ids[first_writable:]:
                 if self.pool.references(block_id) != 1 or self.pool.is_published(block_id):
                     raise RuntimeError(f"{name}: would write into shared block {block_id}")
+        if self.host is not None:
+            self.host.check()
         strangers = [r.request_id for r in self._pending.values() if r not in requests]
         if strangers:
             raise RuntimeError(f"blocks announced by requests that do not run: {strangers}")
@@ -164,6 +179,29 @@ class KVCacheManager:
                 break
             hits.append(block_id)
         return hits
+
+    def _load_from_host(self, request: Request) -> int:
+        """Blocks behind those found here, as far as the host holds them: taken, published as if
+        they were computed, and loaded before the next step. How many."""
+        host, first = self.host, len(request.block_ids)
+        if host is None:
+            return 0
+        wanted: list[bytes] = []
+        for block_hash in request.block_hashes[first : self._num_sharable(request)]:
+            if not host.holds(block_hash) or self.pool.find(block_hash) is not None:
+                break
+            host.touch(block_hash)  # what is saved meanwhile must not take its slot
+            wanted.append(block_hash)
+        num_loaded = 0
+        for block_hash in wanted:
+            block_id = self.pool.take()
+            request.block_ids.append(block_id)
+            if not host.holds(block_hash):
+                break  # there were few slots: it is computed again
+            host.load(block_hash, block_id)
+            self.pool.publish(block_id, block_hash)
+            num_loaded += 1
+        return num_loaded
 
     def _num_sharable(self, request: Request) -> int:
         """Leading blocks without a row whose logits are needed: the last token's, and those that

@@ -11,6 +11,7 @@ sequence brings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -166,4 +167,20 @@ class AsyncExecutor(Executor, Protocol):
     def execute_async(self, batch: StepBatch) -> Pending:
         """Does not wait. The batch's arrays may change when it returns. ValueError, with nothing
         queued, for arrays that break their contract."""
+        ...
+
+
+class HostStore(Protocol):
+    """Room for blocks in host memory, of an executor that has some (`host_store`). Copies run in
+    the order in which they and steps were queued."""
+
+    @property
+    def num_slots(self) -> int: ...
+
+    def save(self, block_ids: Sequence[int], slots: Sequence[int]) -> None:
+        """No block and no slot twice."""
+        ...
+
+    def load(self, slots: Sequence[int], block_ids: Sequence[int]) -> None:
+        """Likewise."""
         ...

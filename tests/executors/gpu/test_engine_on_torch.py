@@ -106,6 +106,26 @@ def test_drafts_do_not_change_the_answer(model: Path) -> None:
     assert answers[0] == answers[1]
 
 
+def test_evicted_blocks_come_back_from_host_memory(model: Path) -> None:
+    config = ExecutorConfig(device="torch-cpu", num_blocks=6, host_cache_gib=0.01)
+    executor = TorchExecutor(open_checkpoint(model, 0), config)
+    engine = Engine(executor, debug=True)
+    params = SamplingParams(max_tokens=3, temperature=0, logprobs=1)
+
+    def ask(name: str, seed: int) -> Answer:
+        prompt = [(seed * i) % 250 for i in range(70)]
+        return run(engine, EngineRequest(name, prompt, params))[name]
+
+    first = ask("a", 7)
+    ask("b", 11)
+    again = ask("c", 7)
+    assert again.num_cached_tokens == 64
+    assert engine.kv_cache.host is not None
+    assert engine.kv_cache.host.num_loaded > 0
+    assert again.token_ids == first.token_ids
+    assert again.logprobs == first.logprobs
+
+
 def test_what_needs_the_cpu_says_so(model: Path) -> None:
     with pytest.raises(ConfigError, match="device=cpu"):
         LLM(str(model), device="torch-cpu", num_blocks=8, speculative="heads")

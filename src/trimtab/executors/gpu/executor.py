@@ -23,6 +23,7 @@ from trimtab.executors.gpu.capacity import BLOCK_TOKENS, kv_capacity
 from trimtab.executors.gpu.checks import check_batch
 from trimtab.executors.gpu.devices import choose_ops, describe_device, open_device
 from trimtab.executors.gpu.graphs import StepGraphs, decode_shapes, each_with_progress
+from trimtab.executors.gpu.host_blocks import HostBlocks
 from trimtab.executors.gpu.model import Model, Rows
 from trimtab.executors.gpu.ops import Ops, SampleResult
 from trimtab.executors.gpu.padding import Shape, padded, shape_of
@@ -82,6 +83,7 @@ class TorchExecutor:
                 f"{checkpoint.path}: does not fit into the memory of {self.config.device}; choose "
                 "a smaller model, or a smaller kv_cache_gib"
             ) from None
+        self.host_store = self._open_host_store()
         self._staging = Staging(STAGING_BYTES, self.device)
         self._chosen = torch.zeros(MAX_CHOSEN, dtype=torch.int32, device=self.device)
         self._num_chosen = 0
@@ -176,7 +178,7 @@ class TorchExecutor:
         if not self._is_open:
             return
         self._is_open = False
-        self._graphs = None
+        self._graphs = self.host_store = None
         del self._model, self._blocks, self._staging
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -232,6 +234,14 @@ class TorchExecutor:
         ]
         self._model.caches = caches
         self._blocks = BlockStore(caches, num_blocks)
+
+    def _open_host_store(self) -> HostBlocks | None:
+        num_slots = int(self.config.host_cache_gib * (1 << 30)) // self._capacity.bytes_per_block
+        try:
+            return HostBlocks(num_slots, self._blocks, self.device) if num_slots else None
+        except RuntimeError as error:
+            asked = f"host_cache_gib={self.config.host_cache_gib:g}"
+            raise ConfigError(f"{asked}: the system refuses the memory: {error}") from None
 
     def _run_largest_step(self, max_step_rows: int) -> None:
         """As much memory as a step can take, K and V left out; nothing of it stays."""

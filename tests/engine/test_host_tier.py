@@ -1,0 +1,121 @@
+"""The second tier of the prefix cache: never the wrong contents, and prompts that come again find
+theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from engine_schedules import Answer, Schedule, play, run, schedules, toy_reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_planned_ahead import LateExecutor, late
+from test_schedule_law import step_bound
+
+from trimtab.config import ExecutorConfig
+from trimtab.engine.client import EngineRequest
+from trimtab.engine.engine import Engine
+from trimtab.engine.host_tier import HostTier
+from trimtab.engine.sampling_params import SamplingParams
+from trimtab.errors import ConfigError
+
+
+class ToyStore:
+    """Slots hold what the toy's blocks do; nothing may be done twice at once."""
+
+    def __init__(self, executor: LateExecutor, num_slots: int) -> None:
+        self.executor = executor
+        self.num_slots = num_slots
+        self.slots: dict[int, np.ndarray] = {}
+
+    def save(self, block_ids: Sequence[int], slots: Sequence[int]) -> None:
+        assert len(set(block_ids)) == len(block_ids) == len(set(slots)) == len(slots)
+        data = self.executor.export_blocks(np.array(block_ids, np.int32))
+        self.slots |= dict(zip(slots, data.copy(), strict=True))
+
+    def load(self, slots: Sequence[int], block_ids: Sequence[int]) -> None:
+        assert len(set(block_ids)) == len(block_ids) == len(set(slots)) == len(slots)
+        data = np.stack([self.slots[slot] for slot in slots])
+        self.executor.import_blocks(np.array(block_ids, np.int32), data)
+
+
+def with_store(executor: LateExecutor, num_slots: int) -> LateExecutor:
+    executor.host_store = ToyStore(executor, num_slots)  # type: ignore[attr-defined]
+    return executor
+
+
+@given(schedule=schedules(), num_slots=st.integers(1, 6))
+@settings(max_examples=150, deadline=None)
+def test_any_schedule_gives_the_reference_answers(schedule: Schedule, num_slots: int) -> None:
+    capacity = schedule.block_size * schedule.num_blocks
+    executor = late(schedule.num_blocks, schedule.block_size, capacity + 1)
+    engine = Engine(with_store(executor, num_slots), schedule.config, debug=True)
+    finished: dict[str, Answer] = {}
+    for _, request_id, answer in play(engine, schedule, max_steps=2 * step_bound(schedule)):
+        finished[request_id] = answer
+    for arrival in schedule.arrivals:
+        reference = toy_reference(executor, arrival.request)
+        answer = finished[arrival.request.request_id]
+        assert answer.token_ids == reference.token_ids[: len(answer.token_ids)]
+        if answer.finish_reason != "abort":
+            assert answer.token_ids == reference.token_ids
+            assert answer.finish_reason == reference.finish_reason
+            assert answer.prompt_logprobs == reference.prompt_logprobs
+
+
+def prompt(name: str, seed: int) -> EngineRequest:
+    tokens = np.random.default_rng(seed).integers(4, 32, 33).tolist()
+    return EngineRequest(name, tokens, SamplingParams(max_tokens=3, temperature=0))
+
+
+def test_a_prompt_that_comes_again_is_loaded() -> None:
+    executor = with_store(late(num_blocks=10), 100)
+    engine = Engine(executor, debug=True)
+    first = run(engine, prompt("a", 1))["a"]
+    run(engine, prompt("b", 2))
+    run(engine, prompt("c", 3))
+    before = executor.num_computed_tokens
+    again = run(engine, prompt("d", 1))["d"]
+    assert again.token_ids == first.token_ids
+    assert again.num_cached_tokens == 32
+    assert executor.num_computed_tokens - before <= 5
+    engine.reset_prefix_cache()
+    assert run(engine, prompt("e", 2))["e"].num_cached_tokens == 0
+
+
+def test_a_copy_that_fails_ends_its_requests_and_empties_the_tier() -> None:
+    executor = with_store(late(num_blocks=10), 100)
+    engine = Engine(executor, debug=True)
+    store = executor.host_store  # type: ignore[attr-defined]
+    first = run(engine, prompt("a", 1))["a"]
+    store.num_slots, store.save = 0, None
+    assert run(engine, prompt("b", 2))["b"].finish_reason == "error"
+    assert engine.kv_cache.host is not None
+    assert engine.kv_cache.host.num_held == 0
+    del store.save
+    assert run(engine, prompt("c", 1))["c"].token_ids == first.token_ids
+
+
+def test_slots_go_to_what_was_used_last_and_copies_keep_their_order() -> None:
+    tier = HostTier(2)
+    tier.save(5, b"a")
+    tier.save(6, b"b")
+    tier.touch(b"a")
+    tier.save(7, b"c")
+    assert not tier.holds(b"b")
+    tier.load(b"a", 7)
+    tier.save(8, b"a")
+    tier.check()
+    found = [(copies.saves, copies.block_ids, copies.slots) for copies in tier.take_copies()]
+    assert found == [(True, [5, 6], [0, 1]), (True, [7], [1]), (False, [7], [0])]
+    assert tier.take_copies() == []
+    tier.clear()
+    assert tier.num_held == 0
+    tier.check()
+    HostTier(0).save(1, b"x")
+
+
+def test_a_cpu_has_no_second_tier() -> None:
+    with pytest.raises(ConfigError, match="kv_cache_gib"):
+        ExecutorConfig(host_cache_gib=1.0)
