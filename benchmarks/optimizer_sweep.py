@@ -4,10 +4,10 @@
     python benchmarks/optimizer_sweep.py choose builtin --out DIR     # the optimizer, same space
     python benchmarks/optimizer_sweep.py compare builtin --out DIR --json OUT
 
-`sweep` looks for the highest rate of each of the 216 configurations on the real server, with the
+`sweep` looks for the highest rate of each of some 220 configurations on the real server, with the
 same requests for all, and forgets nothing: DIR/sweep.jsonl. `choose` lets the optimizer loose on
 the same space, with nothing but its own search. `compare` loads the choice and the best of the
-sweep once more, in turn, with fresh and longer loads, because the best of 216 noisy figures is
+sweep once more, in turn, with fresh and longer loads, because the best of so many noisy figures is
 partly luck; and plays random search, a grid and TPE (optuna) on the sweep's figures, many times,
 with as many configurations measured as the optimizer took.
 """
@@ -43,7 +43,9 @@ KNOBS = [
     Knob("max_num_requests", (4, 16, 64)),
 ]
 LOAD_SECONDS = 2.0
-LONG_SECONDS = 10.0
+SWEEP_PROBES = 3
+LONG_SECONDS = 8.0
+LONG_PROBES = 5
 BEST = 3  # of the sweep, measured again
 ROUNDS = 3
 DRAWS = 2000  # of random search
@@ -93,10 +95,10 @@ def sweep(args: argparse.Namespace) -> None:
     done = {one["label"] for one in _lines(path)}
     waiting = [one for one in space(run) if one.label not in done]
     random.Random(0).shuffle(waiting)  # a machine that drifts does so for all kinds alike
-    start = statistics.median([one["rate"] for one in _lines(path)] or [20.0]) or 20.0
     for candidate in waiting[: args.at_most]:
         began = time.monotonic()
-        found = highest(run, candidate, start, LOAD_SECONDS)
+        start = _start(candidate, _lines(path))
+        found = highest(run, candidate, start, LOAD_SECONDS, 0, SWEEP_PROBES)
         line = {
             "label": candidate.label,
             "variant": candidate.variant.as_json(),
@@ -112,8 +114,26 @@ def sweep(args: argparse.Namespace) -> None:
     progress(f"{len(waiting[args.at_most :])} of {len(space(run))} left")
 
 
+def _start(candidate: Candidate, known: list[dict[str, Any]]) -> float:
+    """What others held with as many tokens and requests a step; 20 before there is any."""
+    own = candidate.scheduler
+    alike = [
+        one["rate"]
+        for one in known
+        if one["rate"] > 0
+        and one["scheduler"]["max_batch_tokens"] == own.max_batch_tokens
+        and one["scheduler"]["max_num_requests"] == own.max_num_requests
+    ]
+    return statistics.median(alike or [one["rate"] for one in known if one["rate"]] or [20.0])
+
+
 def highest(
-    run: Optimization, candidate: Candidate, start: float, seconds: float, seed: int = 0
+    run: Optimization,
+    candidate: Candidate,
+    start: float,
+    seconds: float,
+    seed: int,
+    max_probes: int,
 ) -> Any:
     trials = run.found.trials
     load = trials.loader(candidate, lambda rate: seconds)
@@ -121,7 +141,9 @@ def highest(
         tempfile.TemporaryDirectory() as directory,
         trials.server(candidate, Path(directory)) as server,
     ):
-        return measure_rate(server, load, search_seeds(seed), start, floor=0.0)
+        return measure_rate(
+            server, load, search_seeds(seed), start, floor=0.0, max_probes=max_probes
+        )
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -168,7 +190,8 @@ def compare(args: argparse.Namespace) -> None:
     again: dict[str, list[float]] = {label: [] for label in contestants}
     for number in range(ROUNDS):
         for label in contestants[:: 1 if number % 2 == 0 else -1]:
-            found = highest(run, by_label[label], rates[label] or 20.0, LONG_SECONDS, 1 + number)
+            start = rates[label] or 20.0
+            found = highest(run, by_label[label], start, LONG_SECONDS, 1 + number, LONG_PROBES)
             again[label].append(found.rate)
             progress(f"round {number + 1}, {label}: {found.rate:.4g}")
     medians = {label: statistics.median(values) for label, values in again.items()}
