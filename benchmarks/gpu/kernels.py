@@ -7,7 +7,10 @@ it where the sums, taken in another order, lie at a boundary; quantized values b
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from gpu.kernel_cases import attention_cases, attention_inputs, kv_formats, rope
 from gpu.kernel_sampling import sampling_cases
 from gpu.shapes import spec_of
 
+TESTS = Path(__file__).resolve().parents[2] / "tests" / "executors" / "gpu"
 BF16_STEP = 2.0**-7  # relative, between neighbours at worst
 SLACK = 2.0**-8  # of the root mean square: results near zero are differences of larger numbers
 ROWS = (1, 7, 64, 300)
@@ -26,29 +30,57 @@ TINY_ROWS = (1, 5)
 
 
 def run(context: Context) -> None:
-    from trimtab.executors.gpu.triton_ops import TritonOps
-
     from trimtab.executors.gpu.reference import ReferenceOps
 
     settings = context.settings
+    kernels = kernel_operations(context)
+    if kernels is None:
+        return
+    check = KernelCheck(kernels, ReferenceOps(), settings.device, settings.seed, settings.tiny)
+    cases = all_cases(check)
+    context.plan(cases)
+    with torch.inference_mode():
+        for name, work in cases.items():
+            if context.has_time(name, 0.5):
+                context.attempt(name, work)
+
+
+def kernel_operations(context: Context) -> Any:
+    """TritonOps; None, and the section is skipped, where there can be none. Not on a GPU: there,
+    that they are missing is an error."""
+    cuda = context.settings.device == "cuda"
+    try:
+        if not cuda:
+            repair_interpreter()
+        return importlib.import_module("trimtab.executors.gpu.triton_ops").TritonOps()
+    except ModuleNotFoundError as error:
+        missing = {"triton": "Triton", "trimtab.executors.gpu.triton_ops": "a kernel in this tree"}
+        if cuda or error.name not in missing:
+            raise
+        context.skip(f"there is no {missing[error.name]}")
+        return None
+
+
+def repair_interpreter() -> None:
+    """The interpreter's own errors, as the tests of the kernels mend them."""
+    sys.path.append(str(TESTS))
+    importlib.import_module("interpreter_repairs").repair_interpreter()
+
+
+def all_cases(check: KernelCheck) -> dict[str, Callable[[], dict[str, Any]]]:
     cases: dict[str, Callable[[], dict[str, Any]]] = {}
-    check = KernelCheck(TritonOps(), ReferenceOps(), settings.device, settings.seed, settings.tiny)
-    for rows in TINY_ROWS if settings.tiny else ROWS:
+    for rows in TINY_ROWS if check.tiny else ROWS:
         cases[f"norms, {rows} rows"] = lambda rows=rows: check.norms(rows)
         cases[f"gated, {rows} rows"] = lambda rows=rows: check.gated(rows)
         for weights in ("bf16", "fp8", "int4"):
             cases[f"{weights} product, {rows} rows"] = lambda r=rows, w=weights: check.linear(r, w)
     for kv in kv_formats():
         cases[f"rope and write, {kv}"] = lambda kv=kv: check.rope(kv)
-        for name in attention_cases(settings.tiny):
+        for name in attention_cases(check.tiny):
             cases[f"attention, {name}, {kv}"] = lambda n=name, kv=kv: check.attention(n, kv)
-    for name, sampling in sampling_cases(settings.seed).items():
+    for name, sampling in sampling_cases(check.seed).items():
         cases[f"sampling, {name}"] = lambda sampling=sampling: check.sampling(sampling)
-    context.plan(cases)
-    with torch.inference_mode():
-        for name, work in cases.items():
-            if context.has_time(name, 0.5):
-                context.attempt(name, work)
+    return cases
 
 
 class KernelCheck:

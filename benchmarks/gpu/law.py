@@ -3,7 +3,7 @@
 Everything is compared with `==`: float32 logits of an executor, then tokens of an engine.
 
     company     alone in a step; among others, in the middle and at the end of the batch
-    chunks      the prompt whole, in chunks of several sizes, and token by token
+    chunks      the prompt whole, in chunks of several sizes, and its end token by token
     places      other blocks of the KV cache, handed out backwards
     verify      several rows of a sequence at once behind a long context, as drafts are verified
     engine      requests one at a time; all at once under several budgets, with a prefix cache, and
@@ -31,6 +31,7 @@ PROMPT = 700  # crosses two boundaries of partitions of 256
 TINY_PROMPT = 34
 COMPANY = 63
 TINY_COMPANY = 3
+SINGLE = 200  # tokens of a prompt that are computed one by one
 TAIL = 8  # single tokens behind the prompt
 FORMATS = ("bf16", "fp8", "int4")
 TINY_FORMATS = ("bf16", "int4")
@@ -92,12 +93,13 @@ class LawCheck:
 
     def chunks(self) -> dict[str, Any]:
         size = self.length
+        most = min(size - 1, SINGLE)
         plans = {
             "halves": [size // 2, size - size // 2],
             "of 17": pieces(size, 17),
             "of 256": pieces(size, 256),
             "uneven": [1, 5, size - 6],
-            "single": [1] * size,
+            "single": [size - most, *[1] * most],
         }
         found = {
             name: sequence_logits(self.executor, self.ids, [*plan, *[1] * TAIL])

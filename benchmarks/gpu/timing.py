@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 Work = Callable[[], Any]
+GRAPH_LAUNCHES = 32  # at least so many in a graph, if they are short: its own launch costs, too
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -44,7 +45,8 @@ def device_seconds(
             host_seconds(lambda: [work() for work in works], device) / len(works)
             for _ in range(samples)
         ]
-    replay, per_replay = _captured(works)
+    passes = max(1, min(rounds, GRAPH_LAUNCHES) // len(works))
+    replay, per_replay = _captured(list(works) * passes)
     repeats = max(1, rounds // per_replay)
     values = []
     for _ in range(samples + 1):

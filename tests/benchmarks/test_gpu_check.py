@@ -151,7 +151,7 @@ def test_every_way_to_fail_is_a_result(
     )
     runner.run(
         [
-            section(name, name, 1, "check", in_tiny_seconds=6 if name == "hanging" else 60)
+            section(name, name, 1, "check", in_tiny_seconds=2.5 if name == "hanging" else 60)
             for name in SECTIONS
         ]
     )
@@ -261,6 +261,57 @@ def test_busy_is_the_union_of_what_ran(gpu: Any) -> None:
     assert found == {"share": (15 + 5 + 10) / 40, "num_kernels": 5}
     with pytest.raises(RuntimeError, match="saw no work"):
         gpu("busy").busy_of({"traceEvents": events[-1:]})
+
+
+OPERATIONS = {
+    "rms_norm": "norms",
+    "add_rms_norm": "norms",
+    "quantize_rows": "norms",
+    "gated": "gated",
+    "linear": "bf16 product",
+    "linear_quantized": "fp8 product",
+    "qk_norm_rope_write": "rope and write, int8",
+    "attention": "attention, window",
+    "sample": "sampling, everything",
+}
+
+
+@pytest.mark.parametrize("broken", [None, *OPERATIONS])
+def test_the_kernel_checks_see_what_is_wrong(gpu: Any, broken: str | None) -> None:
+    """The references pass against themselves; an operation that is a little off is found in the
+    checks that are for it."""
+    import torch
+
+    from trimtab.executors.gpu.reference import ReferenceOps
+
+    ops = ReferenceOps()
+
+    def off(*arguments: Any) -> Any:
+        found = getattr(ReferenceOps, str(broken))(ops, *arguments)
+        if broken == "qk_norm_rope_write":
+            arguments[-1].keys.copy_(arguments[-1].keys.roll(1, dims=1))
+        elif broken == "sample":
+            found.tokens[5] += 1
+        elif isinstance(found, tuple):
+            return (*found[:-1], found[-1] * 1.05)
+        else:
+            found[-1, 1:] = found[-1, :-1].clone()
+        return found
+
+    if broken is not None:
+        setattr(ops, broken, off)
+    check = gpu("kernels").KernelCheck(ops, ReferenceOps(), "cpu", 0, True)
+    wanted = OPERATIONS.get(str(broken), "")
+    with torch.inference_mode():
+        cases = gpu("kernels").all_cases(check)
+        found = {name: work() for name, work in cases.items() if wanted in name}
+    passed = [one["passed"] for one in found.values()]
+    if broken is None:
+        assert len(passed) > 25
+        assert all(passed), found
+    else:
+        assert passed
+        assert not any(passed), found
 
 
 def test_a_document_without_marks_is_left_alone(gpu: Any, tmp_path: Path) -> None:
