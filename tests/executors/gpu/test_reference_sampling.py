@@ -11,10 +11,16 @@ from cpu_models import as_int32
 from sampler_reference import gumbel, make_batch
 
 from trimtab.executors.base import SamplingBatch, StepBatch
+from trimtab.executors.gpu import batched_sampling
 from trimtab.executors.gpu.ops import DeviceSampling
 from trimtab.executors.gpu.philox import gumbel_noise
 from trimtab.executors.gpu.reference import ReferenceOps
-from trimtab.executors.gpu.sampling_batch import device_sampling, sampling_arrays, sampling_rows
+from trimtab.executors.gpu.sampling_batch import (
+    ARRAYS,
+    device_sampling,
+    sampling_arrays,
+    sampling_rows,
+)
 from trimtab.executors.gpu.staging import Staging
 
 native = pytest.importorskip("trimtab._native")
@@ -29,6 +35,24 @@ def on_device(sampling: SamplingBatch, targets: Any = None) -> DeviceSampling:
     return device_sampling(batch, views)
 
 
+def one_row(sampling: SamplingBatch, targets: np.ndarray, row: int) -> DeviceSampling:
+    """A batch of its own."""
+    fields = {}
+    for name in ARRAYS:
+        values = getattr(sampling, name)
+        prefix = name.removesuffix("_ids").removesuffix("_values")
+        if name == "mask":
+            fields[name] = values
+        elif name.endswith("_starts"):
+            fields[name] = values[row : row + 2] - values[row]
+        elif name.endswith(("_ids", "_values")):
+            starts = getattr(sampling, f"{prefix}_starts")
+            fields[name] = values[starts[row] : starts[row + 1]]
+        else:
+            fields[name] = values[row : row + 1]
+    return on_device(SamplingBatch(**fields), targets[row : row + 1])
+
+
 def check(logits: np.ndarray, sampling: SamplingBatch, targets: np.ndarray) -> None:
     tokens, logprobs, top_ids, top_logprobs, target_logprobs = native.sample(
         logits, sampling, targets
@@ -41,6 +65,18 @@ def check(logits: np.ndarray, sampling: SamplingBatch, targets: np.ndarray) -> N
     np.testing.assert_allclose(found.logprobs.numpy(), logprobs, **close)
     np.testing.assert_allclose(found.top_logprobs.numpy(), top_logprobs, **close)
     np.testing.assert_allclose(found.target_logprobs.numpy(), target_logprobs, **close)
+    batched = batched_sampling.sample(torch.from_numpy(logits), batch)
+    assert batched.tokens.tolist() == tokens.tolist()
+    assert batched.top_ids.tolist() == top_ids.tolist()
+    np.testing.assert_allclose(batched.logprobs.numpy(), logprobs, **close)
+    np.testing.assert_allclose(batched.top_logprobs.numpy(), top_logprobs, **close)
+    np.testing.assert_allclose(batched.target_logprobs.numpy(), target_logprobs, **close)
+    for row in range(0, len(logits), 7):
+        alone = batched_sampling.sample(
+            torch.from_numpy(logits[row : row + 1]), one_row(sampling, targets, row)
+        )
+        assert alone.tokens[0] == batched.tokens[row]
+        assert alone.logprobs[0] == batched.logprobs[row]
     # In pieces: the same.
     cut = len(logits) // 3
     parts = [(0, cut), (cut, len(logits))]
@@ -49,7 +85,12 @@ def check(logits: np.ndarray, sampling: SamplingBatch, targets: np.ndarray) -> N
         for a, b in parts
     ]
     assert torch.cat([piece.tokens for piece in pieces]).equal(found.tokens)
-    assert torch.cat([piece.logprobs for piece in pieces]).equal(found.logprobs)
+    pieces = [
+        batched_sampling.sample(torch.from_numpy(logits[a:b]), sampling_rows(batch, a, b))
+        for a, b in parts
+    ]
+    assert torch.cat([piece.tokens for piece in pieces]).equal(batched.tokens)
+    assert torch.cat([piece.logprobs for piece in pieces]).equal(batched.logprobs)
 
 
 @pytest.mark.parametrize("vocab", [1, 3, 33, 65, 1000])

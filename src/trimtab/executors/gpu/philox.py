@@ -28,11 +28,16 @@ def philox4x32_10(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: Tensor) -
 
 def gumbel_noise(seed: Tensor, position: Tensor, vocab: int) -> Tensor:
     """[vocab] float64: the noise of every token. `seed` int64 and `position` are scalars."""
-    quads = torch.arange((vocab + 3) // 4, dtype=torch.int64, device=seed.device)
+    return gumbel_noise_rows(seed[None], position[None], vocab)[0]
+
+
+def gumbel_noise_rows(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
+    """[R, vocab] float64, of seeds [R] int64 and positions [R]."""
+    quads = torch.arange((vocab + 3) // 4, dtype=torch.int64, device=seeds.device)[None]
     zero = torch.zeros_like(quads)
-    place = zero + position.to(torch.int64)
-    high = torch.stack(philox4x32_10((place, quads, zero, zero), seed), 1)
-    low = torch.stack(philox4x32_10((place, quads, zero + 1, zero), seed), 1)
-    bits = (high << 20 | low >> 12).reshape(-1)[:vocab]
+    place, key = positions.to(torch.int64)[:, None] + zero, seeds[:, None]
+    high = torch.stack(philox4x32_10((place, quads, zero, zero), key), 2)
+    low = torch.stack(philox4x32_10((place, quads, zero + 1, zero), key), 2)
+    bits = (high << 20 | low >> 12).flatten(1)[:, :vocab]
     v = (bits.to(torch.float64) + 0.5) * 2.0**-52
     return -torch.log(-torch.log1p(-v))
