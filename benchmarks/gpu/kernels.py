@@ -25,6 +25,9 @@ from gpu.shapes import spec_of
 TESTS = Path(__file__).resolve().parents[2] / "tests" / "executors" / "gpu"
 BF16_STEP = 2.0**-7  # relative, between neighbours at worst
 SLACK = 2.0**-8  # of the root mean square: results near zero are differences of larger numbers
+# Kernels round the weights of positions to bf16 for the matrix unit, the reference does not: a
+# standard deviation of 0.1 % of the root mean square, and there are millions of elements.
+ATTENTION_SLACK = 2.0**-7
 ROWS = (1, 7, 64, 300)
 TINY_ROWS = (1, 5)
 
@@ -171,7 +174,8 @@ class KernelCheck:
     def attention(self, name: str, kv: str) -> dict[str, Any]:
         case = attention_cases(self.tiny)[name]
         inputs = attention_inputs(case, kv, self.device, self.seed)
-        return verdict({name: deviation(*self.both("attention", *inputs))})
+        pair = self.both("attention", *inputs)
+        return verdict({name: deviation(*pair, slack=ATTENTION_SLACK)})
 
     def sampling(self, sampling: Any) -> dict[str, Any]:
         """Tokens are to be the same ones; log-probabilities nearly."""
@@ -193,15 +197,15 @@ class KernelCheck:
         return ours, expected
 
 
-def deviation(ours: Any, expected: Any, step: float = BF16_STEP) -> float:
+def deviation(ours: Any, expected: Any, step: float = BF16_STEP, slack: float = SLACK) -> float:
     """Largest difference, as a multiple of what is allowed; infinite if something is not finite.
     Of several tensors the worst."""
     if isinstance(ours, tuple):
-        return max(deviation(a, b, step) for a, b in zip(ours, expected, strict=True))
+        return max(deviation(a, b, step, slack) for a, b in zip(ours, expected, strict=True))
     a, b = ours.float(), expected.float()
     if a.shape != b.shape or not bool(torch.isfinite(a).all()):
         return float("inf")
-    allowed = step * b.abs() + SLACK * b.square().mean().sqrt() + 1e-30
+    allowed = step * b.abs() + slack * b.square().mean().sqrt() + 1e-30
     return float(((a - b).abs() / allowed).max()) if a.numel() else 0.0
 
 
