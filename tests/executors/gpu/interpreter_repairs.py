@@ -2,7 +2,8 @@
 
 Triton 3.6 and 3.7 cut bf16 and e4m3 off where a card rounds to nearest even, carry nothing into
 the exponent, and multiply the bit patterns of bf16 in `tl.dot`. Kernels are written for the card,
-so the interpreter is what has to change. Overflow in e4m3 saturates, as cvt.rn.satfinite does.
+so the interpreter is what has to change. Overflow in e4m3 saturates, as cvt.rn.satfinite does. A
+scalar that was loaded or summed is an array of one element, which numpy 2.4 takes for no index.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ def repair_interpreter() -> None:
     interpreter.InterpreterBuilder.cast_impl = _cast
     interpreter.InterpreterBuilder.create_fp_to_fp = _cast
     interpreter.InterpreterBuilder.create_dot = _dot
+    interpreter._patch_lang_tensor = _patch_tensor
+
+
+_patch_tensor_as_it_was = interpreter._patch_lang_tensor
+
+
+def _patch_tensor(tensor: Any, scope: Any) -> None:
+    _patch_tensor_as_it_was(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(())))
 
 
 def _widened(x: Any) -> np.ndarray:

@@ -45,17 +45,23 @@ def test_integers_stay_what_they_are(bits: int, offset: str, group_size: int) ->
 
 
 @pytest.mark.parametrize("scale_type", ["f16", "bf16", "f32"])
-def test_scales_are_held_in_the_type_that_holds_them(scale_type) -> None:
+@pytest.mark.parametrize("offset", ["none", "zero"])
+def test_scales_are_held_in_the_type_that_holds_them(scale_type, offset: str) -> None:
     rng = np.random.default_rng(0)
-    stored = grouped(rng, 8, 64, scale_type=scale_type)
+    stored = grouped(rng, 70, 64, scale_type=scale_type, offset=offset)
+    if scale_type == "bf16":
+        stored.scales[:] *= np.float32(2.0**-40)  # below what f16 holds
     matrix = load_matrix([stored], torch.float32, "cpu")
-    expected = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32}
-    assert matrix.scales.dtype == expected[scale_type]
+    assert matrix.form == {"f32": "zero"}.get(scale_type, scale_type)
     assert np.array_equal(matrix.dequantize(torch.float32).numpy(), stored.to_float32())
-    inexact = grouped(rng, 8, 64, scale_type="f32")
-    object.__setattr__(inexact, "scale_type", "f16")  # a file whose scales are not what it says
-    matrix = load_matrix([inexact], torch.float32, "cpu")
-    assert np.array_equal(matrix.dequantize(torch.float32).numpy(), inexact.to_float32())
+
+
+def test_scales_that_are_not_what_the_file_says() -> None:
+    stored = grouped(np.random.default_rng(0), 8, 64, scale_type="f32")
+    object.__setattr__(stored, "scale_type", "f16")
+    matrix = load_matrix([stored], torch.float32, "cpu")
+    assert matrix.form == "zero"
+    assert np.array_equal(matrix.dequantize(torch.float32).numpy(), stored.to_float32())
 
 
 def test_columns_out_of_order() -> None:

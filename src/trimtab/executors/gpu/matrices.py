@@ -18,16 +18,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trimtab.executors.gpu.packed_words import unpack_words
+from trimtab.executors.gpu.packed_words import PANEL_ROWS, unpack_words
 
 Kind = Literal["int8", "fp8"]
+Form = Literal["f16", "bf16", "zero", "offset"]
+HALVES: dict[Form, torch.dtype] = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, eq=False)
 class DenseMatrix:
     weight: Tensor  # [N, K], float32, float16 or bfloat16, rows contiguous
     columns: Tensor | None = None  # int64 [K]
-    counters: dict[int, Tensor] = field(default_factory=dict)  # of gemm.py, by number of tiles
+    counters: Tensor = field(init=False)  # int32, 0 between products: see gemm_parts.py
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counters", _counters(self.shape[0], self.device))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -54,8 +59,10 @@ class DenseMatrix:
 class PackedMatrix:
     """u are the unsigned integers of `words`. A weight, of group g of its row, is in float32
 
-        offsets None   (u - z) * s    z from `zeros`, or 2^(bits - 1)
-        offsets given  u * s + o      u * s is exact: s has 16 bits or fewer of significand
+        form "f16", "bf16"   (u - z) s, which is exact; s is in the lower 16 bits of a word of
+                             `scales`, z in the upper ones
+        form "zero"          (u - z) s, float32 each
+        form "offset"        u s + o, float32 each; u s is exact
 
     and then rounded to the dtype of the activations."""
 
@@ -63,11 +70,17 @@ class PackedMatrix:
     bits: int  # 4 or 8
     shape: tuple[int, int]
     group_size: int  # columns that share a scale: a multiple of 16
-    scales: Tensor  # [groups, N], float16, bfloat16 or float32
-    zeros: Tensor | None = None  # uint8 or int16 [groups, N]
-    offsets: Tensor | None = None  # float32 [groups, N]; not with zeros
+    form: Form
+    scales: Tensor  # [groups of the padded columns, padded N], int32 or float32
+    others: Tensor | None = None  # the same, float32: z or o
     columns: Tensor | None = None  # int64 [K]
-    counters: dict[int, Tensor] = field(default_factory=dict)
+    ones: Tensor = field(init=False)  # int32 [64], the bits of 1.0: see gemm_packed.py
+    counters: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counters", _counters(self.shape[0], self.device))
+        ones = torch.ones(PANEL_ROWS, device=self.device).view(torch.int32)
+        object.__setattr__(self, "ones", ones)
 
     @property
     def device(self) -> torch.device:
@@ -79,7 +92,7 @@ class PackedMatrix:
 
     @property
     def num_bytes(self) -> int:
-        return tensor_bytes(self.words, self.scales, self.zeros, self.offsets, self.columns)
+        return tensor_bytes(self.words, self.scales, self.others, self.columns)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[N, K], the weights that the kernels multiply; columns in stored order."""
@@ -87,13 +100,15 @@ class PackedMatrix:
         elements = unpack_words(self.words, self.bits, rows, cols).float()
 
         def spread(of_groups: Tensor) -> Tensor:
-            return of_groups.float().T.repeat_interleave(self.group_size, dim=1)[:, :cols]
+            wide = of_groups.T[:rows].repeat_interleave(self.group_size, dim=1)
+            return wide[:, :cols].float()
 
-        scales = spread(self.scales)
-        if self.offsets is not None:
-            return (elements * scales + spread(self.offsets)).to(dtype)
-        zeros = float(1 << (self.bits - 1)) if self.zeros is None else spread(self.zeros)
-        return ((elements - zeros) * scales).to(dtype)
+        if self.others is not None and self.form == "offset":
+            return (elements * spread(self.scales) + spread(self.others)).to(dtype)
+        if self.others is not None:
+            return ((elements - spread(self.others)) * spread(self.scales)).to(dtype)
+        scales = self.scales.to(torch.int16).view(HALVES[self.form])
+        return ((elements - spread(self.scales >> 16)) * spread(scales)).to(dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +118,10 @@ class Int8Matrix:
     values: Tensor  # int8 [N, K], rows contiguous; K at most 131,072
     scales: Tensor  # float32 [N]
     columns: Tensor | None = None
-    counters: dict[int, Tensor] = field(default_factory=dict)
+    counters: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counters", _counters(self.shape[0], self.device))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -137,7 +155,10 @@ class Fp8Matrix:
     block_cols: int  # a multiple of 128, or at least K: one block
     weight_only: bool = False  # floats as activations; needs one block
     columns: Tensor | None = None
-    counters: dict[int, Tensor] = field(default_factory=dict)
+    counters: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "counters", _counters(self.shape[0], self.device))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -162,6 +183,12 @@ class Fp8Matrix:
 
 
 Matrix = DenseMatrix | PackedMatrix | Int8Matrix | Fp8Matrix
+
+
+def _counters(rows: int, device: torch.device) -> Tensor:
+    """One for each tile of gemm_plan.py's split kernel. Two products with the same matrix at the
+    same time would share them: all products are of one stream."""
+    return torch.zeros(-(-rows // PANEL_ROWS) * 4 + 512, dtype=torch.int32, device=device)
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:

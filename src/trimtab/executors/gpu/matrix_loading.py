@@ -11,26 +11,30 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from trimtab.checkpoints.base import StoredMatrix, StoredTensor
 from trimtab.executors.gpu.matrices import (
+    HALVES,
     DenseMatrix,
+    Form,
     Fp8Matrix,
     Int8Matrix,
     Matrix,
     PackedMatrix,
 )
-from trimtab.executors.gpu.packed_words import SLICE, chunk_columns, pack_words
+from trimtab.executors.gpu.packed_words import PANEL_ROWS, SLICE, chunk_columns, pack_words
 from trimtab.numerics import stored as canonical
 
 FP8_BLOCK = 128
-SCALE_DTYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def load_matrix(
@@ -63,50 +67,57 @@ def _integers(parts: Sequence[canonical.GroupedMatrix], device: torch.device) ->
     first = parts[0]
     cols = first.shape[1]
     whole_row = first.group_size >= cols
-    plain = first.zeros is None and first.offsets is None
     columns = None
     if first.columns is not None:
-        columns = torch.from_numpy(first.columns.astype(np.int64)).to(device)
-    if whole_row and plain and first.bits > 4:
-        values = _stacked([part.values for part in parts], device)
-        scales = _stacked([part.scales[:, 0] for part in parts], device).float()
+        columns = _on(first.columns, device).long()
+    if whole_row and first.bits > 4 and first.zeros is None and first.offsets is None:
+        values = torch.cat([_on(part.values, device) for part in parts])
+        scales = torch.cat([_on(part.scales[:, 0], device) for part in parts])
         return Int8Matrix(values, scales, columns)
     bits = 4 if first.bits <= 4 else 8
     if not whole_row and first.group_size % SLICE:
         return None
-    scales = _stacked([part.scales.T for part in parts], device, axis=1)
-    held = SCALE_DTYPES.get(first.scale_type)
-    if held is not None and torch.equal(scales.to(held).float(), scales):
-        scales = scales.to(held)
-    zeros = offsets = None
-    centre = 0 if first.offsets is not None else (1 << (bits - 1))
-    if first.offsets is not None:
-        # u of the file, not of the field: value + 2^(b - 1)
-        centre = 1 << (first.bits - 1)
-        offsets = _stacked(
-            [part.offsets.T for part in parts if part.offsets is not None], device, 1
-        )
-    elif first.zeros is not None:
-        found = np.concatenate([part.zeros.T for part in parts if part.zeros is not None], axis=1)
-        unsigned = found.astype(np.int32) + centre
-        held_type = np.uint8 if unsigned.min() >= 0 and unsigned.max() <= 255 else np.int16
-        zeros = torch.from_numpy(np.ascontiguousarray(unsigned.astype(held_type))).to(device)
-    words = [_words(part.values, centre, bits, device) for part in parts]
-    rows = sum(part.shape[0] for part in parts)
-    if all(part.shape[0] % 64 == 0 for part in parts[:-1]):
-        packed = torch.cat(words)
+    # Unsigned integers of a field of `bits`, but of offsets: those of the file.
+    centre = 1 << ((first.bits if first.offsets is not None else bits) - 1)
+    if all(part.shape[0] % PANEL_ROWS == 0 for part in parts[:-1]):
+        words = torch.cat([_words(_on(part.values, device), centre, bits) for part in parts])
     else:
-        joined = np.concatenate([part.values for part in parts])
-        packed = _words(joined, centre, bits, device)
-    group_size = first.group_size
-    if whole_row:
-        group_size = -(-cols // chunk_columns(bits)) * chunk_columns(bits)
-    return PackedMatrix(packed, bits, (rows, cols), group_size, scales, zeros, offsets, columns)
+        values = torch.cat([_on(part.values, device) for part in parts])
+        words = _words(values, centre, bits)
+    rows = sum(part.shape[0] for part in parts)
+    padded = words.shape[1] * chunk_columns(bits)
+    group_size = padded if whole_row else first.group_size
+    form, scales, others = _scales(parts, centre, -(-padded // group_size), device)
+    return PackedMatrix(words, bits, (rows, cols), group_size, form, scales, others, columns)
 
 
-def _words(values: npt.NDArray[np.int8], centre: int, bits: int, device: torch.device) -> Tensor:
-    signed = torch.from_numpy(np.ascontiguousarray(values)).to(device)
-    return pack_words((signed.to(torch.int16) + centre).to(torch.uint8), bits)
+def _words(values: Tensor, centre: int, bits: int) -> Tensor:
+    """Of int8 [N, K]: sums modulo 256 are those of the unsigned integers."""
+    return pack_words(values.view(torch.uint8) + centre, bits)
+
+
+def _scales(
+    parts: Sequence[canonical.GroupedMatrix], centre: int, groups: int, device: torch.device
+) -> tuple[Form, Tensor, Tensor | None]:
+    """The form of a PackedMatrix, its scales and what stands beside them."""
+
+    def joined(arrays: Sequence[npt.NDArray[Any] | None]) -> Tensor:
+        stacked = torch.cat([_on(array, device) for array in arrays if array is not None]).T
+        return pad(stacked, (0, -stacked.shape[1] % PANEL_ROWS, 0, groups - stacked.shape[0]))
+
+    scales = joined([part.scales for part in parts]).contiguous()
+    if parts[0].offsets is not None:
+        return "offset", scales, joined([part.offsets for part in parts]).contiguous()
+    if parts[0].zeros is None:
+        zeros = torch.full(scales.shape, centre, dtype=torch.int32, device=device)
+    else:
+        zeros = (joined([part.zeros for part in parts]).to(torch.int32) + centre).contiguous()
+    for form, held in HALVES.items():
+        halves = scales.to(held)
+        if torch.equal(halves.float(), scales):  # exact, whatever the file calls them
+            bits = halves.view(torch.int16).to(torch.int32) & 0xFFFF
+            return form, zeros << 16 | bits, None
+    return "zero", scales, zeros.float()
 
 
 def _fits_fp8(parts: Sequence[canonical.Fp8Matrix]) -> bool:
@@ -117,35 +128,38 @@ def _fits_fp8(parts: Sequence[canonical.Fp8Matrix]) -> bool:
 
 def _fp8(parts: Sequence[canonical.Fp8Matrix], device: torch.device, activations: bool) -> Matrix:
     cols = parts[0].shape[1]
-    if any((part.values & 127 == 127).any() for part in parts):
+    values = torch.cat([_on(part.values, device) for part in parts])
+    if bool((values & 127 == 127).any()):
         raise ValueError("a float8 weight is not a number")
-    values = _stacked([part.values for part in parts], device).view(torch.float8_e4m3fn)
-    scales = _stacked(
-        [np.repeat(part.scales, part.block_rows, axis=0)[: part.shape[0]].T for part in parts],
-        device,
-        axis=1,
+    scales = [
+        _on(part.scales, device).repeat_interleave(part.block_rows, 0)[: part.shape[0]]
+        for part in parts
+    ]
+    stacked = torch.cat(scales).T.contiguous()
+    one_block = stacked.shape[0] == 1
+    return Fp8Matrix(
+        values.view(torch.float8_e4m3fn),
+        stacked,
+        cols if one_block else parts[0].block_cols,
+        weight_only=one_block and not activations,
     )
-    one_block = scales.shape[0] == 1
-    block_cols = cols if one_block else parts[0].block_cols
-    return Fp8Matrix(values, scales, block_cols, weight_only=one_block and not activations)
 
 
 def _floats(part: StoredMatrix, dtype: torch.dtype, device: torch.device) -> Tensor:
     if not isinstance(part, StoredTensor):
-        return torch.from_numpy(part.to_float32()).to(device, dtype)
-    data = np.ascontiguousarray(part.data)
-    if not data.flags.writeable:  # torch warns of arrays that it must not write
-        data = data.copy()
+        return _on(part.to_float32(), device).to(dtype)
+    found = _on(part.data, device)
     if part.dtype == "bf16":
-        return torch.from_numpy(data.view(np.int16)).view(torch.bfloat16).to(device, dtype)
-    return torch.from_numpy(data).to(device, dtype)
+        found = found.view(torch.bfloat16)
+    return found.to(dtype)
 
 
-def _stacked(
-    arrays: Sequence[npt.NDArray[np.generic]], device: torch.device, axis: int = 0
-) -> Tensor:
-    joined = np.concatenate(arrays, axis=axis)
-    return torch.from_numpy(np.ascontiguousarray(joined)).to(device)
+def _on(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on the device; arithmetic over whole matrices happens there."""
+    with warnings.catch_warnings():  # of mapped files, which are only read here
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        found = torch.from_numpy(np.ascontiguousarray(array))
+    return found.to(device, copy=True)
 
 
 def _shape(part: StoredMatrix) -> tuple[int, ...]:
