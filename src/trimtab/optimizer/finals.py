@@ -42,6 +42,7 @@ LEAST_PROBES = 3
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
 NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measurement
+HEADROOM = 3.0  # times the rate that was asked for: what is beyond it is of no interest
 START_SECONDS = 1.0  # of a server, a load's share of it
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
 
@@ -145,11 +146,13 @@ class Finals:
     def _measure(self, entry: Entry, floor: float) -> None:
         self.run.progress(f"measuring {entry.candidate.label}")
         start = (entry.predicted_rate or floor or 1.0) * self.correction
+        most, asked = self.found.predictor.highest(entry.candidate.variant), self.order.need.rate
+        if asked is not None:
+            start, most = asked, min(most, HEADROOM * asked)
         load = self.trials.loader(entry.candidate, self.seconds_of)
         with self.trials.server(entry.candidate, self.directory) as server:
-            limit = self.found.predictor.highest(entry.candidate.variant)
             seeds = search_seeds(self.order.seed)
-            measured = measure_rate(server, load, seeds, start, floor, limit, self.max_probes)
+            measured = measure_rate(server, load, seeds, start, floor, most, self.max_probes)
             if server.is_started:
                 measured.peak_memory_bytes = server.get().peak_memory_bytes()
         entry.measured, entry.stage, entry.dropped = measured, "measured", None
@@ -160,7 +163,7 @@ class Finals:
             entry.drop("measured", f"does not hold {measured.censored_at:.3g}/s")
         elif measured.rate <= 0:
             entry.drop("measured", "does not meet the SLO at any rate")
-        elif entry.predicted_rate:
+        elif entry.predicted_rate and asked is None:
             ratio = measured.rate / entry.predicted_rate
             self.correction = math.sqrt(self.correction * ratio)
 

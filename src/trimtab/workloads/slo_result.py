@@ -178,13 +178,16 @@ class TermSamples:
 
 
 def evaluate_term(one: TermSamples) -> TermResult:
-    """Without a sample a term is not met: nothing shows that it is."""
+    """Without a request a term is not met: nothing shows that it is. Where requests have nothing to
+    look at (gaps of answers that came at once) it is kept, and proven no more than by that."""
     term, values = one.term, one.samples.values
     count = len(values)
     limit = float(one.limits.mean()) if len(one.limits) else NAN
     if not count:
-        nothing = (NAN, 0.0, NAN, limit, False, False)
-        return TermResult(term, 0, *nothing, _needed(term), -_FARTHEST, _FARTHEST)
+        met = len(one.limits) > 0
+        nothing = (float(met), 0.0, NAN, limit, met, False)
+        margin = _FARTHEST if met else -_FARTHEST
+        return TermResult(term, 0, *nothing, _needed(term), margin, _FARTHEST)
     below = int(one.is_below.sum())
     effective = one.samples.worth(one.is_below)
     attained = below / count
