@@ -57,10 +57,13 @@ def kernel_operations(context: Context) -> Any:
             repair_interpreter()
         return importlib.import_module("trimtab.executors.gpu.triton_ops").TritonOps()
     except ModuleNotFoundError as error:
-        missing = {"triton": "Triton", "trimtab.executors.gpu.triton_ops": "a kernel in this tree"}
+        missing = {
+            "triton": "there is no Triton here",
+            "trimtab.executors.gpu.triton_ops": "this tree has no TritonOps yet, only references",
+        }
         if cuda or error.name not in missing:
             raise
-        context.skip(f"there is no {missing[error.name]}")
+        context.skip(missing[error.name])
         return None
 
 
