@@ -4,6 +4,8 @@ Triton 3.6 and 3.7 cut bf16 and e4m3 off where a card rounds to nearest even, ca
 the exponent, and multiply the bit patterns of bf16 in `tl.dot`. Kernels are written for the card,
 so the interpreter is what has to change. Overflow in e4m3 saturates, as cvt.rn.satfinite does. A
 scalar that was loaded or summed is an array of one element, which numpy 2.4 takes for no index.
+And it replaces the whole language again at every call of one kernel function by another, which
+takes a third of the time of the tests.
 """
 
 from __future__ import annotations
@@ -29,14 +31,23 @@ def repair_interpreter() -> None:
     interpreter.InterpreterBuilder.create_fp_to_fp = _cast
     interpreter.InterpreterBuilder.create_dot = _dot
     interpreter._patch_lang_tensor = _patch_tensor
+    interpreter._patch_lang = _patch_once
 
 
 _patch_tensor_as_it_was = interpreter._patch_lang_tensor
+_patch_as_it_was = interpreter._patch_lang
 
 
 def _patch_tensor(tensor: Any, scope: Any) -> None:
     _patch_tensor_as_it_was(tensor, scope)
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(())))
+
+
+def _patch_once(function: Any) -> Any:
+    """What is to be restored; nothing, if it was replaced in all modules that the function sees."""
+    named = [module for module in function.__globals__.values() if module in (tl, tl.core)]
+    replaced = not any(tl.core.is_builtin(module.load) for module in named)
+    return interpreter._LangPatchScope() if replaced else _patch_as_it_was(function)
 
 
 def _widened(x: Any) -> np.ndarray:

@@ -23,13 +23,13 @@ FORMATS: list[tuple[KVCacheFormat, torch.dtype]] = [
 
 
 def random_case(choose: random.Random, format: KVCacheFormat, dtype: torch.dtype) -> Case:
-    contexts = [choose.randint(1, 700) for _ in range(4)]
+    contexts = [choose.randint(1, 400) for _ in range(3)]
     case = make_case(contexts, 4, 2, 16, format, dtype, seed=choose.randrange(100))
     return case.with_options(window=choose.choice([0, 90]), softcap=choose.choice([0.0, 2.0]))
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_company_and_order_change_no_bit(
     seed: int, format: tuple[KVCacheFormat, torch.dtype]
 ) -> None:
@@ -43,7 +43,7 @@ def test_company_and_order_change_no_bit(
     order = choose.sample(list(sequences), len(sequences))
     together = case.run(
         {index: sequences[index] for index in order},
-        max_context=choose.choice([700, 5000]),
+        max_context=choose.choice([400, 5000]),
         programs=choose.choice([1, 3, 50]),
     )
     for index in sequences:
@@ -51,7 +51,7 @@ def test_company_and_order_change_no_bit(
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=str)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_chunks_change_no_bit(seed: int, format: tuple[KVCacheFormat, torch.dtype]) -> None:
     """Whole, in chunks, and single rows by the kernel of decode."""
     choose = random.Random(seed)
@@ -70,10 +70,10 @@ def test_chunks_change_no_bit(seed: int, format: tuple[KVCacheFormat, torch.dtyp
 @pytest.mark.parametrize("group", [1, 5])
 def test_drafts_change_no_bit(group: int) -> None:
     """Tiles of 64 rows (decode), of 128 (verification) and those of prefill."""
-    case = make_case([520], group, 1, 32, "bf16", torch.bfloat16)
-    whole = case.run({0: Sequence(520, 150)})[0]
+    case = make_case([290], group, 1, 32, "bf16", torch.bfloat16)
+    whole = case.run({0: Sequence(290, 150)})[0]
     for rows in (1, 64 // group, 128 // group, 128 // group + 1):
-        found = case.run({0: Sequence(520, rows)})[0]
+        found = case.run({0: Sequence(290, rows)})[0]
         assert torch.equal(found, whole[-rows:])
 
 

@@ -25,7 +25,7 @@ def agrees(case: Case, sequences: dict[int, Sequence], error: float, **options: 
         assert (difference < error).all(), (index, one, difference.max())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_batches(seed: int) -> None:
     choose = random.Random(seed)
     group, dim = choose.choice([1, 2, 3, 7]), choose.choice([8, 16, 40, 64])
