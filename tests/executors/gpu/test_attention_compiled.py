@@ -21,7 +21,7 @@ Launch = dict[str, Any]
 
 def compile_for_sm90(*cases: tuple[int, str, float, int]) -> list[Launch]:
     """(head_dim, cache format, softcap, window) each: what attention and the write launch."""
-    child = Path(__file__).with_name("compile_child.py")
+    child = Path(__file__).with_name("attention_compile_child.py")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, str(child), json.dumps(cases)],

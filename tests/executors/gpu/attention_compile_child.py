@@ -1,6 +1,6 @@
 """Compiles what the functions of the package would launch, for sm_90, on a machine without a card.
 
-Kernel launches are caught and compiled instead of run; one JSON line each on stdout: the kernel, its
+Launches are caught and compiled instead of run. One JSON line each on stdout: the kernel, its
 shared memory, what ptxas says of registers and spilled bytes, and how its products are laid out.
 """
 
