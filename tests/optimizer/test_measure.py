@@ -64,9 +64,9 @@ def test_a_server_that_dies_is_a_result() -> None:
 
 
 def test_a_rate_is_lowered_by_how_far_it_missed() -> None:
-    assert lowered(-0.001) == 0.94
-    assert lowered(-0.3) == pytest.approx(math.exp(-0.15))
-    assert lowered(-5.0) == 0.75
+    assert lowered(-0.001) == 0.88
+    assert lowered(-0.4) == pytest.approx(math.exp(-0.2))
+    assert lowered(-5.0) == 0.65
 
 
 def test_the_interval_is_of_the_repeats_that_count() -> None:

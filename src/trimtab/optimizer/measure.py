@@ -16,7 +16,7 @@ MAX_PROBES = 6
 STEP = 1.5  # from rate to rate until it is enclosed: predictions are better than that
 RESOLUTION = 0.06  # relative width of a measured rate
 REACH = 64.0  # times what was predicted, up and down
-LEAST_BACK_OFF, MOST_BACK_OFF = 0.94, 0.75  # of a rate that a repeat did not hold
+LEAST_BACK_OFF, MOST_BACK_OFF = 0.88, 0.65  # of a rate that a repeat did not hold
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 

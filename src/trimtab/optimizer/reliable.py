@@ -20,7 +20,7 @@ from trimtab.optimizer.points import LoadPoint
 CONFIDENCE = 0.95  # of loads hold the rate
 SEEDS = 20
 ROUNDS = 6
-LOWEST, HIGHEST = 0.25, 1.1  # times the rate that was found
+LOWEST, HIGHEST = 0.25, 0.8  # times the rate that was found: its requests were kind, others are not
 NEAR = 1.0  # |margin| of a load that says something about the limit
 LEAST_SPREAD = 0.05
 
