@@ -22,7 +22,14 @@ def open_device(name: str) -> torch.device:
 
 
 def choose_ops(device: torch.device) -> Ops:
-    return ReferenceOps()
+    """Kernels on CUDA, plain torch elsewhere. ConfigError if there is no Triton to compile them."""
+    if device.type != "cuda":
+        return ReferenceOps()
+    try:
+        from trimtab.executors.gpu.triton_ops import TritonOps
+    except ImportError as error:
+        raise ConfigError(f"device=cuda: needs Triton, which torch brings ({error})") from None
+    return TritonOps()
 
 
 def describe_device(device: torch.device) -> str:
