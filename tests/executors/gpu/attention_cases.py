@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +32,12 @@ class Case:
     window: int = 0
     softcap: float = 0.0
 
-    def run(self, sequences: dict[int, Sequence], **options: int) -> dict[int, Tensor]:
+    def run(
+        self,
+        sequences: dict[int, Sequence],
+        attend: Callable[..., Tensor] = attention,
+        **options: int,
+    ) -> dict[int, Tensor]:
         """Outputs [rows, Hq * D] by sequence; the batch is in the order of the dict."""
         rows = [one.rows for one in sequences.values()]
         contexts = [one.context for one in sequences.values()]
@@ -44,7 +50,7 @@ class Case:
             self.queries[index][one.context - one.rows : one.context]
             for index, one in sequences.items()
         ]
-        out = attention(
+        out = attend(
             torch.cat(q).contiguous(),
             self.cache,
             starts.to(DEVICE),

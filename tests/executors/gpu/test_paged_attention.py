@@ -14,6 +14,7 @@ from attention_cases import DEVICE, Case, Sequence, make_case
 
 from trimtab.executors.gpu.attention import attention
 from trimtab.executors.gpu.cache import KVCache, KVCacheFormat
+from trimtab.executors.gpu.reference import ReferenceOps
 
 BF16 = 2.0**-8  # values are of the order of one: half an ulp of bf16, of K, V, weights and result
 
@@ -64,6 +65,17 @@ def test_sharp_scores(rows: int) -> None:
     for query in case.queries:
         query *= 200
     agrees(case, {0: Sequence(530, rows)}, 1e-4)
+
+
+@pytest.mark.parametrize("format", ["f32", "int8"])
+def test_plain_torch_agrees(format: KVCacheFormat) -> None:
+    dtype = torch.float32 if format == "f32" else torch.bfloat16
+    case = make_case([300, 31], 6, 2, 24, format, dtype).with_options(window=40, softcap=2.0)
+    sequences = {1: Sequence(31, 20), 0: Sequence(300, 2)}
+    plain = case.run(sequences, ReferenceOps().attention)
+    error = 2e-6 if format == "f32" else 3 * BF16
+    for index, found in case.run(sequences).items():
+        assert torch.allclose(found, plain[index], rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("max_rows", [1, 40])

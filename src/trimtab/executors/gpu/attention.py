@@ -92,7 +92,7 @@ def attention(
     if not num_rows or not num_seqs or max_rows <= 0:
         return out.flatten(1)
     products = _products(q, cache)
-    tiles = tiles_of(cache.head_dim, products)
+    tiles = tiles_of(cache.head_dim, products, cache.keys.dtype)
     if group > tiles.split.rows:
         raise ValueError(f"attention kernels take up to {tiles.split.rows} heads a KV head")
     reach = -(-max_context // PARTITION)
@@ -191,7 +191,7 @@ def _inputs(batch: _Batch) -> tuple[Tensor, ...]:
 def _constants(batch: _Batch, tile: Tile, products: torch.dtype) -> dict[str, object]:
     cache = batch.cache
     return {
-        "SEQUENCES": max(16, triton.next_power_of_2(batch.num_seqs)),
+        "SEQUENCES": max(64, triton.next_power_of_2(batch.num_seqs)),
         "ROWS": tile.rows,
         "KEYS": tile.keys,
         "PARTITION": PARTITION,

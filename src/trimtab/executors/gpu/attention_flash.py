@@ -23,7 +23,10 @@ from trimtab.executors.gpu.attention_math import (
 )
 
 
-@triton.jit(do_not_specialize=["num_seqs", "table_stride", "window", "split_rows"])
+@triton.jit(
+    do_not_specialize=["num_seqs", "table_stride", "window", "split_rows"],
+    do_not_specialize_on_alignment=["seq_starts", "positions", "tables"],
+)
 def flash_kernel(
     out,  # [T, Hq, D]
     q,

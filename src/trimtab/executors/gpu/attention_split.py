@@ -29,7 +29,11 @@ from trimtab.executors.gpu.attention_math import (
 )
 
 
-@triton.jit(do_not_specialize=["num_seqs", "table_stride", "window", "split_rows"])
+# Parts of one staging buffer lie at any address; no new compilation for that.
+@triton.jit(
+    do_not_specialize=["num_seqs", "table_stride", "window", "split_rows"],
+    do_not_specialize_on_alignment=["seq_starts", "positions", "tables"],
+)
 def split_kernel(
     q,
     keys,
@@ -176,7 +180,10 @@ def split_kernel(
         item += num_items
 
 
-@triton.jit(do_not_specialize=["window", "split_rows"])
+@triton.jit(
+    do_not_specialize=["window", "split_rows"],
+    do_not_specialize_on_alignment=["seq_starts", "positions"],
+)
 def combine_kernel(
     out,  # [T, Hq, D]
     partials,

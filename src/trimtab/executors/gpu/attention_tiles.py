@@ -42,17 +42,21 @@ class Tiles:
     flash: Tile  # prefill
 
 
-def tiles_of(head_dim: int, products: torch.dtype) -> Tiles:
-    """For heads of `head_dim` (256 at most) and products of that type. What limits a tile: 255
-    registers a thread (split: 4 * D + 2 * keys of state and scores over its threads, flash twice
-    the first), and 227 KiB of shared memory for (stages + 1) * keys * D * 4 bytes of K and V and
-    the queries; split tiles up to D = 128 take less than half of both, so that an SM holds two."""
+def tiles_of(head_dim: int, products: torch.dtype, stored: torch.dtype) -> Tiles:
+    """For heads of `head_dim`, 256 at most, products of one type and K and V stored as another.
+
+    What limits a tile: 255 registers a thread, of which the states of its rows take D * 4 bytes a
+    row (twice that in flash); 227 KiB of shared memory for stages + 1 tiles of K and V and the
+    queries. Split tiles up to D = 128 take less than half of both: an SM holds two programs, one of
+    which loads while the other computes. Flash with K and V of one byte spills some 60 registers
+    at D = 128."""
     if products == torch.float32:  # no tensor cores; for tests
         return Tiles(Tile(16, 64, 4, 1), Tile(32, 64, 4, 1), Tile(64, 64, 8, 1))
     if head_dim <= 64:
         return Tiles(Tile(64, 64, 4, 3), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3))
     if head_dim <= 128:
-        return Tiles(Tile(64, 64, 4, 2), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3))
+        stages = 3 if stored.itemsize == 1 else 2
+        return Tiles(Tile(64, 64, 4, stages), Tile(128, 64, 8, 3), Tile(128, 64, 8, 3))
     if head_dim <= 256:  # 8 warps share 64 rows, in every kernel
         large = Tile(64, 32, 8, 3)
         return Tiles(large, large, large)

@@ -81,7 +81,7 @@ def qk_norm_rope_write(
     return q
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def rope_write_kernel(
     q,
     qkv,
