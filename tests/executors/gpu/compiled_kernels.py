@@ -27,6 +27,9 @@ from trimtab.executors.gpu import (
     gemm_scaled,
     norm,
     quantize,
+    sampling_race,
+    sampling_scores,
+    sampling_select,
 )
 from trimtab.executors.gpu.gemm_plan import Splits, Tile
 
@@ -48,6 +51,7 @@ def compile_kernel(
     constants: Mapping[str, Any],
     num_warps: int = 4,
     num_stages: int = 3,
+    **options: Any,
 ) -> Compiled:
     """`types`: of arguments, as "*bf16" or "i32"; pointers and i32 named in capitals are taken for
     multiples of 16, as those of real models are."""
@@ -60,7 +64,7 @@ def compile_kernel(
         {(names.index(name),): value for name, value in constants.items()},
         {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": num_warps, "num_stages": num_stages}
+    options = {"num_warps": num_warps, "num_stages": num_stages, **options}
     found = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(found.asm["cubin"])
@@ -159,6 +163,28 @@ def gates(kind: int, out: str) -> Compiled:
     )
 
 
+LISTS = ("maxima", "places", "bad", "model_maxima", "model_places", "model_bad")
+RULES = ("temperatures", "top_ks", "top_ps", "min_ps", "seeds", "positions")
+PARTS = ("scores", "tokens", "logits", "masses", "lanes")
+SAMPLING = {
+    **dict(zip(LISTS, ("*fp32", "*i32", "*i32") * 2, strict=True)),
+    **dict(zip(RULES, ("*fp32", "*i32", "*fp32", "*fp32", "*i64", "*i32"), strict=True)),
+    **dict(zip(PARTS, ("*fp64", "*i32", "*fp32", "*fp64", "*fp64"), strict=True)),
+    **dict.fromkeys(("x", "cut_logits", "logprobs", "top_logprobs", "target_logprobs"), "*fp32"),
+    **dict.fromkeys(("cut_tokens", "histograms", "wanted", "counts", "found"), "*i32"),
+    **dict.fromkeys(("chosen", "num_logprobs", "targets", "top_ids"), "*i32"),
+    **dict.fromkeys(("V", "ROWS", "CHUNKS", "WIDTH"), "i32"),
+}
+
+
+def sampler(kernel: Any, logits: str, **constants: Any) -> Compiled:
+    """`logits`: the type of that argument, which some kernels write."""
+    known = {"CHUNK": 4096, "LANES": 256, "PADDED": 64}
+    found = {name: value for name, value in known.items() if name in kernel.arg_names}
+    types = {**SAMPLING, "logits": logits}
+    return compile_kernel(kernel, types, {**found, **constants}, 8, enable_fp_fusion=False)
+
+
 def two() -> Tile:
     return gemm_plan.large_tile(Splits(2, 128))
 
@@ -184,6 +210,14 @@ JOBS: dict[str, Callable[[], Compiled]] = {
     "fp8 whole, blocks": lambda: scaled(
         gemm_scaled.whole_kernel, gemm_plan.large_tile_bytes(2), 2, int8=False, blocks=True
     ),
+    "scan": lambda: sampler(sampling_select.scan_kernel, "*fp32"),
+    "count": lambda: sampler(sampling_select.count_kernel, "*fp32", DIGITS=3),
+    "cut": lambda: sampler(sampling_select.cut_kernel, "*fp32"),
+    "mass": lambda: sampler(sampling_select.mass_kernel, "*fp32"),
+    "race": lambda: sampler(sampling_race.race_kernel, "*fp32", PASS=1, FILTERS=True),
+    "finish": lambda: sampler(sampling_race.finish_kernel, "*fp32", PASSES=3, SAMPLES=True),
+    "gather": lambda: sampler(sampling_scores.gather_kernel, "*fp32"),
+    "score": lambda: sampler(sampling_scores.score_kernel, "*fp32", TOP=32, HAS_TARGETS=True),
     "norm to int8": lambda: norms(1, "*i8"),
     "gate to float8": lambda: gates(2, "*fp8e4nv"),
 }
