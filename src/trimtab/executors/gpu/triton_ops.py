@@ -10,8 +10,8 @@ import triton
 from torch import Tensor
 
 from trimtab.executors.gpu import attention as attention_kernels
-from trimtab.executors.gpu import batched_sampling, gemm, norm, quantize, rope_write
 from trimtab.executors.gpu import gated as gated_kernels
+from trimtab.executors.gpu import gemm, norm, quantize, rope_write, sampling
 from trimtab.executors.gpu.matrices import Matrix
 from trimtab.executors.gpu.ops import DeviceSampling, Quantized, SampleResult
 
@@ -45,4 +45,4 @@ class TritonOps:
         return cap * torch.tanh(logits / cap)
 
     def sample(self, logits: Tensor, batch: DeviceSampling) -> SampleResult:
-        return batched_sampling.sample(logits, batch)
+        return sampling.sample(logits, batch)
