@@ -82,11 +82,16 @@ def guidellm_records(benchmark: dict[str, Any]) -> list[RequestRecord]:
             records.append(record)
             continue
         count = int(one["output_tokens"])
-        first, last = time["first_token_iteration"] - start, time["last_token_iteration"] - start
+        end = time["request_end"]
+        # Tokens that no text comes from leave no trace in it but the end.
+        first, last = (
+            (time[name] or end) - start
+            for name in ("first_token_iteration", "last_token_iteration")
+        )
         gap = (last - first) / max(1, count - 1)
         record.token_times = [first + gap * place for place in range(count)]
         record.token_counts = [1] * count
-        record.ended = time["request_end"] - start
+        record.ended = end - start
         record.num_prompt_tokens = int(one["prompt_tokens"])
         record.num_output_tokens = count
         records.append(record)

@@ -1,39 +1,43 @@
 """What the optimizer's search leaves on the table: its choice beside every configuration there is.
 
-    python benchmarks/optimizer_sweep.py sweep builtin --out DIR      # hours; resumes where it was
-    python benchmarks/optimizer_sweep.py choose builtin --out DIR     # the optimizer, same space
+    python benchmarks/optimizer_sweep.py sweep builtin --out DIR      # an hour; resumes
+    python benchmarks/optimizer_sweep.py choose builtin --out DIR     # by the optimizer
     python benchmarks/optimizer_sweep.py compare builtin --out DIR --json OUT
 
-`sweep` looks for the highest rate of each of some 220 configurations on the real server, with the
-same requests for all, and forgets nothing: DIR/sweep.jsonl. `choose` lets the optimizer loose on
-the same space, with nothing but its own search. `compare` loads the choice and the best of the
-sweep once more, in turn, with fresh and longer loads, because the best of so many noisy figures is
-partly luck; and plays random search, a grid and TPE (optuna) on the sweep's figures, many times,
-with as many configurations measured as the optimizer took.
+`sweep` loads each of some 220 configurations on the real server at the same three rates with the
+same three seeds, and takes the rate at which a line through the three margins crosses 0: searches
+that each went their own way would differ by the requests that they met, which differ more than
+configurations do. DIR/sweep.jsonl keeps all. `choose` lets the optimizer loose on the same space,
+with nothing but its own search. `compare` measures the choice and the best of the sweep once more,
+in turn, with other seeds and longer loads, because the best of so many noisy figures is partly
+luck; and plays random search, a grid and TPE (optuna) on the sweep's figures, many times, with as
+many configurations measured as the optimizer took.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trimtab.bench.machine import cpu_name
-from trimtab.optimizer.measure import measure_rate
 from trimtab.optimizer.need import make_need
 from trimtab.optimizer.order import Order
+from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.run import Found, Optimization
-from trimtab.optimizer.search import all_runs
-from trimtab.optimizer.space import Candidate, Knob
-from trimtab.optimizer.trials import search_seeds
+from trimtab.optimizer.served import TrialFailedError
+from trimtab.optimizer.space import Candidate, Knob, all_runs
 
 SLO = "ttft:p95<150ms+0.3ms*in; itl:p95<20ms"
 QUALITY = "kl:mean<10"  # any: the sweep is of speed
@@ -42,10 +46,11 @@ KNOBS = [
     Knob("max_batch_tokens", (64, 256, 1024)),
     Knob("max_num_requests", (4, 16, 64)),
 ]
-LOAD_SECONDS = 2.0
-SWEEP_PROBES = 3
-LONG_SECONDS = 8.0
-LONG_PROBES = 5
+RATES = (12.0, 20.0, 32.0)  # requests a second
+SWEEP_SEEDS, AGAIN_SEEDS = 3_000_000, 4_000_000
+FAR = 1.5  # margins beyond it say that a rate is far from the limit, and no more
+LOAD_SECONDS = 3.0
+LONG_SECONDS = 10.0
 BEST = 3  # of the sweep, measured again
 ROUNDS = 3
 DRAWS = 2000  # of random search
@@ -97,53 +102,49 @@ def sweep(args: argparse.Namespace) -> None:
     random.Random(0).shuffle(waiting)  # a machine that drifts does so for all kinds alike
     for candidate in waiting[: args.at_most]:
         began = time.monotonic()
-        start = _start(candidate, _lines(path))
-        found = highest(run, candidate, start, LOAD_SECONDS, 0, SWEEP_PROBES)
+        try:
+            points, failed = loads(run, candidate, LOAD_SECONDS, SWEEP_SEEDS), None
+        except TrialFailedError as error:
+            points, failed = [], str(error)
         line = {
             "label": candidate.label,
             "variant": candidate.variant.as_json(),
             "scheduler": asdict(candidate.scheduler),
-            "rate": found.rate,
-            "failed": found.failed,
-            "probes": [[p.rate, p.margin] for p in found.points],
+            "rate": crossing(points),
+            "failed": failed,
+            "probes": [[point.rate, point.margin] for point in points],
             "seconds": round(time.monotonic() - began, 1),
         }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        progress(f"{candidate.label}: {found.rate:.4g}")
+        progress(f"{candidate.label}: {line['rate']:.4g}")
     progress(f"{len(waiting[args.at_most :])} of {len(space(run))} left")
 
 
-def _start(candidate: Candidate, known: list[dict[str, Any]]) -> float:
-    """What others held with as many tokens and requests a step; 20 before there is any."""
-    own = candidate.scheduler
-    alike = [
-        one["rate"]
-        for one in known
-        if one["rate"] > 0
-        and one["scheduler"]["max_batch_tokens"] == own.max_batch_tokens
-        and one["scheduler"]["max_num_requests"] == own.max_num_requests
-    ]
-    return statistics.median(alike or [one["rate"] for one in known if one["rate"]] or [20.0])
-
-
-def highest(
-    run: Optimization,
-    candidate: Candidate,
-    start: float,
-    seconds: float,
-    seed: int,
-    max_probes: int,
-) -> Any:
+def loads(
+    run: Optimization, candidate: Candidate, seconds: float, first_seed: int
+) -> list[LoadPoint]:
     trials = run.found.trials
     load = trials.loader(candidate, lambda rate: seconds)
     with (
         tempfile.TemporaryDirectory() as directory,
         trials.server(candidate, Path(directory)) as server,
     ):
-        return measure_rate(
-            server, load, search_seeds(seed), start, floor=0.0, max_probes=max_probes
-        )
+        return [load(server, rate, first_seed + place) for place, rate in enumerate(RATES)]
+
+
+def crossing(points: Sequence[LoadPoint]) -> float:
+    """The rate at which the least-squares line of margin on log rate is 0, within a factor of two
+    of what was loaded; 0 of a server that failed."""
+    if not points:
+        return 0.0
+    x = np.log([point.rate for point in points])
+    y = np.clip([point.margin for point in points], -FAR, FAR)
+    slope, height = np.polyfit(x, y, 1)
+    low, high = RATES[0] / 2, RATES[-1] * 2
+    if slope >= 0:
+        return high if y.mean() > 0 else low
+    return float(min(high, max(low, math.exp(min(50.0, -height / slope)))))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -190,10 +191,10 @@ def compare(args: argparse.Namespace) -> None:
     again: dict[str, list[float]] = {label: [] for label in contestants}
     for number in range(ROUNDS):
         for label in contestants[:: 1 if number % 2 == 0 else -1]:
-            start = rates[label] or 20.0
-            found = highest(run, by_label[label], start, LONG_SECONDS, 1 + number, LONG_PROBES)
-            again[label].append(found.rate)
-            progress(f"round {number + 1}, {label}: {found.rate:.4g}")
+            seeds = AGAIN_SEEDS + number * len(RATES)
+            found = crossing(loads(run, by_label[label], LONG_SECONDS, seeds))
+            again[label].append(found)
+            progress(f"round {number + 1}, {label}: {found:.4g}")
     medians = {label: statistics.median(values) for label, values in again.items()}
     best = max(medians.values())
     budgets = sorted({choice["num_measured"], round(0.15 * len(rates))})
@@ -203,6 +204,7 @@ def compare(args: argparse.Namespace) -> None:
         "slo": SLO,
         "workload": "chat",
         "configurations": len(rates),
+        "rates": RATES,
         "load_seconds": {"sweep": LOAD_SECONDS, "again": LONG_SECONDS},
         "sweep": [{"label": one, "rate": rates[one]} for one in ranked],
         "choice": choice,

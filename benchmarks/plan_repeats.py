@@ -57,9 +57,8 @@ def main() -> None:
     with running_server(args.plan) as server:
         load = Loads(plan, server.url, seconds, seeds)
         repeats = [load(rate) for _ in range(args.repeats)]
-        theirs = [
-            load.by_guidellm(args.guidellm, rate) for _ in range(args.repeats * bool(args.guidellm))
-        ]
+        num_theirs = args.repeats if args.guidellm else 0
+        theirs = [load.by_guidellm(args.guidellm, rate) for _ in range(num_theirs)]
         found = None
         if args.probes:
             found = highest_rate(

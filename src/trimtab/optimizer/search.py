@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trimtab.optimizer.space import Candidate, Knob, all_runs, neighbours
+from trimtab.optimizer.space import Candidate, Knob, neighbours
 from trimtab.optimizer.variants import Variant
 
 GAIN = 1.02  # what is worth a change of the defaults
@@ -60,26 +60,6 @@ def search_runs(variant: Variant, knobs: Sequence[Knob], judge: Judge, stop: Sto
         if best is before:
             break
     return list(found.values())
-
-
-def search_all_runs(
-    variant: Variant, knobs: Sequence[Knob], judge: Judge, stop: Stop
-) -> list[Ranked]:
-    """Every combination: for spaces that are small, and for checking the search."""
-    found: list[Ranked] = []
-    best: Ranked | None = None
-    for candidate in all_runs(variant, list(knobs)):
-        if best is not None and stop():
-            break
-        ranked = (
-            Ranked(candidate, judge.score(candidate, 0.0), censored=False)
-            if best is None
-            else _look(candidate, best, judge)
-        )
-        found.append(ranked)
-        if best is None or (not ranked.censored and ranked.score > best.score):
-            best = ranked
-    return found
 
 
 def _look(candidate: Candidate, best: Ranked, judge: Judge) -> Ranked:
