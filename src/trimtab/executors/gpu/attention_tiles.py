@@ -66,5 +66,5 @@ def tiles_of(head_dim: int, products: torch.dtype, stored: torch.dtype) -> Tiles
 def num_programs(like: Tensor) -> int:
     """Programs of the split kernel that a device holds at once."""
     if like.is_cuda:
-        return 2 * torch.cuda.get_device_properties(like.device).multi_processor_count
+        return 2 * int(torch.cuda.get_device_properties(like.device).multi_processor_count)
     return 2  # the interpreter

@@ -59,7 +59,7 @@ class KVCache:
 
     @property
     def num_blocks(self) -> int:
-        return self._stored[0].shape[0]
+        return int(self._stored[0].shape[0])
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -73,4 +73,5 @@ class KVCache:
     ) -> int:
         """Of one layer."""
         scales = 4 if format in LARGEST else 0
-        return 2 * block_size * num_kv_heads * (head_dim * DTYPES[format].itemsize + scales)
+        element = int(DTYPES[format].itemsize)
+        return 2 * block_size * num_kv_heads * (head_dim * element + scales)

@@ -57,4 +57,4 @@ def _free_on_gpu(device: torch.device, share: float, run_largest_step: Callable[
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     in_use = total - free
-    return max(0, int(total * share) - in_use - activations)
+    return max(0, int(total * share) - int(in_use + activations))

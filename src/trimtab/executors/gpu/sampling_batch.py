@@ -52,9 +52,9 @@ def _adjusts(sampling: SamplingBatch) -> bool:
 
 def sampling_rows(batch: DeviceSampling, first: int, last: int) -> DeviceSampling:
     """Rows [first, last); ragged fields keep their ids, and starts that lead into them."""
-    cut: dict[str, Tensor] = {}
+    cut: dict[str, Any] = {}
     for name in PER_ROW:
         end = last + 1 if name.endswith("_starts") else last
         cut[name] = getattr(batch, name)[first:end]
     targets = None if batch.targets is None else batch.targets[first:last]
-    return replace(batch, targets=targets, **cut)  # type: ignore[arg-type]
+    return replace(batch, targets=targets, **cut)

@@ -215,4 +215,4 @@ def rotations(rope: RopeSpec, length: int, device: torch.device) -> tuple[Tensor
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return int(tensor.numel() * tensor.element_size())
