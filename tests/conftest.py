@@ -15,6 +15,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
+
+# Triton looks at it once, when whoever comes first imports it: without a card its kernels are
+# interpreted.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # No test, and no process that a test starts, may touch the user's own cache.
 os.environ["TRIMTAB_PACKED_CACHE"] = "off"

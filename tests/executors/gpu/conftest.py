@@ -1,17 +1,10 @@
-"""Kernels run on the card, where there is one, else under Triton's interpreter; helpers of the
-executors' tests, and of those of the native core's."""
+"""Kernels run on the card, where there is one, else under Triton's interpreter (tests/conftest.py);
+helpers of the executors' tests, and of those of the native core's."""
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
-
-import torch
-
-# Before anything imports triton, which looks at it once.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 _TESTS = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(_TESTS / name) for name in ("executors", "native", "checkpoints", "engine")]
