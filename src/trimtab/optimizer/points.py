@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +25,7 @@ class LoadPoint:
     seed: int
     seconds: float  # of arrivals
     achieved: float
-    goodput: float
+    goodput: float  # requests that keep their limits, a second of arrivals
     attainment: dict[str, float]  # value, low, high
     met: bool
     margin: float
@@ -78,7 +77,6 @@ def load_point(
     count = max(len(complete), 1)
     cached = sum(record.num_cached_tokens for record in complete)
     good = sum(slo.met_by(record) for record in complete)
-    length = max([seconds, *(r.ended for r in complete if math.isfinite(r.ended))])
     # Of a short load a burst looks like a queue that grows; what it does to users, the SLO says.
     grows = summary.is_overloaded and seconds >= LONG_SECONDS
     margin = min(found.margin, -0.05) if grows else found.margin
@@ -87,7 +85,7 @@ def load_point(
         seed=seed,
         seconds=seconds,
         achieved=summary.achieved_rate,
-        goodput=good / length if length else 0.0,
+        goodput=good / seconds if seconds else 0.0,
         attainment=found.attainment.as_json(),
         met=found.met and not grows,
         margin=margin,
