@@ -5,6 +5,7 @@ shortlist        the best predicted first; one that does not hold what the best 
                  is asked no further. Each result corrects the predictions that are left
 measured knobs   what the simulator does not know, turned on the best one
 lesson           how loads differ from steps at rest, for the predictions that follow
+luck             rates are lowered to what nearly every load holds
 at one rate      all of them, for latencies that can be compared
 repeats          choice and default, fresh seeds (repeats.py)
 """
@@ -26,11 +27,12 @@ from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.lesson import Lesson, Replay, learn
 from trimtab.optimizer.measure import MAX_PROBES, measure_rate
 from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.reliable import reliable_rate
 from trimtab.optimizer.repeats import LEAST_REPEATS, Repeats
 from trimtab.optimizer.search import Ranked
 from trimtab.optimizer.search import shortlist as ranked_candidates
 from trimtab.optimizer.space import Candidate, neighbours
-from trimtab.optimizer.trials import search_seeds
+from trimtab.optimizer.trials import search_seeds, simulated_seeds
 
 if TYPE_CHECKING:
     from trimtab.optimizer.run import Found, Optimization
@@ -44,6 +46,8 @@ RESERVE = 0.35  # of the time, for what comes behind the search
 NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measurement
 HEADROOM = 3.0  # times the rate that was asked for: what is beyond it is of no interest
 START_SECONDS = 1.0  # of a server, a load's share of it
+MOST_RELIABLE = 3  # candidates whose scatter is simulated, the default besides
+GUESSED = 0.75  # of a rate that was found, where no simulation says how loads scatter
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
 
 
@@ -69,9 +73,10 @@ class Finals:
             self.directory = Path(directory)
             self._search()
             self._learn()
+            self._lengthen()
+            self._trim_luck()
             self._compare()
             self._decide()
-            self._lengthen()
             Repeats(self.found, self.directory, self.seconds_of, self.run.progress).play()
 
     # ---- the search
@@ -194,6 +199,48 @@ class Finals:
         self.load_seconds = max(
             self.load_seconds, min(MOST_SECONDS, left / (2 * LEAST_REPEATS) - START_SECONDS)
         )
+
+    def _trim_luck(self) -> None:
+        """Rates become those that nearly every load holds (reliable.py). What a search finds is as
+        high as its own requests were kind: the luckiest would be chosen. Those that are not looked
+        at, far behind or never simulated, are lowered as much as the most lowered of the others;
+        all by GUESSED where there is no time for it."""
+        if self.order.need.rate is not None:
+            return
+        able = sorted((e for e in self.found.entries.all if e.rate > 0), key=lambda e: -e.rate)
+        known = [e for e in able if self.found.predictor.calibration(e.candidate) is not None]
+        default = self.found.default
+        looked_at = [e for e in known if e is default or e in known[:MOST_RELIABLE]]
+        shares: dict[str, float] = {}
+        for entry in looked_at:
+            rate = self._reliable(entry)
+            if rate is None:
+                shares.clear()
+                break
+            shares[entry.id] = rate / entry.rate
+        rest = min(shares.values(), default=GUESSED)
+        for entry in able:
+            assert entry.measured is not None
+            entry.measured.rate *= shares.get(entry.id, rest)
+
+    def _reliable(self, entry: Entry) -> float | None:
+        predictor, candidate = self.found.predictor, entry.candidate
+        assert entry.measured is not None
+        self.run.progress(f"how much loads of {candidate.label} scatter")
+        pairs = []
+        for point in entry.measured.points:
+            simulated = predictor.replay(candidate, point)
+            assert simulated is not None
+            pairs.append((point, simulated))
+        seeds = simulated_seeds(self.order.seed)
+
+        def margin(rate: float, number: int) -> float:
+            played = predictor.play(candidate, rate, seeds[number], self.seconds_of(rate))
+            assert played is not None
+            return played.margin
+
+        ends = time.monotonic() + max(5.0, 0.05 * self.order.budget_seconds)
+        return reliable_rate(entry.rate, pairs, margin, lambda: time.monotonic() > ends)
 
     # ---- what the loads teach
 

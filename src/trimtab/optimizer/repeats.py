@@ -1,6 +1,6 @@
 """Whether the choice keeps its word: loads with seeds that nothing else had, the default beside it.
 
-    rates     what nearly every load should hold (reliable.py), or the rate that was asked for
+    rates     what nearly every load should hold, or the rate that was asked for
     repeats   choice and default in turn, A B B A A B
     lowered   the rate of whoever missed one, by how far it missed; its repeats begin again
 
@@ -10,7 +10,6 @@ What a client spoiled counts neither way, and without at least two that count no
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +18,8 @@ from typing import TYPE_CHECKING
 from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.measure import LazyServer, lowered
 from trimtab.optimizer.points import LoadPoint
-from trimtab.optimizer.reliable import reliable_rate
 from trimtab.optimizer.stages import Progress
-from trimtab.optimizer.trials import repeat_seeds, simulated_seeds
+from trimtab.optimizer.trials import repeat_seeds
 from trimtab.optimizer.usage import use_of
 
 if TYPE_CHECKING:
@@ -29,9 +27,7 @@ if TYPE_CHECKING:
 
 LEAST_REPEATS = 3
 LEAST_VALID = 2
-LONG_BUDGET = 180.0  # seconds of a run
 MAX_ATTEMPTS = 6  # to find a rate that holds every time
-GUESSED = 0.85  # of a rate that was found from noisy probes, where no simulation says how noisy
 
 
 @dataclass
@@ -106,7 +102,8 @@ class Repeats:
         entries = [chosen]
         if default is not None and default is not chosen and default.rate > 0:
             entries.append(default)
-        first = self._first_rates(entries)
+        asked = self.found.order.need.rate
+        first = [asked or one.rate for one in entries]
         with contextlib.ExitStack() as stack:
             contestants = [
                 Contestant(
@@ -117,49 +114,13 @@ class Repeats:
                 for one, rate in zip(entries, first, strict=True)
             ]
             self.progress(f"checking {first[0]:.3g} requests/s, {LEAST_REPEATS} times and more")
-            may_lower = self.found.order.need.rate is None
-            verify(contestants, self._load, self.seeds, may_lower)
+            verify(contestants, self._load, self.seeds, may_lower=asked is None)
             for one in contestants:
                 self._keep(one)
         if chosen.dropped is not None:
             self.found.chosen = None
         self.found.rate = contestants[0].rate
         self.found.load_seconds = self.seconds_of(contestants[0].rate)
-
-    def _first_rates(self, entries: Sequence[Entry]) -> list[float]:
-        """Of a short run, that of the default is lowered as much as that of the choice."""
-        asked = self.found.order.need.rate
-        if asked is not None:
-            return [asked] * len(entries)
-        rates = [self._reliable(entries[0])]
-        for other in entries[1:]:
-            if self.found.order.budget_seconds >= LONG_BUDGET:
-                rates.append(self._reliable(other))
-            else:
-                rates.append(rates[0] / entries[0].rate * other.rate)
-        return rates
-
-    def _reliable(self, entry: Entry) -> float:
-        predictor, candidate = self.found.predictor, entry.candidate
-        assert entry.measured is not None
-        if predictor.calibration(candidate) is None:
-            return GUESSED * entry.rate
-        self.progress(f"how much loads of {candidate.label} scatter")
-        pairs = []
-        for point in entry.measured.points:
-            simulated = predictor.replay(candidate, point)
-            assert simulated is not None
-            pairs.append((point, simulated))
-        seeds = simulated_seeds(self.found.order.seed)
-
-        def margin(rate: float, number: int) -> float:
-            played = predictor.play(candidate, rate, seeds[number], self.seconds_of(rate))
-            assert played is not None
-            return played.margin
-
-        ends = time.monotonic() + max(5.0, 0.05 * self.found.order.budget_seconds)
-        rate = reliable_rate(entry.rate, pairs, margin, lambda: time.monotonic() > ends)
-        return rate or GUESSED * entry.rate
 
     def _load(self, one: Contestant, seed: int) -> LoadPoint:
         if not one.points and one.server.is_started:
