@@ -52,7 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     plan = read_plan(args.plan)
     rate = plan.measured["rate"].value
-    seconds = args.seconds or plan.measured["load_seconds"].value
+    own = plan.measured.get("load_seconds")
+    seconds = args.seconds or (own.value if own else 20.0)
     seeds = itertools.count(FIRST_SEED)
     with running_server(args.plan) as server:
         load = Loads(plan, server.url, seconds, seeds)

@@ -84,6 +84,17 @@ def test_loads_that_the_client_spoiled_verify_nothing() -> None:
     assert one.failed == "could not be verified: the client was late"
 
 
+def test_two_that_count_are_enough_where_all_others_are_spoiled() -> None:
+    one = contestant("A", 4.0)
+
+    def only_two(one: Contestant, seed: int) -> LoadPoint:
+        return point(one.rate, 1.0, seed, valid=seed < 2)
+
+    verify([one], only_two, itertools.count(), may_lower=True)
+    assert one.failed is None
+    assert one.num_valid == 2
+
+
 def test_some_that_were_spoiled_are_made_up_for() -> None:
     one = contestant("A", 4.0)
 
