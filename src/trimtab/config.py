@@ -8,13 +8,16 @@ from typing import Any, Literal, cast
 
 from trimtab.errors import ConfigError
 
-WeightFormat = Literal["f32", "bf16", "int8", "int4"]
+WeightFormat = Literal["f32", "bf16", "int8", "int4", "fp8"]
 LogFormat = Literal["text", "json"]
-KVFormat = Literal["f32", "bf16", "int8"]
+KVFormat = Literal["f32", "bf16", "int8", "fp8"]
 Device = Literal["cpu", "cuda", "torch-cpu"]
-WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("f32", "bf16", "int8", "int4")
+# device=cpu has no float8 arithmetic; what a checkpoint stores as float8 it takes all the same.
+CPU_WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("f32", "bf16", "int8", "int4")
+WEIGHT_FORMATS: tuple[WeightFormat, ...] = (*CPU_WEIGHT_FORMATS, "fp8")
 DEVICES: tuple[Device, ...] = ("cpu", "cuda", "torch-cpu")
-KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
+CPU_KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
+KV_FORMATS: tuple[KVFormat, ...] = (*CPU_KV_FORMATS, "fp8")
 GROUP_SIZES = (32, 64, 128)
 PROPOSERS = ("lookup", "draft", "heads")
 _ORIGIN = re.compile(r"(\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+)\Z")
@@ -27,8 +30,8 @@ def parse_weights(label: str) -> tuple[WeightFormat, int]:
     grouped = group == "" or (name in ("int8", "int4") and group in map(str, GROUP_SIZES))
     if name not in WEIGHT_FORMATS or not grouped or label.endswith("-g"):
         raise ConfigError(
-            f"weight format {label!r}: use f32, bf16, int8 or int4, the last two also with -g32, "
-            "-g64 or -g128"
+            f"weight format {label!r}: use f32, bf16, fp8, int8 or int4, the last two also with "
+            "-g32, -g64 or -g128"
         )
     return name, int(group or 0)
 
@@ -45,14 +48,17 @@ class ExecutorConfig:
 
     weights: WeightFormat = knob(
         "bf16",
-        "weight format: f32 (reference), bf16, int8 (per channel or grouped) or int4 (grouped)",
+        "weight format: f32 (reference), bf16, int8 (per channel or grouped) or int4 (grouped); "
+        "cuda: also fp8 (e4m3, per channel)",
     )
     group_size: int = knob(
         0,
         "int8, int4: input columns that share a scale (32, 64 or 128); "
         "0 = all of a channel for int8, 64 for int4",
     )
-    kv_cache: KVFormat = knob("bf16", "KV cache format: f32 (reference), bf16 or int8")
+    kv_cache: KVFormat = knob(
+        "bf16", "KV cache format: f32 (reference), bf16 or int8; cuda: also fp8 (e4m3)"
+    )
     threads: int = knob(0, "compute threads; 0 = the cores this process may use")
     kv_cache_gib: float = knob(
         0.0,
@@ -79,6 +85,10 @@ class ExecutorConfig:
             raise ConfigError(f"kv_cache={self.kv_cache!r}: must be one of {KV_FORMATS}")
         if self.device not in DEVICES:
             raise ConfigError(f"device={self.device!r}: must be one of {DEVICES}")
+        if self.device == "cpu":
+            for name in ("weights", "kv_cache"):
+                if getattr(self, name) == "fp8":
+                    raise ConfigError(f"{name}=fp8: device=cpu has no float8; use int8, or a GPU")
         if not 0 < self.memory_share <= 1:
             raise ConfigError(f"memory_share={self.memory_share}: must be above 0 and at most 1")
         if self.group_size not in (0, *GROUP_SIZES):

@@ -8,7 +8,7 @@ from trimtab.config import ExecutorConfig, KVFormat, WeightFormat
 from trimtab.executors.formats import PANEL, HeldFormat, ModelFormats, Slot, formats_of_config
 from trimtab.models.spec import ModelSpec
 
-KV_BYTES: dict[KVFormat, int] = {"f32": 4, "bf16": 2, "int8": 1}
+KV_BYTES: dict[KVFormat, int] = {"f32": 4, "bf16": 2, "int8": 1, "fp8": 1}
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def footprint(
         + biases
     )
     kv_width = KV_BYTES[config.kv_cache]
-    kv_scale_bytes = 8 if config.kv_cache == "int8" else 0
+    kv_scale_bytes = 8 if config.kv_cache in ("int8", "fp8") else 0
     weight_bytes = sum(part_bytes.values())
     return Footprint(
         parameters=parameters,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.config import WEIGHT_FORMATS, WeightFormat
+from trimtab.config import CPU_WEIGHT_FORMATS, WeightFormat
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MachineLimits:
     def linear_macs_per_s(self, weights: WeightFormat) -> float:
         """The fastest arithmetic that weights of this format can be computed in: their own dot
         products, or those of a wider format that they are widened to."""
-        wider = WEIGHT_FORMATS[: WEIGHT_FORMATS.index(weights) + 1]
+        wider = CPU_WEIGHT_FORMATS[: CPU_WEIGHT_FORMATS.index(weights) + 1]
         return max(self.macs_per_s[name] for name in wider)
 
     @property
@@ -77,5 +77,5 @@ def measure_machine(isa: str, threads: int) -> MachineLimits:
         read_bytes_per_s=max(bandwidth),
         read_bytes_per_s_median=statistics.median(bandwidth),
         read_bytes_per_s_low=min(bandwidth),
-        macs_per_s={name: measure_arithmetic(isa, threads, name) for name in WEIGHT_FORMATS},
+        macs_per_s={name: measure_arithmetic(isa, threads, name) for name in CPU_WEIGHT_FORMATS},
     )

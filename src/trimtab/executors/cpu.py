@@ -62,11 +62,16 @@ class CpuExecutor:
     ) -> None:
         """`pool`: the threads of an executor that never runs a step at the same time; its own ones,
         `config.threads`, if there is none."""
-        from trimtab import _native
-
         config = config or ExecutorConfig()
         if config.device != "cpu":
             raise ConfigError(f"device={config.device}: this needs device=cpu")
+        try:
+            from trimtab import _native
+        except ImportError as error:
+            raise ConfigError(
+                "device=cpu: the native core is not built here; install a wheel or build it "
+                f"(pip install .), or use device=cuda or torch-cpu ({error})"
+            ) from None
         self._spec = limit_context(checkpoint.spec, config.max_context)
         self.config = config
         self.isa = select_isa()

@@ -198,7 +198,10 @@ def _config_format(config: ExecutorConfig) -> KernelFormat:
 
 
 def _head_format(config: ExecutorConfig) -> KernelFormat:
-    """int4 would cost the logits more than it saves: the head is int8 then."""
+    """int4 would cost the logits more than it saves: the head is int8 then. Beside fp8 it stays
+    bf16, as in the float8 checkpoints that others make."""
+    if config.weights == "fp8":
+        return KernelFormat("bf16")
     return KernelFormat("int8") if config.weights == "int4" else _config_format(config)
 
 

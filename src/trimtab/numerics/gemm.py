@@ -104,7 +104,7 @@ def gemm_stored(x: Float32Array, w: GroupedMatrix) -> Float32Array:
 
 
 def gemm(x: Float32Array, w: Float32Array, weight_format: str, group_size: int) -> Float32Array:
-    """The reference of a weight format by name (`config.WEIGHT_FORMATS`)."""
+    """The reference of a weight format by name (`config.CPU_WEIGHT_FORMATS`)."""
     if weight_format == "int4":
         return gemm_groups(x, quantize_weights_int4(w, group_size))
     if weight_format == "int8" and group_size:

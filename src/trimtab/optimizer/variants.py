@@ -11,7 +11,7 @@ from typing import Any, Literal, cast, get_args
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.compression.settings import GROUP_SIZES, QuantizeSettings
-from trimtab.config import KV_FORMATS, ExecutorConfig, KVFormat, WeightFormat
+from trimtab.config import CPU_KV_FORMATS, ExecutorConfig, KVFormat, WeightFormat
 from trimtab.errors import ConfigError, UserError
 from trimtab.numerics.stored import Fp8Format, GroupFormat
 from trimtab.optimizer.content import content_hash
@@ -47,7 +47,7 @@ class Variant:
             ("weights", get_args(VariantWeights)),
             ("method", METHODS),
             ("head", get_args(HeadFormat)),
-            ("kv_cache", KV_FORMATS),
+            ("kv_cache", CPU_KV_FORMATS),
             ("group_size", (0, *GROUP_SIZES)),
         ):
             value = getattr(self, name)

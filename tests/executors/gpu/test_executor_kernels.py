@@ -27,7 +27,7 @@ SIZES: dict[str, Any] = {
     "layers": (LayerSpec(sliding_window=21, rope=1),),
     "tied_embeddings": False,
 }
-FORMATS = [("bf16", "bf16"), ("int8", "int8"), ("int4", "bf16")]
+FORMATS = [("bf16", "bf16"), ("int8", "int8"), ("int4", "bf16"), ("fp8", "fp8")]
 
 
 def executors(weights: str, kv_cache: str) -> tuple[TorchExecutor, TorchExecutor, TorchExecutor]:

@@ -110,12 +110,38 @@ def test_integers_are_those_of_the_cpu_executor(weights: str, group: int, limit:
     assert rms_error(exact, original) > rms_error(ours, exact) / 2
 
 
-def test_an_int8_cache_rounds_a_little(models: Any) -> None:
+def test_float8_weights_are_rounded_a_row_at_a_time_and_the_head_is_not() -> None:
+    """The oracle is float32 with the rounded weights: what is left are activations in float8."""
+    import torch
+
+    from trimtab.executors.gpu.row_reference import quantize_rows
+
+    def rounded(name: str, weight: Any) -> Any:
+        if weight.ndim != 2 or name in ("embed", "lm_head"):
+            return weight
+        values, scales = quantize_rows(torch.from_numpy(weight), "fp8")
+        return (values.float() * scales[:, None]).numpy()
+
+    checkpoint = memory_model(3, tied_embeddings=False, hidden_size=160, intermediate_size=192)
+    tokens = np.random.default_rng(1).integers(0, 77, size=40).tolist()
+    exact = run_alone(executor(checkpoint.map(rounded)), tokens)
+    original = run_alone(executor(checkpoint), tokens)
+    ours = run_alone(executor(checkpoint, weights="fp8"), tokens)
+    assert 0.005 < rms_error(exact, original) < 0.06
+    assert 0.005 < rms_error(ours, exact) < 0.06
+    worse = checkpoint.map(lambda _, weight: weight)
+    worse.tensors["layers.1.up"].data[3, 5] = np.inf  # type: ignore[union-attr]
+    with pytest.raises(CheckpointError, match=r"layers\.1\.gate: a weight is not finite"):
+        executor(worse, weights="fp8")
+
+
+@pytest.mark.parametrize(("kv_cache", "limit"), [("int8", 0.05), ("fp8", 0.1)])
+def test_a_cache_of_8_bits_rounds_a_little(kv_cache: str, limit: float, models: Any) -> None:
     model, checkpoint = models("llama")
     tokens = oracle_models.random_tokens(4, 50)
     exact = oracle_models.logits_of(model, tokens)
-    ours = run_alone(executor(checkpoint, kv_cache="int8"), tokens)
-    assert 1e-4 < rms_error(ours, exact) < 0.05
+    ours = run_alone(executor(checkpoint, kv_cache=kv_cache), tokens)
+    assert 1e-4 < rms_error(ours, exact) < limit
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gemma2"])
@@ -186,8 +212,10 @@ def test_identity_covers_weights_formats_and_device(models: Any) -> None:
         executor(models("mistral")[1]).identity,
         executor(checkpoint, weights="bf16").identity,
         executor(checkpoint, kv_cache="bf16").identity,
+        executor(checkpoint, weights="fp8").identity,
+        executor(checkpoint, kv_cache="fp8").identity,
     }
-    assert len(found) == 4
+    assert len(found) == 6
     assert executor(checkpoint, num_blocks=3).identity in found
 
 

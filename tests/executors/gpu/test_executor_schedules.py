@@ -11,9 +11,10 @@ from cpu_models import BLOCK, MemoryCheckpoint, Passage, advance, as_int32, memo
 
 from trimtab.config import ExecutorConfig
 from trimtab.executors.gpu.executor import TorchExecutor
+from trimtab.executors.gpu.reference import ReferenceOps
 
 NUM_BLOCKS = 40
-FORMATS = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "int8")]
+FORMATS = [("f32", "f32"), ("bf16", "bf16"), ("bf16", "int8"), ("fp8", "fp8")]
 
 
 def executor(
@@ -74,7 +75,7 @@ def test_decode_over_partition_borders_gives_the_bits_of_prefill() -> None:
         assert (passage.logits[-1] == whole[passage.computed - 1]).all()
 
 
-@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("kv_cache", ["f32", "bf16", "int8", "fp8"])
 def test_what_a_block_held_before_does_not_matter(kv_cache: str) -> None:
     """Every byte of the cache 0xff, which is NaN in every float format."""
     tokens = np.random.default_rng(6).integers(0, 77, size=45).tolist()
@@ -84,6 +85,24 @@ def test_what_a_block_held_before_does_not_matter(kv_cache: str) -> None:
     shape = (NUM_BLOCKS, one.capacity.bytes_per_block)
     one.import_blocks(everything, np.full(shape, 255, np.uint8))
     assert (run_alone(one, tokens, chunk=11) == clean).all()
+
+
+@pytest.mark.parametrize("fill_up", [False, True])
+def test_attention_is_told_how_many_partitions_the_contexts_reach_into(fill_up: bool) -> None:
+    """It bounds its scratch; steps that share a captured graph have no such number."""
+    seen: list[int] = []
+
+    class Listening(ReferenceOps):
+        def attention(self, *arguments: Any) -> Any:
+            seen.append(arguments[-1])
+            return super().attention(*arguments)
+
+    config = ExecutorConfig(device="torch-cpu", num_blocks=NUM_BLOCKS)
+    one = TorchExecutor(memory_model(1), config, Listening(), fill_up=fill_up)
+    lengths = (257, 256, 3)
+    passages = [Passage([1] * n, list(range(17)), computed=n - 2) for n in lengths]
+    advance(one, [(passage, 2) for passage in passages])
+    assert seen == [0 if fill_up else 2 + 1 + 1] * 2
 
 
 def test_blocks_that_do_not_exist_are_refused() -> None:

@@ -32,6 +32,13 @@ def choose_ops(device: torch.device) -> Ops:
     return TritonOps()
 
 
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether products of float8 are to be had; plain torch computes them anywhere."""
+    if device.type != "cuda":
+        return True
+    return bool(torch.cuda.get_device_capability(device) >= (8, 9))
+
+
 def describe_device(device: torch.device) -> str:
     """For people, and for the identity: other hardware, other bits."""
     if device.type != "cuda":

@@ -258,6 +258,7 @@ class TorchExecutor:
             block_tables=torch.arange(blocks, dtype=torch.int32, device=device)[None],
             max_rows=rows,
             max_context=rows,
+            max_partitions=0,
         )
         normed, _ = self._model.forward(staged)
         logits = self._model.logits(normed[:LOGIT_ROWS])

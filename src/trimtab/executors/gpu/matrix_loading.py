@@ -7,6 +7,8 @@
     the same, one scale a row, no zero points     Int8Matrix
     float8, one scale a row, or blocks of 128 n   Fp8Matrix
     anything else                                 DenseMatrix of what the integers stand for
+
+Floats become float8 where that is asked for: `quantize_fp8`.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ from trimtab.executors.gpu.matrices import (
     PackedMatrix,
 )
 from trimtab.executors.gpu.packed_words import PANEL_ROWS, SLICE, chunk_columns, pack_words
+from trimtab.executors.gpu.row_reference import quantize_rows
 from trimtab.numerics import stored as canonical
 
 FP8_BLOCK = 128
+QUANTIZED_ROWS = 4096  # of which there are float32 copies at once
 
 
 def load_matrix(
@@ -61,6 +65,24 @@ def load_matrix(
     if len(floats8) == len(parts) and _fits_fp8(floats8):
         return _fp8(floats8, device, fp8_activations)
     return DenseMatrix(torch.cat([_floats(part, dtype, device) for part in parts]))
+
+
+def quantize_fp8(
+    parts: Sequence[StoredTensor], device: torch.device | str, *, fp8_activations: bool = True
+) -> Fp8Matrix:
+    """Floats rounded to float8 e4m3, a scale a row, as `quantize_rows` does it: its largest
+    magnitude becomes 448. On the device. ValueError for weights that are not finite."""
+    device = torch.device(device)
+    values, scales = [], []
+    for part in parts:
+        for rows in _stored_floats(part, device).split(QUANTIZED_ROWS):
+            quantized, own = quantize_rows(rows, "fp8")
+            values.append(quantized)
+            scales.append(own)
+    stacked = torch.cat(scales)[None].contiguous()
+    if not bool(stacked.isfinite().all()):
+        raise ValueError("a weight is not finite")
+    return Fp8Matrix(torch.cat(values), stacked, _shape(parts[0])[1], not fp8_activations)
 
 
 def _integers(parts: Sequence[canonical.GroupedMatrix], device: torch.device) -> Matrix | None:
@@ -148,10 +170,13 @@ def _fp8(parts: Sequence[canonical.Fp8Matrix], device: torch.device, activations
 def _floats(part: StoredMatrix, dtype: torch.dtype, device: torch.device) -> Tensor:
     if not isinstance(part, StoredTensor):
         return _on(part.to_float32(), device).to(dtype)
+    return _stored_floats(part, device).to(dtype)
+
+
+def _stored_floats(part: StoredTensor, device: torch.device) -> Tensor:
+    """As the file has them."""
     found = _on(part.data, device)
-    if part.dtype == "bf16":
-        found = found.view(torch.bfloat16)
-    return found.to(dtype)
+    return found.view(torch.bfloat16) if part.dtype == "bf16" else found
 
 
 def _on(array: npt.NDArray[Any], device: torch.device) -> Tensor:

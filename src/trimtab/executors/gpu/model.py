@@ -26,6 +26,7 @@ class Rows:
     block_tables: Tensor  # [S, M] int32
     max_rows: int
     max_context: int
+    max_partitions: int  # of all contexts together; 0: nobody knows
 
 
 class Model:
@@ -108,6 +109,7 @@ class Model:
             spec.attention_softcap,
             rows.max_rows,
             rows.max_context,
+            rows.max_partitions,
         )
 
     def _mlp(self, layer: LayerWeights, h: Tensor | Quantized) -> Tensor:

@@ -135,12 +135,15 @@ class Ops(Protocol):
         softcap: float,
         max_rows: int,
         max_context: int,
+        max_partitions: int = 0,
     ) -> Tensor:
         """[T, Hq D]. Row t of sequence s sees positions 0 .. positions[t] of it, the last `window`
         of them if there is one, as the cache stores them.
 
         seq_starts [S + 1] int32, block_tables [S, M] int32. No sequence has more than `max_rows`
-        rows, none a position of `max_context` or above; sequences may have none.
+        rows, none a position of `max_context` or above; sequences may have none. The contexts of
+        all of them together reach into no more than `max_partitions` partitions of 256 positions;
+        0: nobody knows.
         """
         ...
 

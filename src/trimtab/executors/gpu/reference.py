@@ -95,6 +95,7 @@ class ReferenceOps:
         softcap: float,
         max_rows: int,
         max_context: int,
+        max_partitions: int = 0,
     ) -> Tensor:
         out = torch.zeros(q.shape[0], q.shape[1] * q.shape[2], dtype=q.dtype, device=q.device)
         starts = seq_starts.tolist()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trimtab.executors.base import StepBatch
 from trimtab.executors.gpu.model import Rows
+from trimtab.executors.gpu.reference import PARTITION
 
 
 def row_arrays(batch: StepBatch) -> dict[str, npt.NDArray[Any]]:
@@ -65,6 +66,7 @@ class StagedRows:
     block_ids: Tensor
     max_rows: int
     max_context: int
+    max_partitions: int = 0  # of a step that may be followed by others of its shape: unknown
 
     def on_device(self, chosen: Tensor, reserved_block: int, block_size: int) -> Rows:
         """`chosen`: the tokens of the step before. Nothing here waits for the device."""
@@ -81,6 +83,7 @@ class StagedRows:
             block_tables=tables,
             max_rows=self.max_rows,
             max_context=self.max_context,
+            max_partitions=self.max_partitions,
         )
 
     def _tables(self, width: int, reserved_block: int) -> Tensor:
@@ -94,6 +97,7 @@ class StagedRows:
 
 
 def staged_rows(batch: StepBatch, views: Mapping[str, Tensor]) -> StagedRows:
+    contexts = batch.positions[batch.seq_starts[1:] - 1] + 1
     return StagedRows(
         token_ids=views["token_ids"],
         positions=views["positions"],
@@ -103,5 +107,6 @@ def staged_rows(batch: StepBatch, views: Mapping[str, Tensor]) -> StagedRows:
         block_starts=views["block_starts"],
         block_ids=views["block_ids"],
         max_rows=int(np.diff(batch.seq_starts).max()),
-        max_context=int(batch.positions.max()) + 1,
+        max_context=int(contexts.max()),
+        max_partitions=int((-(-contexts // PARTITION)).sum()),
     )

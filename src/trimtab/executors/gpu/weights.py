@@ -15,8 +15,9 @@ from trimtab.checkpoints.base import Checkpoint, StoredMatrix, StoredTensor
 from trimtab.config import ExecutorConfig
 from trimtab.errors import CheckpointError
 from trimtab.executors.formats import KernelFormat, Slot, formats_of_config
+from trimtab.executors.gpu.devices import multiplies_fp8
 from trimtab.executors.gpu.matrices import DenseMatrix, Matrix
-from trimtab.executors.gpu.matrix_loading import load_matrix
+from trimtab.executors.gpu.matrix_loading import load_matrix, quantize_fp8
 from trimtab.models.spec import ModelSpec, RopeSpec
 from trimtab.numerics.quantization import quantize_weights_int4, quantize_weights_int8
 from trimtab.numerics.stored import Fp8Format, GroupedMatrix, GroupFormat
@@ -114,6 +115,7 @@ class _Reader:
         self.dtype = dtype
         self.device = device
         self.names = frozenset(checkpoint.names())
+        self.fp8_activations = multiplies_fp8(device)
 
     def floats(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         self._check_name(name)
@@ -148,8 +150,14 @@ class _Reader:
         """The rows of all of them, one below the other; floats in `format`."""
         shapes = [(count, cols) for count in rows]
         parts = [self._part(*part, format) for part in zip(names, shapes, strict=True)]
+        activations = self.fp8_activations
+        floats = [part for part in parts if isinstance(part, StoredTensor)]
         try:
-            found = load_matrix(parts, self.dtype, self.device)
+            found: Matrix
+            if format.weights == "fp8" and len(floats) == len(parts):
+                found = quantize_fp8(floats, self.device, fp8_activations=activations)
+            else:
+                found = load_matrix(parts, self.dtype, self.device, fp8_activations=activations)
         except ValueError as error:
             raise CheckpointError(f"{self.checkpoint.path}: {names[0]}: {error}") from None
         self.checkpoint.release()
