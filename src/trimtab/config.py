@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field
 from typing import Any, Literal, cast
 
 from trimtab.errors import ConfigError
@@ -18,6 +19,17 @@ WEIGHT_FORMATS: tuple[WeightFormat, ...] = (*CPU_WEIGHT_FORMATS, "fp8")
 DEVICES: tuple[Device, ...] = ("cpu", "cuda", "torch-cpu")
 CPU_KV_FORMATS: tuple[KVFormat, ...] = ("f32", "bf16", "int8")
 KV_FORMATS: tuple[KVFormat, ...] = (*CPU_KV_FORMATS, "fp8")
+# What the executor of a device takes; what the optimizer tries there follows from it.
+DEVICE_WEIGHTS: dict[Device, tuple[WeightFormat, ...]] = {
+    "cpu": CPU_WEIGHT_FORMATS,
+    "cuda": WEIGHT_FORMATS,
+    "torch-cpu": WEIGHT_FORMATS,
+}
+DEVICE_KV: dict[Device, tuple[KVFormat, ...]] = {
+    "cpu": CPU_KV_FORMATS,
+    "cuda": KV_FORMATS,
+    "torch-cpu": KV_FORMATS,
+}
 GROUP_SIZES = (32, 64, 128)
 PROPOSERS = ("lookup", "draft", "heads")
 _ORIGIN = re.compile(r"(\*|[a-z][a-z0-9+.-]*://[A-Za-z0-9._\[\]:-]+)\Z")
@@ -36,10 +48,24 @@ def parse_weights(label: str) -> tuple[WeightFormat, int]:
     return name, int(group or 0)
 
 
-def knob(default: Any, help: str, secret: bool = False, search: tuple[Any, ...] = ()) -> Any:
+def knob(
+    default: Any,
+    help: str,
+    secret: bool = False,
+    search: tuple[Any, ...] = (),
+    search_on: Mapping[Device, tuple[Any, ...]] | None = None,
+) -> Any:
     """A documented dataclass field; `help` becomes the option's help text. A secret stays out of
-    the repr. `search`: values that the optimizer tries."""
-    return field(default=default, metadata={"help": help, "search": search}, repr=not secret)
+    the repr. `search`: values that the optimizer tries; `search_on`: on devices where it tries
+    others, or none."""
+    searched = dict.fromkeys(DEVICES, search) | dict(search_on or {})
+    return field(default=default, metadata={"help": help, "search": searched}, repr=not secret)
+
+
+def search_values(one: Field[Any], device: Device) -> tuple[Any, ...]:
+    """Of a field made by `knob`: what the optimizer tries on a device."""
+    searched: Mapping[Device, tuple[Any, ...]] = one.metadata.get("search", {})
+    return searched.get(device, ())
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,9 @@ class ExecutorConfig:
         "cpu", "cpu, cuda, or torch-cpu (slow: the GPU's executor without one, for tests)"
     )
     memory_share: float = knob(
-        0.9, "cuda: part of the GPU's memory for weights, KV cache and steps together"
+        0.9,
+        "cuda: part of the GPU's memory for weights, KV cache and steps together",
+        search_on={"cuda": (0.8, 0.9, 0.95)},
     )
     host_cache_gib: float = knob(
         0.0, "cuda: GiB of host memory that keep blocks evicted from the KV cache; 0 = none"
@@ -89,6 +117,12 @@ class ExecutorConfig:
             for name in ("weights", "kv_cache"):
                 if getattr(self, name) == "fp8":
                     raise ConfigError(f"{name}=fp8: device=cpu has no float8; use int8, or a GPU")
+        if self.weights not in DEVICE_WEIGHTS[self.device]:
+            known = ", ".join(DEVICE_WEIGHTS[self.device])
+            raise ConfigError(f"weights={self.weights}: device={self.device} takes {known}")
+        if self.kv_cache not in DEVICE_KV[self.device]:
+            known = ", ".join(DEVICE_KV[self.device])
+            raise ConfigError(f"kv_cache={self.kv_cache}: device={self.device} takes {known}")
         if not 0 < self.memory_share <= 1:
             raise ConfigError(f"memory_share={self.memory_share}: must be above 0 and at most 1")
         if self.group_size not in (0, *GROUP_SIZES):
@@ -123,9 +157,13 @@ class SchedulerConfig:
         512,
         "token budget of one step (prefill chunks + decodes)",
         search=(64, 128, 256, 512, 1024, 2048),
+        search_on={"cuda": (512, 1024, 2048, 4096, 8192)},
     )
     max_num_requests: int = knob(
-        64, "requests that may run in one step", search=(4, 8, 16, 32, 64, 128)
+        64,
+        "requests that may run in one step",
+        search=(4, 8, 16, 32, 64, 128),
+        search_on={"cuda": (32, 64, 128, 256, 512)},
     )
     max_queued_requests: int = knob(512, "requests that may wait; one more is refused with 429")
     prefix_cache: bool = knob(
@@ -136,6 +174,7 @@ class SchedulerConfig:
         "who guesses tokens ahead: off; lookup, draft or heads, several joined by + ; "
         "auto = lookup, and heads or a draft model where there are any",
         search=("auto", "off"),
+        search_on={"cuda": (), "torch-cpu": ()},  # there auto means off: docs/gpu.md
     )
     draft_model: str | None = knob(
         None, "smaller MODEL with the same tokenizer, to guess; builtin has one of its own"

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.config import DEVICES, Device, ExecutorConfig
+from trimtab.optimizer.devices import default_scheduler
 from trimtab.optimizer.search import GAIN, Ranked, search_runs, shortlist
-from trimtab.optimizer.space import Candidate, all_runs, run_knobs
+from trimtab.optimizer.space import Candidate, Defaults, all_runs, run_knobs
 from trimtab.optimizer.variants import Variant
 
 KNOBS = run_knobs(2, 2048)
@@ -59,7 +61,7 @@ def top(found: list[Ranked]) -> Ranked:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(landscapes())
 def test_finds_the_top_of_a_hill_and_censors_the_rest(landscape: Landscape) -> None:
-    found = search_runs(Variant(), KNOBS, landscape, lambda: False)
+    found = search_runs(Candidate(Variant()), KNOBS, landscape, lambda: False)
     best = top(found)
     # What is left out gains less than a change is worth, knob by knob.
     assert best.score * GAIN ** len(KNOBS) >= landscape.true_score(
@@ -82,7 +84,7 @@ def _settings(landscape: Landscape) -> tuple[object, int]:
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(landscapes())
 def test_needs_a_fraction_of_the_questions_of_an_exhaustive_search(landscape: Landscape) -> None:
-    found = search_runs(Variant(), KNOBS, landscape, lambda: False)
+    found = search_runs(Candidate(Variant()), KNOBS, landscape, lambda: False)
     everything = list(all_runs(Variant(), KNOBS))
     assert len(set(everything)) == math.prod(len(knob.values) for knob in KNOBS)
     assert len(found) < len(everything) / 4
@@ -92,7 +94,7 @@ def test_needs_a_fraction_of_the_questions_of_an_exhaustive_search(landscape: La
 
 def test_stops_when_time_is_up_with_the_default_looked_at() -> None:
     landscape = Landscape({k.name: k.values[0] for k in KNOBS}, {k.name: 0.3 for k in KNOBS})
-    found = search_runs(Variant(), KNOBS, landscape, lambda: True)
+    found = search_runs(Candidate(Variant()), KNOBS, landscape, lambda: True)
     assert [one.candidate for one in found] == [Candidate(Variant())]
 
 
@@ -104,7 +106,7 @@ def test_a_model_that_cannot_meet_the_need_has_no_shortlist() -> None:
         def score(self, candidate: Candidate, at_least: float) -> float:
             return 0.0
 
-    found = search_runs(Variant(), KNOBS, Hopeless({}, {}), lambda: False)
+    found = search_runs(Candidate(Variant()), KNOBS, Hopeless({}, {}), lambda: False)
     assert shortlist(found, 5) == []
 
 
@@ -129,6 +131,34 @@ def test_equal_scores_go_to_fewer_changes() -> None:
     assert shortlist(found, 1) == [plain]
 
 
-@pytest.mark.parametrize("knob", KNOBS, ids=lambda knob: knob.name)
-def test_defaults_are_among_the_values_of_every_knob(knob: object) -> None:
-    assert knob.value_of(Candidate(Variant())) in knob.values
+@pytest.mark.parametrize("device", DEVICES)
+def test_defaults_are_among_the_values_of_every_knob(device: Device) -> None:
+    plain = Candidate.plain(Variant(), Defaults(default_scheduler(device)))
+    assert plain.run_changes == {}
+    for knob in run_knobs(2, 8192, device):
+        assert knob.value_of(plain) in knob.values
+        changed = knob.turned(plain, knob.values[-1])
+        assert changed.unturned == plain
+        assert changed.run_changes in ({}, {knob.name: knob.values[-1]})
+
+
+def test_what_can_be_turned_follows_from_the_device() -> None:
+    names = {device: [knob.name for knob in run_knobs(2, 8192, device)] for device in DEVICES}
+    assert "threads" in names["cpu"]
+    assert "speculative" in names["cpu"]
+    assert "memory_share" not in names["cpu"]
+    assert "memory_share" in names["cuda"]
+    assert not {"threads", "speculative"} & {*names["cuda"], *names["torch-cpu"]}
+    assert "memory_share" not in names["torch-cpu"]
+
+
+def test_memory_that_was_asked_for_is_the_most_that_is_tried() -> None:
+    knobs = run_knobs(2, 8192, "cuda", most_memory_share=0.85)
+    share = next(knob for knob in knobs if knob.name == "memory_share")
+    assert share.values == (0.8, 0.85)
+    plain = Candidate.plain(Variant(), Defaults(default_scheduler("cuda"), 0.85))
+    base = ExecutorConfig(device="cuda")
+    assert plain.executor(base).memory_share == 0.85
+    less = share.turned(plain, 0.8)
+    assert less.executor(base).memory_share == 0.8
+    assert less.label.endswith("memory share 0.8")

@@ -11,7 +11,7 @@ from trimtab import builtin
 from trimtab.checkpoints import open_checkpoint
 from trimtab.compression.quantize import quantize_checkpoint
 from trimtab.compression.settings import QuantizeSettings
-from trimtab.config import ExecutorConfig
+from trimtab.config import DEVICE_KV, DEVICE_WEIGHTS, DEVICES, Device, ExecutorConfig
 from trimtab.errors import ConfigError
 from trimtab.optimizer.variants import Variant, variants_for
 
@@ -39,6 +39,28 @@ def test_a_checkpoint_of_integers_keeps_them(tmp_path: Path) -> None:
     found = variants_for(open_checkpoint(tmp_path / "q"))
     assert [one.label for one in found] == ["stored", "stored, KV int8"]
     assert [one.is_baseline for one in found] == [True, False]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_tried_is_what_the_device_takes(device: Device) -> None:
+    found = variants_for(open_checkpoint(builtin.target_path()), methods=False, device=device)
+    assert found[0].is_baseline
+    assert len(set(found)) == len(found)
+    assert {one.weights for one in found} == {*DEVICE_WEIGHTS[device]} - {"f32"}
+    assert {one.kv_cache for one in found} == {*DEVICE_KV[device]} - {"f32"}
+    for one in found:
+        assert one.executor_config(ExecutorConfig(device=device)).device == device
+
+
+def test_formats_that_a_device_lacks_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEVICE_WEIGHTS, "cuda", ("f32", "bf16", "int8"))
+    monkeypatch.setitem(DEVICE_KV, "cuda", ("f32", "bf16"))
+    found = variants_for(open_checkpoint(builtin.target_path()), methods=False, device="cuda")
+    assert [one.label for one in found] == ["bf16", "int8", "int8-g32"]
+    with pytest.raises(ConfigError, match="weights=int4: device=cuda takes f32, bf16, int8"):
+        ExecutorConfig(device="cuda", weights="int4")
+    with pytest.raises(ConfigError, match="kv_cache=int8: device=cuda takes f32, bf16"):
+        ExecutorConfig(device="cuda", kv_cache="int8")
 
 
 def test_groups_that_do_not_divide_are_not_offered(model: Path) -> None:

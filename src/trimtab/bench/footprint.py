@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimtab.config import ExecutorConfig, KVFormat, WeightFormat
-from trimtab.executors.formats import PANEL, HeldFormat, ModelFormats, Slot, formats_of_config
+from trimtab.config import Device, ExecutorConfig
+from trimtab.executors.formats import (
+    PANEL,
+    HeldFormat,
+    KernelFormat,
+    ModelFormats,
+    Slot,
+    formats_of_config,
+)
 from trimtab.models.spec import ModelSpec
 
-KV_BYTES: dict[KVFormat, int] = {"f32": 4, "bf16": 2, "int8": 1, "fp8": 1}
+KV_BYTES: dict[str, int] = {"f32": 4, "bf16": 2, "int8": 1, "fp8": 1}
+KV_SCALE_BYTES: dict[str, int] = {"int8": 8, "fp8": 8}  # of a token and head, K and V
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes are those that the executor holds, in its packed formats."""
+    """Bytes are those that the CPU executor holds, in its packed formats; other devices hold as
+    many but for padding."""
 
     parameters: int
-    layer_weights: WeightFormat  # whose arithmetic the layers use
+    layer_weights: HeldFormat  # whose arithmetic the layers use
     part_bytes: dict[str, int]  # embedding, attention, mlp, norms, output head
     weight_bytes: int
     read_bytes_per_step: int  # weights that every decode step reads: all but the embedding table
@@ -40,8 +49,12 @@ class Footprint:
         return total
 
 
-def arithmetic_of(weights: HeldFormat) -> WeightFormat:
-    """The format whose products those of `weights` become."""
+def arithmetic_of(format: KernelFormat, device: Device = "cpu") -> HeldFormat:
+    """The format whose products those of a matrix become."""
+    weights = format.weights
+    if device != "cpu":  # integers in groups are widened: gpu/matrix_loading.py
+        is_own = weights in ("f32", "fp8") or (weights == "int8" and not format.group_size)
+        return weights if is_own else "bf16"
     if weights == "int5" or weights == "int6":
         return "int8"
     return "f32" if weights == "fp8" else weights
@@ -65,7 +78,7 @@ def _slot_bytes(spec: ModelSpec, slot: Slot) -> int:
     return slot.format.num_bytes(rows, cols.get(slot.name, spec.hidden_size))
 
 
-def _part_bytes(spec: ModelSpec, formats: ModelFormats) -> dict[str, int]:
+def _part_bytes(spec: ModelSpec, formats: ModelFormats, device: Device) -> dict[str, int]:
     vocab, hidden = spec.vocab_size, spec.hidden_size
     parts = {"attention": 0, "mlp": 0}
     for layer in formats.layers:
@@ -78,6 +91,9 @@ def _part_bytes(spec: ModelSpec, formats: ModelFormats) -> dict[str, int]:
     if own is not None:
         parts["embedding"] = own.format.num_bytes(vocab, hidden)
     parts["output head"] = formats.head.format.num_bytes(vocab, hidden)
+    is_float = formats.head.format.weights in ("f32", "bf16")
+    if device != "cpu" and spec.tied_embeddings and is_float:
+        parts["embedding"] = 0  # the head is the table
     return parts
 
 
@@ -87,7 +103,7 @@ def footprint(
     """`formats`: of a checkpoint (choose_formats); by default one of floats."""
     hidden, layers = spec.hidden_size, spec.num_layers
     formats = formats or formats_of_config(spec, config)
-    part_bytes = _part_bytes(spec, formats)
+    part_bytes = _part_bytes(spec, formats, config.device)
     norms_per_layer = (4 if spec.post_norms else 2) * hidden + 2 * spec.head_dim * spec.qk_norm
     part_bytes["norms"] = 4 * (layers * norms_per_layer + hidden)
 
@@ -107,11 +123,11 @@ def footprint(
         + biases
     )
     kv_width = KV_BYTES[config.kv_cache]
-    kv_scale_bytes = 8 if config.kv_cache in ("int8", "fp8") else 0
+    kv_scale_bytes = KV_SCALE_BYTES.get(config.kv_cache, 0)
     weight_bytes = sum(part_bytes.values())
     return Footprint(
         parameters=parameters,
-        layer_weights=arithmetic_of(formats.layers[0][-1].format.weights),
+        layer_weights=arithmetic_of(formats.layers[0][-1].format, config.device),
         part_bytes=part_bytes,
         weight_bytes=weight_bytes,
         read_bytes_per_step=weight_bytes - part_bytes["embedding"],

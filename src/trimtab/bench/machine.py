@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.config import CPU_WEIGHT_FORMATS, WeightFormat
+from trimtab.executors.formats import HeldFormat
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,13 @@ class MachineLimits:
     read_bytes_per_s: float
     read_bytes_per_s_median: float
     read_bytes_per_s_low: float
-    macs_per_s: dict[WeightFormat, float]  # multiply-accumulates in registers
+    macs_per_s: Mapping[HeldFormat, float]  # multiply-accumulates in registers
 
-    def linear_macs_per_s(self, weights: WeightFormat) -> float:
+    def linear_macs_per_s(self, weights: HeldFormat) -> float:
         """The fastest arithmetic that weights of this format can be computed in: their own dot
         products, or those of a wider format that they are widened to."""
-        wider = CPU_WEIGHT_FORMATS[: CPU_WEIGHT_FORMATS.index(weights) + 1]
+        formats: tuple[HeldFormat, ...] = CPU_WEIGHT_FORMATS
+        wider = formats[: formats.index(weights) + 1]
         return max(self.macs_per_s[name] for name in wider)
 
     @property

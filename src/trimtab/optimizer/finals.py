@@ -144,7 +144,7 @@ class Finals:
         best = self._best()
         if best is None or not best.candidate.run_changes or self._is_late():
             return
-        entry = self.found.entries.of(Candidate(best.candidate.variant))
+        entry = self.found.entries.of(best.candidate.unturned)
         if entry.measured is None:
             self._measure(entry, floor=0.0)
 

@@ -14,7 +14,6 @@ from trimtab.optimizer.plan import now
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import token_seconds as seconds_of_tokens
 from trimtab.optimizer.shortfall import infeasible_json
-from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.usage import token_seconds
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def ladder_json(found: Found) -> list[dict[str, Any]]:
     if chosen is None or default is None or not _searched(default):
         return []
     steps = [("default", default)]
-    between = found.entries.find(Candidate(chosen.candidate.variant))
+    between = found.entries.find(chosen.candidate.unturned)
     if between is not None and between not in (default, chosen) and _searched(between):
         steps.append((f"+ {between.candidate.variant.label}", between))
     if chosen is not default:

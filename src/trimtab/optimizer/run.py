@@ -37,7 +37,7 @@ from trimtab.optimizer.order import Order, need_texts
 from trimtab.optimizer.predict import Predictor
 from trimtab.optimizer.quality import quality_texts
 from trimtab.optimizer.search import search_runs
-from trimtab.optimizer.space import Candidate, run_knobs
+from trimtab.optimizer.space import Candidate, Defaults, run_knobs
 from trimtab.optimizer.stages import SHARES, Budget, Progress
 from trimtab.optimizer.trials import Trials
 from trimtab.optimizer.variants import baseline_of, has_torch, variants_for
@@ -129,6 +129,7 @@ class Optimization:
             memory_limit=min(order.need.memory_bytes or total_memory(), total_memory()),
         )
         methods = has_torch() and order.budget_seconds >= LARGE_BUDGET
+        self.defaults = Defaults()
         self.variants = variants_for(self.checkpoint, methods=methods)
         self.knobs = run_knobs(cores, spec.max_context)
 
@@ -154,7 +155,7 @@ class Optimization:
 
     @property
     def default(self) -> Candidate:
-        return Candidate(self.found.entries.baseline)
+        return Candidate.plain(self.found.entries.baseline, self.defaults)
 
     def bound(self) -> None:
         """Drop what does not fit, and what could not keep a limit if nothing but its weights took
@@ -164,7 +165,7 @@ class Optimization:
         shortest = min(one.num_prompt_tokens for one in sample.requests)
         with self.budget.stage("bound") as stage:
             for variant in self.variants:
-                entry = found.entries.of(Candidate(variant))
+                entry = found.entries.of(Candidate.plain(variant, self.defaults))
                 stage.tried += 1
                 config = entry.candidate.executor(found.trials.base)
                 formats = formats_of_config(found.spec, config)
@@ -264,7 +265,7 @@ class Optimization:
                 ends = start + share * (number + 1) / len(alive)
                 self.progress(f"simulating {entry.candidate.variant.label}")
                 ranked = search_runs(
-                    entry.candidate.variant,
+                    entry.candidate,
                     knobs,
                     found.predictor,
                     lambda ends=ends: time.monotonic() > ends,  # type: ignore[misc]

@@ -42,9 +42,8 @@ class Ranked:
 Stop = Callable[[], bool]  # whether time is up
 
 
-def search_runs(variant: Variant, knobs: Sequence[Knob], judge: Judge, stop: Stop) -> list[Ranked]:
-    """Every run of the variant that was looked at, in that order; its default one always is."""
-    start = Candidate(variant)
+def search_runs(start: Candidate, knobs: Sequence[Knob], judge: Judge, stop: Stop) -> list[Ranked]:
+    """Every run of the variant that was looked at, in that order; `start` always is."""
     found = {start: Ranked(start, judge.score(start, 0.0), censored=False)}
     best = found[start]
     for _ in range(MAX_PASSES):

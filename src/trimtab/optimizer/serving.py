@@ -14,6 +14,7 @@ from trimtab.errors import UserError
 from trimtab.models.spec import ModelSpec
 from trimtab.optimizer.artifacts import find_or_build, scheduler_for
 from trimtab.optimizer.content import content_hash
+from trimtab.optimizer.devices import CUDA_STEPS
 from trimtab.optimizer.fingerprint import changed_versions, this_machine
 from trimtab.optimizer.fit import fit_to_machine
 from trimtab.optimizer.plan import Plan, read_plan
@@ -21,10 +22,6 @@ from trimtab.server.loading import model_name
 
 Progress = Callable[[str], None]
 QUALITY_KNOBS = ("weights", "group_size", "kv_cache")
-
-
-# Unless given: a GPU computes so many rows at once in about the time in which it reads its weights.
-CUDA_STEPS = {"max_batch_tokens": 2048, "max_num_requests": 256}
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.config import Device, ExecutorConfig, SchedulerConfig, search_values
 from trimtab.optimizer.variants import Variant
 
+OF_EXECUTOR = ("threads", "memory_share")  # of a Candidate; the others are SchedulerConfig's
 _UNITS = {"max_batch_tokens": "tokens a step", "max_num_requests": "requests at once"}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How a model is run on a device before anything is turned."""
+
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    memory_share: float = ExecutorConfig.memory_share
 
 
 @dataclass(frozen=True)
@@ -23,21 +32,38 @@ class Candidate:
 
     variant: Variant
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-    threads: int = 0  # of ExecutorConfig
+    threads: int = 0  # of ExecutorConfig, as are those that follow
+    memory_share: float = ExecutorConfig.memory_share
+    defaults: Defaults = field(default_factory=Defaults, compare=False, repr=False)
+
+    @classmethod
+    def plain(cls, variant: Variant, defaults: Defaults) -> Candidate:
+        """The default run of a variant."""
+        return cls(variant, defaults.scheduler, 0, defaults.memory_share, defaults)
+
+    @property
+    def unturned(self) -> Candidate:
+        """The default run of its variant."""
+        return Candidate.plain(self.variant, self.defaults)
 
     def executor(self, base: ExecutorConfig) -> ExecutorConfig:
-        """`base` has what no candidate changes: KV cache size, longest context."""
-        return dataclasses.replace(self.variant.executor_config(base), threads=self.threads)
+        """`base` has what no candidate changes: device, KV cache size, longest context."""
+        own = {name: getattr(self, name) for name in OF_EXECUTOR}
+        return dataclasses.replace(self.variant.executor_config(base), **own)
 
     @property
     def run_changes(self) -> dict[str, Any]:
         """Knobs of running it that differ from their defaults."""
+        usual = self.unturned
         changes = {
             one.name: getattr(self.scheduler, one.name)
             for one in dataclasses.fields(SchedulerConfig)
-            if getattr(self.scheduler, one.name) != one.default
+            if getattr(self.scheduler, one.name) != getattr(usual.scheduler, one.name)
         }
-        return changes | ({"threads": self.threads} if self.threads else {})
+        own = {name: getattr(self, name) for name in OF_EXECUTOR}
+        return changes | {
+            name: value for name, value in own.items() if value != getattr(usual, name)
+        }
 
     @property
     def label(self) -> str:
@@ -61,28 +87,40 @@ class Knob:
     values: tuple[Any, ...]
 
     def turned(self, candidate: Candidate, value: Any) -> Candidate:
-        if self.name == "threads":
-            return dataclasses.replace(candidate, threads=value)
+        if self.name in OF_EXECUTOR:
+            own: dict[str, Any] = {self.name: value}
+            return dataclasses.replace(candidate, **own)
         scheduler = dataclasses.replace(candidate.scheduler, **{self.name: value})
         return dataclasses.replace(candidate, scheduler=scheduler)
 
     def value_of(self, candidate: Candidate) -> Any:
-        return getattr(candidate if self.name == "threads" else candidate.scheduler, self.name)
+        return getattr(candidate if self.name in OF_EXECUTOR else candidate.scheduler, self.name)
 
 
-def run_knobs(num_threads: int, max_context: int) -> list[Knob]:
-    """All that can be turned without another model: those of SchedulerConfig, and the threads.
+def run_knobs(
+    num_threads: int,
+    max_context: int,
+    device: Device = "cpu",
+    most_memory_share: float = 1.0,
+) -> list[Knob]:
+    """All that can be turned without another model: those of SchedulerConfig; threads on a CPU; on
+    a GPU, the part of its memory, up to `most_memory_share`.
 
     Steps that hold more tokens than the longest prompt are left out, but for the smallest of them.
     """
     knobs = []
     for one in dataclasses.fields(SchedulerConfig):
-        values = one.metadata.get("search", ())
+        values = search_values(one, device)
         if one.name == "max_batch_tokens":
-            values = tuple(v for v in values if v // 2 < max(max_context, 64))
+            values = tuple(v for v in values if v // 2 < max(max_context, 64)) or values[:1]
         if values:
             knobs.append(Knob(one.name, values))
-    if num_threads > 1:
+    share = next(f for f in dataclasses.fields(ExecutorConfig) if f.name == "memory_share")
+    if shares := search_values(share, device):
+        own = min(ExecutorConfig.memory_share, most_memory_share)
+        allowed = {value for value in shares if value <= most_memory_share} | {own}
+        knobs.append(Knob("memory_share", tuple(sorted(allowed))))
+    if num_threads > 1 and device == "cpu":
         knobs.append(Knob("threads", (0, *sorted({num_threads // 2, num_threads - 1} - {0}))))
     return knobs
 

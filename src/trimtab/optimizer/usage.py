@@ -11,7 +11,6 @@ from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import token_seconds as seconds_of_tokens
 from trimtab.optimizer.served import Usage
-from trimtab.optimizer.space import Candidate
 
 if TYPE_CHECKING:
     from trimtab.optimizer.run import Found
@@ -50,7 +49,7 @@ def token_seconds(found: Found, entry: Entry) -> TokenSeconds | None:
     """What a token of each kind keeps the machine busy for, out of the measured steps."""
     calibration = found.predictor.calibration(entry.candidate)
     if calibration is None:
-        calibration = found.predictor.calibration(Candidate(entry.candidate.variant))
+        calibration = found.predictor.calibration(entry.candidate.unturned)
     measured = entry.measured
     points = [entry.predicted] if entry.predicted else []
     if measured is not None:

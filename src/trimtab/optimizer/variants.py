@@ -11,12 +11,21 @@ from typing import Any, Literal, cast, get_args
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.compression.settings import GROUP_SIZES, QuantizeSettings
-from trimtab.config import CPU_KV_FORMATS, ExecutorConfig, KVFormat, WeightFormat
+from trimtab.config import (
+    DEVICE_KV,
+    DEVICE_WEIGHTS,
+    KV_FORMATS,
+    WEIGHT_FORMATS,
+    Device,
+    ExecutorConfig,
+    KVFormat,
+    WeightFormat,
+)
 from trimtab.errors import ConfigError, UserError
 from trimtab.numerics.stored import Fp8Format, GroupFormat
 from trimtab.optimizer.content import content_hash
 
-VariantWeights = Literal["f32", "bf16", "int8", "int4", "stored"]
+VariantWeights = Literal[WeightFormat, "stored"]
 VariantMethod = Literal["none", "gptq", "awq", "autoround", "smoothquant"]
 HeadFormat = Literal["", "bf16", "int8"]
 METHODS: tuple[VariantMethod, ...] = get_args(VariantMethod)
@@ -47,7 +56,7 @@ class Variant:
             ("weights", get_args(VariantWeights)),
             ("method", METHODS),
             ("head", get_args(HeadFormat)),
-            ("kv_cache", CPU_KV_FORMATS),
+            ("kv_cache", KV_FORMATS),
             ("group_size", (0, *GROUP_SIZES)),
         ):
             value = getattr(self, name)
@@ -159,27 +168,41 @@ def baseline_of(checkpoint: Checkpoint) -> Variant:
     return Variant(weights="stored") if stores_integers(checkpoint) else Variant()
 
 
+_WIDE = ("f32", "bf16")
+_GROUPED = (Variant("int8"), Variant("int4", 64), Variant("int4", 32))
+_OTHERS = (Variant("int8", 32), Variant("int4", 128))
+# Formats that only some devices take, such as float8, have no groups to choose.
+_PROMISING = (
+    *(Variant(name) for name in WEIGHT_FORMATS if name not in (*_WIDE, *BITS)),
+    *_GROUPED,
+)
+
+
 def variants_for(
     checkpoint: Checkpoint,
     *,
     methods: bool | None = None,
     calibration: str = "",
     float32: bool = False,
+    device: Device = "cpu",
 ) -> list[Variant]:
-    """Everything that can be done to a model, in order of promise, the unmodified model first: the
-    bf16 KV cache before the int8 one.
+    """Everything that can be done to a model that `device` is to run, in order of promise, the
+    unmodified model first: the bf16 KV cache before narrower ones.
 
     `methods`: with those that build a checkpoint; by default where torch is installed. `float32`:
     with f32, which is slower and no better. `calibration`: for all that need one.
     """
     if stores_integers(checkpoint):
-        return [Variant(weights="stored"), Variant(weights="stored", kv_cache="int8")]
-    found = [Variant(), Variant("int8"), Variant("int4", 64), Variant("int4", 32)]
-    if has_torch() if methods is None else methods:
-        found += _built(checkpoint, calibration)
-    found += [Variant("int8", 32), Variant("int4", 128)]
-    found += [replace(one, kv_cache="int8") for one in found]
-    if float32:
+        found = [Variant(weights="stored")]
+    else:
+        found = [Variant()]
+        found += [one for one in _PROMISING if one.weights in DEVICE_WEIGHTS[device]]
+        if has_torch() if methods is None else methods:
+            found += _built(checkpoint, calibration)
+        found += [one for one in _OTHERS if one.weights in DEVICE_WEIGHTS[device]]
+    narrower = [name for name in DEVICE_KV[device] if name not in _WIDE]
+    found += [replace(one, kv_cache=name) for name in narrower for one in found]
+    if float32 and not stores_integers(checkpoint):
         found.append(Variant("f32", kv_cache="f32"))
     return found
 
