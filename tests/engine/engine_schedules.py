@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -17,16 +17,47 @@ from trimtab.engine.client import EngineRequest, FinishReason, TokenLogprobs, To
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.executors.base import StepBatch, StepResult
+from trimtab.executors.base import SamplingBatch, StepBatch, StepResult
 from trimtab.executors.toy import ToyExecutor, sample_row
 
 VOCAB = 32
 EOS = 3
+TOY: Any = ToyExecutor  # torch_toy.TorchToy while conftest.py says so
 
 
-def toy(num_blocks: int = 64, block_size: int = 4, **options: Any) -> ToyExecutor:
+def toy_class() -> Any:
+    """To make executors of, or classes that do something around their steps."""
+    return TOY
+
+
+def toy(num_blocks: int = 64, block_size: int = 4, **options: Any) -> Any:
     options = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "max_context": 64} | options
-    return ToyExecutor(num_blocks=num_blocks, block_size=block_size, **options)
+    return toy_class()(num_blocks=num_blocks, block_size=block_size, **options)
+
+
+def choose(executor: Any, token_ids: Sequence[int], sampling: SamplingBatch) -> int:
+    """The token behind these by the definition; `sampling` has one row."""
+    if isinstance(executor, ToyExecutor):
+        return sample_row(executor.logits(token_ids), sampling, 0)
+    return int(executor.definition.choose(token_ids, sampling))
+
+
+def score(executor: Any, token_ids: Sequence[int], token: int, num_top: int) -> TokenLogprobs:
+    """Of `token` behind these by the definition."""
+    if not isinstance(executor, ToyExecutor):
+        found: TokenLogprobs = executor.definition.score(token_ids, token, num_top)
+        return found
+    wide = executor.logits(token_ids).astype(np.float64)[None]
+    logprobs = (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))[0]
+    rounded = logprobs.astype(np.float32).tolist()
+    best = np.argsort(-logprobs, kind="stable")[:num_top].tolist()
+    return TokenLogprobs(rounded[token], [(one, rounded[one]) for one in best])
+
+
+def embedding(executor: Any, token_ids: Sequence[int]) -> list[float]:
+    if not isinstance(executor, ToyExecutor):
+        return list(executor.definition.hidden(token_ids))
+    return list(executor.logits(token_ids)[: executor.spec.hidden_size].tolist())
 
 
 @dataclass
@@ -75,26 +106,19 @@ def run(engine: Engine, *requests: EngineRequest, max_steps: int = 10_000) -> di
     raise AssertionError(f"still busy after {max_steps} steps")
 
 
-def toy_prompt_logprobs(executor: ToyExecutor, request: EngineRequest) -> list[TokenLogprobs]:
+def toy_prompt_logprobs(executor: Any, request: EngineRequest) -> list[TokenLogprobs]:
     """By the definition: of each prompt token, after the logits of those before it alone."""
-    found = []
-    for index in range(1, len(request.prompt_ids)):
-        wide = executor.logits(request.prompt_ids[:index]).astype(np.float64)[None]
-        logprobs = (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))[0]
-        rounded = logprobs.astype(np.float32).tolist()
-        best = np.argsort(-logprobs, kind="stable")[: request.prompt_logprobs].tolist()
-        top = [(token_id, rounded[token_id]) for token_id in best]
-        found.append(TokenLogprobs(rounded[request.prompt_ids[index]], top))
-    return found
+    prompt, num_top = request.prompt_ids, request.prompt_logprobs or 0
+    return [score(executor, prompt[:i], prompt[i], num_top) for i in range(1, len(prompt))]
 
 
-def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
+def toy_reference(executor: Any, request: EngineRequest) -> Answer:
     """The answer by the definition: no blocks, no batch, no schedule, only logits and sampling."""
     params, answer = request.params, Answer(num_finishes=1)
     if request.prompt_logprobs is not None:
         answer.prompt_logprobs = toy_prompt_logprobs(executor, request)
     if request.embeds:
-        answer.embedding = executor.logits(request.prompt_ids)[: executor.spec.hidden_size].tolist()
+        answer.embedding = embedding(executor, request.prompt_ids)
         answer.finish_reason = "stop"
         return answer
     if not request.completes:
@@ -118,7 +142,7 @@ def toy_reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
             allowed_mask=mask_of(params.allowed_token_ids) if params.allowed_token_ids else None,
         )
         sampling = BatchBuilder().build_sampling([Chooser(bare)], np.array([len(tokens)], np.int32))
-        token = sample_row(executor.logits(tokens), sampling, 0)
+        token = choose(executor, tokens, sampling)
         if token in stops:
             answer.finish_reason, answer.stop_token_id = "stop", token
             return answer

@@ -9,16 +9,15 @@ from random import Random
 from typing import Any
 
 import numpy as np
-from engine_schedules import Answer
+from engine_schedules import Answer, choose, score, toy_class
 
 from trimtab.builtin import target_path
 from trimtab.engine.batch import BatchBuilder, Chooser
-from trimtab.engine.client import EngineRequest, Grammar, TokenLogprobs
+from trimtab.engine.client import EngineRequest, Grammar
 from trimtab.engine.engine import Engine
 from trimtab.engine.llguidance_grammars import LlguidanceGrammars
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
-from trimtab.executors.toy import ToyExecutor, sample_row
 from trimtab.tokenization import Tokenizer, load_tokenizer
 
 PERSON = {
@@ -64,16 +63,16 @@ def compiler() -> LlguidanceGrammars:
     return LlguidanceGrammars(tokenizer, tokenizer().vocab_size)
 
 
-def toy(num_blocks: int = 64, block_size: int = 4, **options: Any) -> ToyExecutor:
+def toy(num_blocks: int = 64, block_size: int = 4, **options: Any) -> Any:
     options = {"eos_token_ids": tokenizer().eos_token_ids, "max_context": 256} | options
-    return ToyExecutor(num_blocks, block_size, tokenizer().vocab_size, **options)
+    return toy_class()(num_blocks, block_size, tokenizer().vocab_size, **options)
 
 
 def text_of(answer: Answer) -> str:
     return tokenizer().decode(answer.token_ids)
 
 
-def reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
+def reference(executor: Any, request: EngineRequest) -> Answer:
     """The answer by the definition: forced tokens wherever there are any, a token chosen under the
     mask elsewhere. No blocks, no batch, no schedule."""
     engine = Engine(executor, grammars=compiler())
@@ -86,7 +85,8 @@ def reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
     most = len(tokens) + params.max_tokens if params.max_tokens else executor.spec.max_context
 
     def append(token: int) -> None:
-        answer.logprobs.append(_logprobs(executor, tokens, token, params.logprobs or 0))
+        if params.logprobs is not None:
+            answer.logprobs.append(score(executor, tokens, token, params.logprobs))
         tokens.append(token)
         answer.token_ids.append(token)
         if len(tokens) == most:
@@ -118,23 +118,13 @@ def reference(executor: ToyExecutor, request: EngineRequest) -> Answer:
             answer.finish_reason = "stop"
             break
         sampling = BatchBuilder().build_sampling([Chooser(bare)], np.array([len(tokens)], np.int32))
-        token = sample_row(executor.logits(tokens), sampling, 0)
+        token = choose(executor, tokens, sampling)
         if token in stops:
             answer.finish_reason, answer.stop_token_id = "stop", token
             break
         append(token)
         state.consume([token])
-    if params.logprobs is None:
-        answer.logprobs = []
     return answer
-
-
-def _logprobs(executor: ToyExecutor, before: list[int], token: int, num_top: int) -> TokenLogprobs:
-    wide = executor.logits(before).astype(np.float64)[None]
-    logprobs = (wide - np.log(np.exp(wide).sum(axis=1, keepdims=True)))[0]
-    rounded = logprobs.astype(np.float32).tolist()
-    best = np.argsort(-logprobs, kind="stable")[:num_top].tolist()
-    return TokenLogprobs(rounded[token], [(one, rounded[one]) for one in best])
 
 
 def random_request(random: Random, request_id: str, prompt: list[int], room: int) -> EngineRequest:

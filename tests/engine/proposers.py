@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
+from engine_schedules import choose
 
 from trimtab.engine.batch import BatchBuilder, Chooser
 from trimtab.engine.block_pool import BlockPool
@@ -15,7 +17,6 @@ from trimtab.engine.speculation.costs import StepCosts
 from trimtab.engine.speculation.proposer import NUM_CONFIDENCES, Draft, Proposer
 from trimtab.engine.speculation.speculator import Speculator
 from trimtab.executors.base import StepResult
-from trimtab.executors.toy import ToyExecutor, sample_row
 
 FREE = StepCosts({1: 1e3, 512: 1e3})  # rows cost nothing: every guess pays
 QUICK = StepCosts({1: 1e-6, 512: 1e-6})  # of a draft model that costs nothing either
@@ -27,9 +28,7 @@ class Guesser:
     priors = (0.5,) * NUM_CONFIDENCES
     needs_features = False
 
-    def __init__(
-        self, target: ToyExecutor, quality: float, seed: int = 0, name: str = "lookup"
-    ) -> None:
+    def __init__(self, target: Any, quality: float, seed: int = 0, name: str = "lookup") -> None:
         self.name = name
         self.observed: list[tuple[Sequence[Chunk], StepResult]] = []
         self.forgotten: list[str] = []
@@ -59,7 +58,7 @@ class Guesser:
         known = [*draft.request.token_ids, *draft.token_ids]
         chooser = Chooser(draft.request, draft, len(draft))
         sampling = BatchBuilder().build_sampling([chooser], np.array([len(known)], np.int32))
-        return int(sample_row(self._target.logits(known), sampling, 0))
+        return choose(self._target, known, sampling)
 
     def observe(self, chunks: Sequence[Chunk], result: StepResult) -> None:
         self.observed.append((chunks, result))

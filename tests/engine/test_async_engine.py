@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from engine_schedules import Answer, toy, toy_reference
+from engine_schedules import Answer, toy, toy_class, toy_reference
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.async_engine import AsyncEngine
@@ -18,7 +18,6 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.errors import EngineDeadError, QueueFullError, RequestError
 from trimtab.executors.base import StepBatch, StepResult
-from trimtab.executors.toy import ToyExecutor
 
 Make = Callable[..., AsyncEngine]
 
@@ -28,7 +27,7 @@ async def make() -> AsyncIterator[Make]:
     """A factory of engines on toy executors; every one is closed at the end."""
     engines: list[AsyncEngine] = []
 
-    def build(executor: ToyExecutor | None = None, **config: Any) -> AsyncEngine:
+    def build(executor: Any = None, **config: Any) -> AsyncEngine:
         engine = Engine(executor or toy(num_blocks=256), SchedulerConfig(**config), debug=True)
         engines.append(AsyncEngine(engine))
         return engines[-1]
@@ -38,25 +37,29 @@ async def make() -> AsyncIterator[Make]:
         await engine.close()
 
 
-class GatedExecutor(ToyExecutor):
+def gated() -> Any:
     """Runs a step only when allowed to, so that a test decides what happens during one."""
 
-    def __init__(self) -> None:
-        super().__init__(num_blocks=64, block_size=4, vocab_size=32, max_context=64)
-        self.allowed = threading.Semaphore(0)
-        self.started = threading.Event()
-        self.closed = threading.Event()
+    class Gated(toy_class()):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(num_blocks=64, block_size=4, vocab_size=32, max_context=64)
+            self.allowed = threading.Semaphore(0)
+            self.started = threading.Event()
+            self.closed = threading.Event()
 
-    def execute(self, batch: StepBatch) -> StepResult:
-        self.started.set()
-        assert self.allowed.acquire(timeout=20)
-        return super().execute(batch)
+        def execute(self, batch: StepBatch) -> StepResult:
+            self.started.set()
+            assert self.allowed.acquire(timeout=20)
+            result: StepResult = super().execute(batch)
+            return result
 
-    def open_gate(self) -> None:
-        self.allowed.release(100_000)
+        def open_gate(self) -> None:
+            self.allowed.release(100_000)
 
-    def close(self) -> None:
-        self.closed.set()
+        def close(self) -> None:
+            self.closed.set()
+
+    return Gated()
 
 
 def request(name: str, max_tokens: int = 8, **params: Any) -> EngineRequest:
@@ -120,7 +123,7 @@ async def test_random_cancellations_harm_nobody_else(make: Make) -> None:
 
 
 async def test_closing_the_iterator_frees_the_request(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor)
     stream = engine.generate(request("left", max_tokens=50))
     first = asyncio.ensure_future(anext(stream))
@@ -134,7 +137,7 @@ async def test_closing_the_iterator_frees_the_request(make: Make) -> None:
 
 
 async def test_cancelling_the_consumer_frees_the_request(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor)
     task = asyncio.ensure_future(collect(engine, request("cancelled", max_tokens=50)))
     await until(executor.started.is_set)
@@ -146,7 +149,7 @@ async def test_cancelling_the_consumer_frees_the_request(make: Make) -> None:
 
 
 async def test_an_id_can_be_used_again_at_once_after_leaving(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor)
     old = asyncio.ensure_future(collect(engine, request("again", seed=1, temperature=2.0)))
     await until(executor.started.is_set)
@@ -176,7 +179,7 @@ async def test_a_slow_consumer_loses_nothing(make: Make) -> None:
 
 
 async def test_refusals_are_raised_before_anything_is_queued(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor, max_num_requests=1, max_queued_requests=1)
     with pytest.raises(RequestError, match="empty"):
         await anext(engine.generate(EngineRequest("e", [], SamplingParams())))
@@ -198,7 +201,7 @@ async def test_refusals_are_raised_before_anything_is_queued(make: Make) -> None
 async def test_an_error_of_the_executor_ends_its_step_only(
     make: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     executor.open_gate()
     engine = make(executor)
     healthy = executor.execute
@@ -219,7 +222,7 @@ async def test_an_error_of_the_executor_ends_its_step_only(
 
 
 async def test_the_death_of_the_thread_reaches_every_stream(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor)
     tasks = [asyncio.ensure_future(collect(engine, request(name))) for name in ("a", "bb")]
     await until(executor.started.is_set)
@@ -238,7 +241,7 @@ async def test_the_death_of_the_thread_reaches_every_stream(make: Make) -> None:
 
 
 async def test_close_drains_then_aborts(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor)
     short = asyncio.ensure_future(collect(engine, request("short", max_tokens=2)))
     await until(executor.started.is_set)
@@ -253,7 +256,7 @@ async def test_close_drains_then_aborts(make: Make) -> None:
 
 
 async def test_close_without_draining_aborts(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor)
     long = asyncio.ensure_future(collect(engine, request("long", max_tokens=50)))
     await until(executor.started.is_set)
@@ -266,7 +269,7 @@ async def test_close_without_draining_aborts(make: Make) -> None:
 
 
 async def test_a_consumer_whose_loop_is_gone_is_aborted(make: Make) -> None:
-    executor = GatedExecutor()
+    executor = gated()
     engine = make(executor)
 
     def consume() -> None:

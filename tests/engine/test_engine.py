@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_schedules import EOS, VOCAB, run, toy, toy_reference
+from engine_schedules import EOS, VOCAB, run, toy, toy_class, toy_reference
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.client import EngineRequest
@@ -15,10 +15,9 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.sampling_params import SamplingParams, choice_params
 from trimtab.errors import QueueFullError, RequestError
 from trimtab.executors.base import StepBatch, StepResult
-from trimtab.executors.toy import ToyExecutor
 
 
-def engine_on(executor: ToyExecutor | None = None, **config: Any) -> Engine:
+def engine_on(executor: Any = None, **config: Any) -> Engine:
     return Engine(executor or toy(), SchedulerConfig(**config), debug=True)
 
 
@@ -179,7 +178,7 @@ def test_priorities_run_first() -> None:
 
 
 def test_the_token_budget_is_kept_and_decodes_are_not_held_up_by_prefills() -> None:
-    class Recorder(ToyExecutor):
+    class Recorder(toy_class()):  # type: ignore[misc]
         rows: list[list[int]] = []  # noqa: RUF012
 
         def execute(self, batch: StepBatch) -> StepResult:
@@ -246,12 +245,12 @@ def test_abort_between_steps(when: str) -> None:
 
 @pytest.mark.parametrize("chunk", [4, 64])
 def test_abort_and_resubmission_during_the_step(chunk: int) -> None:
-    class Meddler(ToyExecutor):
+    class Meddler(toy_class()):  # type: ignore[misc]
         engine: Engine
         outputs: list[Any] = []  # noqa: RUF012
 
         def execute(self, batch: StepBatch) -> StepResult:
-            result = super().execute(batch)
+            result: StepResult = super().execute(batch)
             if self.num_steps == 1:
                 self.outputs.append(self.engine.abort("r"))
                 self.engine.add_request(again)
@@ -274,7 +273,7 @@ def test_abort_and_resubmission_during_the_step(chunk: int) -> None:
 
 
 def test_sampling_rows_carry_what_their_request_asked_for() -> None:
-    class Recorder(ToyExecutor):
+    class Recorder(toy_class()):  # type: ignore[misc]
         batches: list[StepBatch] = []  # noqa: RUF012
 
         def execute(self, batch: StepBatch) -> StepResult:

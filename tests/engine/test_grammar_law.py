@@ -71,6 +71,17 @@ def test_any_schedule_gives_the_reference_answers(
     slow: bool,
     guesses: float | None,
 ) -> None:
+    check_grammars(seed, block_size, num_blocks, num_requests, slow, guesses)
+
+
+def check_grammars(
+    seed: int,
+    block_size: int,
+    num_blocks: int,
+    num_requests: int,
+    slow: bool,
+    guesses: float | None,
+) -> None:
     """`slow`: no step waits for a grammar, so that requests are held for one or more.
     `guesses`: with drafts, of which so many tokens are right."""
     schedule = random_schedule(seed, block_size, num_blocks, num_requests)
@@ -103,6 +114,10 @@ def test_any_schedule_gives_the_reference_answers(
 @given(seed=st.integers(0, 1 << 32), cut=st.integers(0, 200))
 @settings(max_examples=40, deadline=None)
 def test_resubmitted_requests_go_on_where_they_were(seed: int, cut: int) -> None:
+    check_resubmission(seed, cut)
+
+
+def check_resubmission(seed: int, cut: int) -> None:
     random = Random(seed)
     prompt = [random.randrange(100, 200) for _ in range(random.randint(1, 9))]
     request = random_request(random, "r", prompt, 60)
@@ -121,7 +136,8 @@ def test_resubmitted_requests_go_on_where_they_were(seed: int, cut: int) -> None
 @pytest.mark.parametrize("quality", [1.0, 0.6])
 def test_drafts_follow_the_grammar(quality: float) -> None:
     """Drafts are verified inside a grammar as well, and end where it leaves no choice."""
-    grammar = json_schema({"type": "array", "items": {"type": "integer"}, "maxItems": 30})
+    schema = {"type": "array", "items": {"type": "integer"}, "minItems": 10, "maxItems": 30}
+    grammar = json_schema(schema)
     params = SamplingParams(max_tokens=60, temperature=0, logprobs=1)
     request = EngineRequest("r", [101, 102, 103], params, grammar=grammar)
     executor = toy()

@@ -4,13 +4,14 @@ theirs."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from engine_schedules import Answer, Schedule, play, run, schedules, toy_reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_planned_ahead import LateExecutor, late
+from test_planned_ahead import late
 from test_schedule_law import step_bound
 
 from trimtab.config import ExecutorConfig
@@ -19,12 +20,13 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.host_tier import HostTier
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.errors import ConfigError
+from trimtab.executors.toy import ToyExecutor
 
 
 class ToyStore:
     """Slots hold what the toy's blocks do; nothing may be done twice at once."""
 
-    def __init__(self, executor: LateExecutor, num_slots: int) -> None:
+    def __init__(self, executor: Any, num_slots: int) -> None:
         self.executor = executor
         self.num_slots = num_slots
         self.slots: dict[int, np.ndarray] = {}
@@ -40,14 +42,21 @@ class ToyStore:
         self.executor.import_blocks(np.array(block_ids, np.int32), data)
 
 
-def with_store(executor: LateExecutor, num_slots: int) -> LateExecutor:
-    executor.host_store = ToyStore(executor, num_slots)  # type: ignore[attr-defined]
+def with_store(executor: Any, num_slots: int) -> Any:
+    of_toy = isinstance(executor, ToyExecutor)
+    executor.host_store = (
+        ToyStore(executor, num_slots) if of_toy else executor.host_blocks(num_slots)
+    )
     return executor
 
 
 @given(schedule=schedules(), num_slots=st.integers(1, 6))
 @settings(max_examples=150, deadline=None)
 def test_any_schedule_gives_the_reference_answers(schedule: Schedule, num_slots: int) -> None:
+    check_schedule_with_tier(schedule, num_slots)
+
+
+def check_schedule_with_tier(schedule: Schedule, num_slots: int) -> None:
     capacity = schedule.block_size * schedule.num_blocks
     executor = late(schedule.num_blocks, schedule.block_size, capacity + 1)
     engine = Engine(with_store(executor, num_slots), schedule.config, debug=True)
@@ -87,7 +96,7 @@ def test_a_prompt_that_comes_again_is_loaded() -> None:
 def test_a_copy_that_fails_ends_its_requests_and_empties_the_tier() -> None:
     executor = with_store(late(num_blocks=10), 100)
     engine = Engine(executor, debug=True)
-    store = executor.host_store  # type: ignore[attr-defined]
+    store = executor.host_store
     first = run(engine, prompt("a", 1))["a"]
     store.num_slots, store.save = 0, None
     assert run(engine, prompt("b", 2))["b"].finish_reason == "error"

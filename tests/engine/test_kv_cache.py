@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from engine_schedules import run, toy, toy_reference
+from engine_schedules import run, toy, toy_class, toy_reference
 
 from trimtab.config import SchedulerConfig
 from trimtab.engine.block_pool import BlockPool
@@ -14,12 +14,11 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.kv_cache import cache_root
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.executors.base import StepBatch, StepResult
-from trimtab.executors.toy import ToyExecutor
 
 STEM = [5, 9, 2, 7, 1, 8, 2, 8, 1, 8, 2, 8]
 
 
-def engine_on(executor: ToyExecutor, **config: Any) -> Engine:
+def engine_on(executor: Any, **config: Any) -> Engine:
     return Engine(executor, SchedulerConfig(**config), debug=True)
 
 
@@ -160,24 +159,27 @@ def peek(engine: Engine, prompt: list[int]) -> int:
     return hits
 
 
-class FlawedExecutor(ToyExecutor):
+def flawed(**options: Any) -> Any:
     """Gives non-finite logits, or raises, while told to."""
 
-    flaw: str | None = None
+    class Flawed(toy_class()):  # type: ignore[misc]
+        flaw: str | None = None
 
-    def execute(self, batch: StepBatch) -> StepResult:
-        if self.flaw == "raise":
-            raise RuntimeError("flawed")
-        result = super().execute(batch)
-        if self.flaw == "nan":
-            result.tokens[:] = -1
-        return result
+        def execute(self, batch: StepBatch) -> StepResult:
+            if self.flaw == "raise":
+                raise RuntimeError("flawed")
+            result: StepResult = super().execute(batch)
+            if self.flaw == "nan":
+                result.tokens[:] = -1
+            return result
+
+    return Flawed(**options)
 
 
 @pytest.mark.parametrize("flaw", ["nan", "raise"])
 @pytest.mark.parametrize("max_batch_tokens", [4, 64])
 def test_blocks_of_a_failed_request_are_never_found(flaw: str, max_batch_tokens: int) -> None:
-    executor = FlawedExecutor(num_blocks=16, block_size=2)
+    executor = flawed(num_blocks=16, block_size=2)
     engine = engine_on(executor, max_batch_tokens=max_batch_tokens)
     engine.add_request(ask("bad", STEM, max_tokens=3))
     while engine.scheduler.num_running == 0 or engine._requests["bad"].num_missing > 4:
@@ -195,9 +197,9 @@ def test_blocks_of_a_failed_request_are_never_found(flaw: str, max_batch_tokens:
 
 
 def test_one_request_with_bad_logits_leaves_its_neighbours_alone() -> None:
-    class OneBad(ToyExecutor):
+    class OneBad(toy_class()):  # type: ignore[misc]
         def execute(self, batch: StepBatch) -> StepResult:
-            result = super().execute(batch)
+            result: StepResult = super().execute(batch)
             result.tokens[0] = -1
             return result
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from engine_models import EOS, TEMPLATE, byte_backend
-from engine_schedules import toy_reference
+from engine_schedules import toy_class, toy_reference
 
 import trimtab
 from trimtab import LLM, SamplingParams
@@ -24,21 +24,21 @@ from trimtab.engine.llm import split_settings
 from trimtab.engine.sampling_params import choice_params
 from trimtab.errors import CheckpointError, ConfigError, EngineDeadError, RequestError
 from trimtab.executors.base import StepBatch, StepResult
-from trimtab.executors.toy import ToyExecutor
 from trimtab.tokenization import ChatTemplate, Tokenizer
 
 
-class Scripted(ToyExecutor):
+def scripted_toy() -> Any:
     """Follows each prompt that ends in `>` with a fixed text, whatever the sampling."""
 
-    script: bytes = "one two three é end".encode()
+    class Scripted(toy_class()):  # type: ignore[misc]
+        def execute(self, batch: StepBatch) -> StepResult:
+            result: StepResult = super().execute(batch)
+            script = [*tokenizer.encode("one two three é end"), EOS]
+            for row, position in enumerate(batch.positions[batch.logit_rows]):
+                result.tokens[row] = script[min(position - 2, len(script) - 1)]
+            return result
 
-    def execute(self, batch: StepBatch) -> StepResult:
-        result = super().execute(batch)
-        script = [*tokenizer.encode(self.script.decode()), EOS]
-        for row, position in enumerate(batch.positions[batch.logit_rows]):
-            result.tokens[row] = script[min(position - 2, len(script) - 1)]
-        return result
+    return Scripted(256, 4, vocab_size=257, max_context=128)
 
 
 tokenizer = Tokenizer(byte_backend(), {"eos_token": "<eos>"}, (EOS,), ChatTemplate(TEMPLATE))
@@ -49,8 +49,8 @@ def length(max_tokens: int, **options: Any) -> SamplingParams:
     return SamplingParams(max_tokens=max_tokens, ignore_eos=True, **options)
 
 
-def make(executor: ToyExecutor | None = None, **config: Any) -> LLM:
-    executor = executor or ToyExecutor(256, 4, vocab_size=257, max_context=128)
+def make(executor: Any = None, **config: Any) -> LLM:
+    executor = executor or toy_class()(256, 4, vocab_size=257, max_context=128)
     return LLM.from_engine(Engine(executor, SchedulerConfig(**config), debug=True), tokenizer)
 
 
@@ -62,7 +62,7 @@ def llm() -> Iterator[LLM]:
 
 @pytest.fixture
 def scripted() -> Iterator[LLM]:
-    with make(Scripted(256, 4, vocab_size=257, max_context=128)) as llm:
+    with make(scripted_toy()) as llm:
         yield llm
 
 
@@ -78,7 +78,7 @@ def test_generate_gives_each_prompt_its_own_answer_in_order(llm: LLM) -> None:
     for prompt, result in zip(prompts, results, strict=True):
         ids = tokenizer.encode(prompt)
         request = EngineRequest("", ids, choice_params(params, 0, (EOS,)))
-        reference = toy_reference(llm.engine.executor, request)  # type: ignore[arg-type]
+        reference = toy_reference(llm.engine.executor, request)
         assert result.prompt_ids == ids
         assert result.outputs[0].token_ids == reference.token_ids
         assert result.outputs[0].text == tokenizer.decode(reference.token_ids)
@@ -216,7 +216,7 @@ def test_score(llm: LLM) -> None:
 
 
 def test_a_failing_step_is_an_error_result() -> None:
-    class Broken(ToyExecutor):
+    class Broken(toy_class()):  # type: ignore[misc]
         def execute(self, batch: StepBatch) -> StepResult:
             raise ValueError("broken")
 

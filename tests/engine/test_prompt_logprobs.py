@@ -14,10 +14,9 @@ from trimtab.engine.client import EngineRequest
 from trimtab.engine.engine import Engine
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.errors import RequestError
-from trimtab.executors.toy import ToyExecutor
 
 
-def engine_on(executor: ToyExecutor, **config: Any) -> Engine:
+def engine_on(executor: Any, **config: Any) -> Engine:
     return Engine(executor, SchedulerConfig(**config), debug=True)
 
 

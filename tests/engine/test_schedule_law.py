@@ -12,6 +12,10 @@ from trimtab.engine.sampling_params import SamplingParams
 @given(schedule=schedules())
 @settings(max_examples=120, deadline=None)
 def test_any_schedule_gives_the_reference_answers(schedule: Schedule) -> None:
+    check_schedule(schedule)
+
+
+def check_schedule(schedule: Schedule) -> None:
     capacity = schedule.block_size * schedule.num_blocks
     executor = toy(schedule.num_blocks, schedule.block_size, max_context=capacity + 1)
     engine = Engine(executor, schedule.config, debug=True)

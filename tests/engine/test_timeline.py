@@ -15,7 +15,6 @@ from trimtab.engine.engine import Engine
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.timing import MAX_CHUNKS
 from trimtab.executors.base import StepBatch, StepResult
-from trimtab.executors.toy import ToyExecutor
 
 GREEDY = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
 
@@ -23,7 +22,7 @@ GREEDY = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
 class Slow:
     """A toy whose steps take so many seconds."""
 
-    def __init__(self, toy: ToyExecutor, seconds: float) -> None:
+    def __init__(self, toy: Any, seconds: float) -> None:
         self._toy, self._seconds = toy, seconds
 
     def __getattr__(self, name: str) -> Any:
@@ -31,7 +30,8 @@ class Slow:
 
     def execute(self, batch: StepBatch) -> StepResult:
         time.sleep(self._seconds)
-        return self._toy.execute(batch)
+        result: StepResult = self._toy.execute(batch)
+        return result
 
 
 def run(engine: Engine) -> dict[str, TokenOutput]:

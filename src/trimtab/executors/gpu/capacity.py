@@ -17,8 +17,8 @@ BLOCK_TOKENS = 16
 DEFAULT_SEQUENCES = 16  # on a CPU, of max_context tokens each
 
 
-def bytes_per_block(spec: ModelSpec, kv_cache: KVFormat) -> int:
-    of_layer = KVCache.bytes_per_block(BLOCK_TOKENS, spec.num_kv_heads, spec.head_dim, kv_cache)
+def bytes_per_block(spec: ModelSpec, kv_cache: KVFormat, block_size: int) -> int:
+    of_layer = KVCache.bytes_per_block(block_size, spec.num_kv_heads, spec.head_dim, kv_cache)
     return spec.num_layers * of_layer
 
 
@@ -26,12 +26,13 @@ def kv_capacity(
     spec: ModelSpec,
     config: ExecutorConfig,
     device: torch.device,
+    block_size: int,
     run_largest_step: Callable[[], None],
 ) -> KVCapacity:
     """Called when the weights are loaded. On a GPU: `memory_share` of all its memory, less what is
     in use and what a step of the largest size takes, which is run to see."""
-    block_bytes = bytes_per_block(spec, config.kv_cache)
-    blocks_of_context = -(-spec.max_context // BLOCK_TOKENS)
+    block_bytes = bytes_per_block(spec, config.kv_cache, block_size)
+    blocks_of_context = -(-spec.max_context // block_size)
     if device.type == "cuda":
         free = _free_on_gpu(device, config.memory_share, run_largest_step)
         # One block more than it has is reserved for padding rows.
@@ -42,7 +43,7 @@ def kv_capacity(
         free = -1 if found is None else found
         default, share = DEFAULT_SEQUENCES * blocks_of_context, (0.25, "a quarter of free memory")
     return choose_capacity(
-        config, BLOCK_TOKENS, block_bytes, default, None if free < 0 else free, share
+        config, block_size, block_bytes, default, None if free < 0 else free, share
     )
 
 

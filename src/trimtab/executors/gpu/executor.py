@@ -57,10 +57,11 @@ class TorchExecutor:
         ops: Ops | None = None,
         max_step_rows: int = 2048,
         fill_up: bool | None = None,
+        block_size: int = BLOCK_TOKENS,
     ) -> None:
         """`ops`: those of the device, if none are given. `max_step_rows`: for which memory is kept
         free. `fill_up`: small steps, to sizes that can be captured; None: on CUDA, where they
-        are."""
+        are. `block_size`: tokens a block, a power of two up to 256; no bit depends on it."""
         self.config = config or ExecutorConfig(device="torch-cpu")
         self._spec = limit_context(checkpoint.spec, self.config.max_context)
         self.device = open_device(self.config.device)
@@ -71,10 +72,12 @@ class TorchExecutor:
                 weights = load_weights(checkpoint, self._spec, self.config, self.dtype, self.device)
                 self.weight_bytes = weights.num_bytes
                 self._model = Model(self._spec, weights, (), self.ops)
+                self._block_size = block_size
                 self._capacity = kv_capacity(
                     self._spec,
                     self.config,
                     self.device,
+                    block_size,
                     lambda: self._run_largest_step(max_step_rows),
                 )
                 self._open_caches(self._capacity.num_blocks)
@@ -140,7 +143,7 @@ class TorchExecutor:
                 normed = self._graphs.run(shape, views)
             else:
                 rows = staged_rows(batch, views).on_device(
-                    self._chosen, self._capacity.num_blocks, BLOCK_TOKENS
+                    self._chosen, self._capacity.num_blocks, self._block_size
                 )
                 layers = self._feature_layers if batch.features else ()
                 normed, features = self._model.forward(rows, layers)
@@ -224,7 +227,7 @@ class TorchExecutor:
         caches = [
             KVCache(
                 num_blocks + 1,
-                BLOCK_TOKENS,
+                self._block_size,
                 spec.num_kv_heads,
                 spec.head_dim,
                 self.config.kv_cache,
@@ -246,7 +249,7 @@ class TorchExecutor:
     def _run_largest_step(self, max_step_rows: int) -> None:
         """As much memory as a step can take, K and V left out; nothing of it stays."""
         rows = min(max_step_rows, self._spec.max_context)
-        blocks = -(-rows // BLOCK_TOKENS)
+        blocks = -(-rows // self._block_size)
         self._open_caches(blocks)
         device = self.device
         places = torch.arange(rows, device=device)

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.executors.gpu.capacity import BLOCK_TOKENS
 from trimtab.executors.gpu.model import Model
 from trimtab.executors.gpu.padding import MAX_ROWS, ROWS, Shape, contexts
 from trimtab.executors.gpu.rows import StagedRows
@@ -84,7 +83,8 @@ class StepGraphs:
             max_rows=shape.max_rows,
             max_context=shape.max_context,
         )
-        rows = staged.on_device(self._chosen, self._reserved_block, BLOCK_TOKENS)
+        block_size = self._model.caches[0].block_size
+        rows = staged.on_device(self._chosen, self._reserved_block, block_size)
         normed, _ = self._model.forward(rows)
         self._normed[: shape.num_rows].copy_(normed)
 
