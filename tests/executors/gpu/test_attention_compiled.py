@@ -34,7 +34,7 @@ def compile_for_sm90(*cases: tuple[int, str, float, int]) -> list[Launch]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-CASES = ((128, "bf16", 0.0, 0), (64, "int8", 30.0, 512))
+CASES = ((128, "bf16", 0.0, 0), (64, "int8", 30.0, 512), (128, "int8", 0.0, 0))
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,11 @@ import triton
 import triton.language as tl
 
 from trimtab.executors.gpu.attention_math import (
+    attend,
     combine,
     finish,
     load_blocks,
     load_queries,
-    load_tile,
-    see_tile,
 )
 
 
@@ -87,6 +86,7 @@ def flash_kernel(
         valid = folded < own_rows * GROUP
         own_positions = tl.load(positions + first_row + folded // GROUP, mask=valid, other=-1)
         table = tables + sequence.to(tl.int64) * table_stride
+        stored = (keys, values, key_scales, value_scales)
 
         best = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
@@ -97,55 +97,11 @@ def flash_kernel(
         last_tile = (context - 1) // KEYS
         blocks = load_blocks(table, lowest // KEYS, lowest, context, KEYS, BLOCK)
         for tile in tl.range(lowest // KEYS, last_tile + 1, num_stages=STAGES):
-            places = tile * KEYS + tl.arange(0, KEYS)
-            wanted = (places >= lowest) & (places < context)
-            k, k_scales = load_tile(
-                keys,
-                key_scales,
-                blocks,
-                head,
-                places,
-                wanted,
-                OPERAND,
-                HEADS,
-                BLOCK,
-                DIM,
-                PADDED,
-                QUANTIZED,
-            )
-            v, v_scales = load_tile(
-                values,
-                value_scales,
-                blocks,
-                head,
-                places,
-                wanted,
-                OPERAND,
-                HEADS,
-                BLOCK,
-                DIM,
-                PADDED,
-                QUANTIZED,
-            )
-            blocks = load_blocks(table, tile + 1, lowest, context, KEYS, BLOCK)
-            seen = places[None, :] <= own_positions[:, None]
-            if WINDOWED:
-                seen = seen & (places[None, :] > own_positions[:, None] - window)
-            own_best, own_total, own_mixed = see_tile(
-                own_best,
-                own_total,
-                own_mixed,
-                queries,
-                k,
-                v,
-                k_scales,
-                v_scales,
-                seen,
-                factor,
-                inner_factor,
-                QUANTIZED,
-                SOFTCAP,
-            )
+            own_best, own_total, own_mixed, blocks = attend(
+                own_best, own_total, own_mixed, queries, own_positions, stored, table, blocks, tile,
+                head, lowest, context, window, factor, inner_factor,
+                KEYS, OPERAND, HEADS, BLOCK, DIM, PADDED, QUANTIZED, SOFTCAP, WINDOWED,
+            )  # fmt: skip
             if (tile % TILES == TILES - 1) | (tile == last_tile):
                 best, total, mixed = combine(
                     best, total, mixed, own_best, own_total, own_mixed, factor

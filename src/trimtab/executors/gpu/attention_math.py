@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+COPIES = tl.constexpr(4)  # 64 positions of each: 256 threads
+
 
 @triton.jit
 def weigh(best, higher, factor):
@@ -101,8 +103,67 @@ def load_tile(
     tile = tl.load(stored + slots[:, None] * DIM + dims[None, :], mask=mask, other=0.0)
     own_scales = slots
     if QUANTIZED:
-        own_scales = tl.load(scales + slots, mask=wanted, other=0.0)
+        # As many elements as threads: of fewer, every thread would load all that its part of the
+        # scores is multiplied by, and keep their addresses. All but the first are zeros.
+        copies = tl.arange(0, COPIES)[None, :]
+        wanted_once = wanted[:, None] & (copies == 0)
+        found = tl.load(scales + slots[:, None] + copies * 0, mask=wanted_once, other=0.0)
+        own_scales = tl.sum(found, 1)
     return tile.to(OPERAND), own_scales
+
+
+@triton.jit
+def attend(
+    best,
+    total,
+    mixed,
+    queries,  # [M, PADDED]
+    own_positions,  # [M]
+    stored,  # keys, values, key_scales, value_scales
+    table,
+    blocks,  # load_blocks of this tile
+    tile,
+    head,
+    lowest,
+    context,
+    window,
+    factor,
+    inner_factor,
+    KEYS: tl.constexpr,
+    OPERAND: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DIM: tl.constexpr,
+    PADDED: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):
+    """The state after one more tile of the cache, and the blocks of the next one."""
+    keys, values, key_scales, value_scales = stored
+    places = tile * KEYS + tl.arange(0, KEYS)
+    wanted = (places >= lowest) & (places < context)
+    k, k_scales = load_tile(
+        keys, key_scales, blocks, head, places, wanted,
+        OPERAND, HEADS, BLOCK, DIM, PADDED, QUANTIZED,
+    )  # fmt: skip
+    v, v_scales = load_tile(
+        values, value_scales, blocks, head, places, wanted,
+        OPERAND, HEADS, BLOCK, DIM, PADDED, QUANTIZED,
+    )  # fmt: skip
+    blocks = load_blocks(table, tile + 1, lowest, context, KEYS, BLOCK)
+    # From the tile's number: from `places`, all of them would be kept from loads to scores.
+    nearest = (own_positions - tile * KEYS)[:, None]
+    offsets = tl.arange(0, KEYS)[None, :]
+    if WINDOWED:
+        seen = (nearest - offsets >= 0) & (nearest - offsets < window)
+    else:
+        seen = offsets <= nearest
+    best, total, mixed = see_tile(
+        best, total, mixed, queries, k, v, k_scales, v_scales, seen, factor, inner_factor,
+        QUANTIZED, SOFTCAP,
+    )  # fmt: skip
+    return best, total, mixed, blocks
 
 
 @triton.jit

@@ -20,12 +20,11 @@ import triton
 import triton.language as tl
 
 from trimtab.executors.gpu.attention_math import (
+    attend,
     combine,
     finish,
     load_blocks,
     load_queries,
-    load_tile,
-    see_tile,
 )
 
 
@@ -115,57 +114,14 @@ def split_kernel(
         total = tl.zeros([ROWS], tl.float32)
         mixed = tl.zeros([ROWS, PADDED], tl.float32)
         table = tables + sequence.to(tl.int64) * table_stride
+        stored = (keys, values, key_scales, value_scales)
         blocks = load_blocks(table, first_tile, own_lowest, context, KEYS, BLOCK)
         for tile in tl.range(first_tile, last_tile + 1, num_stages=STAGES):
-            places = tile * KEYS + tl.arange(0, KEYS)
-            wanted = (places >= own_lowest) & (places < context)
-            k, k_scales = load_tile(
-                keys,
-                key_scales,
-                blocks,
-                head,
-                places,
-                wanted,
-                OPERAND,
-                HEADS,
-                BLOCK,
-                DIM,
-                PADDED,
-                QUANTIZED,
-            )
-            v, v_scales = load_tile(
-                values,
-                value_scales,
-                blocks,
-                head,
-                places,
-                wanted,
-                OPERAND,
-                HEADS,
-                BLOCK,
-                DIM,
-                PADDED,
-                QUANTIZED,
-            )
-            blocks = load_blocks(table, tile + 1, own_lowest, context, KEYS, BLOCK)
-            seen = places[None, :] <= own_positions[:, None]
-            if WINDOWED:
-                seen = seen & (places[None, :] > own_positions[:, None] - window)
-            best, total, mixed = see_tile(
-                best,
-                total,
-                mixed,
-                queries,
-                k,
-                v,
-                k_scales,
-                v_scales,
-                seen,
-                factor,
-                inner_factor,
-                QUANTIZED,
-                SOFTCAP,
-            )
+            best, total, mixed, blocks = attend(
+                best, total, mixed, queries, own_positions, stored, table, blocks, tile, head,
+                own_lowest, context, window, factor, inner_factor,
+                KEYS, OPERAND, HEADS, BLOCK, DIM, PADDED, QUANTIZED, SOFTCAP, WINDOWED,
+            )  # fmt: skip
             if (tile % TILES == TILES - 1) | (tile == last_tile):
                 own = (item + (tile - first_tile) // TILES) * (split_rows * GROUP) + folded
                 tl.store(summaries + own * 2, best, mask=valid)

@@ -48,8 +48,8 @@ def tiles_of(head_dim: int, products: torch.dtype, stored: torch.dtype) -> Tiles
     What limits a tile: 255 registers a thread, of which the states of its rows take D * 4 bytes a
     row (twice that in flash); 227 KiB of shared memory for stages + 1 tiles of K and V and the
     queries. Split tiles up to D = 128 take less than half of both: an SM holds two programs, one of
-    which loads while the other computes. Flash with K and V of one byte spills some 60 registers
-    at D = 128."""
+    which loads while the other computes. Flash with K and V of one byte spills nothing up to D =
+    128 (two registers with a window), some 40 at D = 256."""
     if products == torch.float32:  # no tensor cores; for tests
         return Tiles(Tile(16, 64, 4, 1), Tile(32, 64, 4, 1), Tile(64, 64, 8, 1))
     if head_dim <= 64:
