@@ -17,6 +17,7 @@ from trimtab.engine.client import EngineRequest, FinishReason, TokenLogprobs, To
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
+from trimtab.engine.scheduler import StepPlan
 from trimtab.executors.base import SamplingBatch, StepBatch, StepResult
 from trimtab.executors.toy import ToyExecutor, sample_row
 
@@ -280,8 +281,16 @@ def play(engine: Engine, schedule: Schedule, max_steps: int) -> Iterator[tuple[i
         abort(while_executing=True)
         return result
 
-    plain_execute = engine.executor.execute
+    def plan() -> StepPlan:
+        running = running_stays(engine)
+        planned = plain_schedule()
+        if planned.num_preempted:
+            assert running_stays(engine) <= running, "admitted in a step that preempted"
+        return planned
+
+    plain_execute, plain_schedule = engine.executor.execute, engine.scheduler.schedule
     engine.executor.execute = execute  # type: ignore[method-assign]
+    engine.scheduler.schedule = plan  # type: ignore[method-assign]
     for step in range(max_steps):
         outputs.clear()
         for arrival in [a for a in pending if a.step <= step]:
@@ -291,11 +300,8 @@ def play(engine: Engine, schedule: Schedule, max_steps: int) -> Iterator[tuple[i
         abort(while_executing=False)
         if schedule.reckless:
             engine.scheduler.estimate.tokens = 0
-        preemptions, running = engine.scheduler.num_preemptions, running_stays(engine)
         outputs += engine.step()
         engine.check()
-        if engine.scheduler.num_preemptions > preemptions:
-            assert running_stays(engine) <= running, "admitted in a step that preempted"
         for output in filter(None, outputs):
             answer = answers[output.request_id]
             answer.add(output)

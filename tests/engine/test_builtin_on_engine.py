@@ -35,12 +35,13 @@ def test_tasks_are_answered(llm: LLM) -> None:
         assert sum(marks) >= 0.6 * len(marks), kind
 
 
-def test_held_out_text_has_the_likelihood_that_transformers_finds() -> None:
+@pytest.mark.parametrize(("device", "length"), [("cpu", 2000), ("torch-cpu", 500)])
+def test_held_out_text_has_the_likelihood_that_transformers_finds(device: str, length: int) -> None:
     import torch
     import transformers
 
-    text = builtin.heldout_path().read_text(encoding="utf-8")[5000:7000]
-    model = LLM("builtin", weights="f32", kv_cache="f32", num_blocks=128)
+    text = builtin.heldout_path().read_text(encoding="utf-8")[5000 : 5000 + length]
+    model = LLM("builtin", device=device, weights="f32", kv_cache="f32", num_blocks=128)
     [scored] = model.score([text])
     model.close()
     tokenizer = transformers.AutoTokenizer.from_pretrained(builtin.target_path())

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from trimtab import LLM, SamplingParams
 from trimtab.checkpoints import open_checkpoint
-from trimtab.config import ExecutorConfig, KVFormat, SchedulerConfig, parse_weights
+from trimtab.config import Device, ExecutorConfig, KVFormat, SchedulerConfig, parse_weights
 from trimtab.engine.client import EngineRequest
 from trimtab.engine.engine import Engine
 from trimtab.errors import CheckpointError, ConfigError, RequestError
@@ -151,12 +151,14 @@ def test_prompt_tokens_score_as_if_they_were_generated(executors: Executors) -> 
     assert scored.token_ids == whole.token_ids[2 * BLOCK :]
 
 
-def test_llm_from_a_directory(model: Path) -> None:
+@pytest.mark.parametrize(("device", "format"), [("cpu", "int8"), ("torch-cpu", "fp8")])
+def test_llm_from_a_directory(device: Device, format: KVFormat, model: Path) -> None:
+    settings = {"device": device, "weights": format, "kv_cache": format, "threads": 2}
     params = SamplingParams(max_tokens=12, temperature=1.0, seed=5, n=2, logprobs=2)
     prompts = ["def f(x):", "", "é" * 40]
-    with LLM(str(model), weights="int8", kv_cache="int8", threads=2, num_blocks=64) as llm:
+    with LLM(str(model), num_blocks=64, **settings) as llm:
         assert llm.engine.info.vocab_size == 257
-        assert "int8" in llm.engine.info.executor
+        assert f"{format}, KV {format}" in llm.engine.info.executor
         with pytest.raises(RequestError, match="empty"):
             llm.generate(prompts, params)
         prompts[1] = "\0"

@@ -128,6 +128,7 @@ class TorchToy:
     """Implements `Executor`, as `ToyExecutor` does, with what its tests look at."""
 
     description = "torch toy"
+    fill_up = False
 
     def __init__(
         self,
@@ -139,7 +140,9 @@ class TorchToy:
         weights_seed: int = 0,
     ) -> None:
         model = checkpoint(vocab_size, max_context, eos_token_ids, weights_seed)
-        self.torch = TorchExecutor(model, settings(num_blocks), block_size=block_size)
+        self.torch = TorchExecutor(
+            model, settings(num_blocks), block_size=block_size, fill_up=self.fill_up
+        )
         self.spec = self.torch.spec
         self.capacity = self.torch.capacity
         self.identity = self.torch.identity

@@ -32,10 +32,19 @@ def test_any_schedule(schedule: Schedule) -> None:
     check_schedule(schedule)
 
 
+class FilledUp(TorchToy):
+    """Small steps are filled up, as those that are captured."""
+
+    fill_up = True
+
+
+@pytest.mark.parametrize("toy", [TorchToy, FilledUp])
 @given(schedule=schedules(SIZES))
-@settings(max_examples=30, deadline=None)
-def test_any_schedule_planned_ahead(schedule: Schedule) -> None:
-    check_schedule_ahead(schedule)
+@settings(max_examples=20, deadline=None)
+def test_any_schedule_planned_ahead(toy: type[TorchToy], schedule: Schedule) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_schedules, "TOY", toy)
+        check_schedule_ahead(schedule)
 
 
 @given(schedule=schedules(SIZES), num_slots=st.integers(1, 6))

@@ -27,15 +27,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module")
-def executors(model: Path) -> Iterator[Executors]:
-    """Executors by number of blocks; kept, stale blocks and all."""
+@pytest.fixture(scope="module", params=["bf16", "fp8"])
+def executors(model: Path, request: pytest.FixtureRequest) -> Iterator[Executors]:
+    """Executors of one format of weights and KV cache by number of blocks; kept, stale blocks and
+    all."""
     checkpoint = open_checkpoint(model, 0)
     made: dict[int, TorchExecutor] = {}
 
     def get(num_blocks: int) -> TorchExecutor:
         if num_blocks not in made:
-            config = ExecutorConfig(device="torch-cpu", num_blocks=num_blocks)
+            config = ExecutorConfig(
+                device="torch-cpu",
+                num_blocks=num_blocks,
+                weights=request.param,
+                kv_cache=request.param,
+            )
             made[num_blocks] = TorchExecutor(checkpoint, config)
         return made[num_blocks]
 
@@ -56,7 +62,7 @@ def alone(executor: TorchExecutor, request: EngineRequest) -> Answer:
     )
 )
 @settings(
-    max_examples=8,
+    max_examples=6,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
