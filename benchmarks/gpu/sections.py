@@ -51,6 +51,8 @@ def all_sections() -> list[Section]:
             )
             for shape in SHAPES
         ),
+        Section("starts", "starts", 40, arguments={"shape": "qwen3-0.6b", "weights": "bf16"}),
+        Section("torch.compile", "inductor", 35),
         Section("law cost", "law_cost", 25, arguments={"shapes": list(SHAPES)}),
     ]
 

@@ -31,7 +31,7 @@ def table(document: dict[str, Any], results: Path) -> str:
     parts = [_machine(document, results), _limits(document), _checks(document)]
     for shape in SHAPES:
         parts.append(_model(document, shape))
-    parts += [_law_cost(document), _left_out(document)]
+    parts += [_starts(document), _compiled(document), _law_cost(document), _left_out(document)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -164,6 +164,32 @@ def _load_cell(result: dict[str, Any] | None) -> str:
 
 def _error_cell(result: dict[str, Any] | None) -> str:
     return "failed" if result and "error" in result else DASH
+
+
+def _starts(document: dict[str, Any]) -> str:
+    keys = ("import_s", "executor_s", "capture_s", "first_token_s", "start_s")
+    rows = [
+        ["qwen3-0.6b bf16, seconds", "imports", "weights, room", "graphs", "first token", "all"]
+    ]
+    for name, one in _of(document, "starts").items():
+        cells = (_short(one[key]) if key in one else _error_cell(one) for key in keys)
+        rows.append([name, *cells])
+    if len(rows) == 1:
+        return ""
+    return _grid(rows) + "\n\nThe second start finds kernels and what a step takes of the memory."
+
+
+def _compiled(document: dict[str, Any]) -> str:
+    head = ["torch.compile, which is not used", "eager, us", "compiled, us", "compilation, s"]
+    rows = [[*head, "same bits", "keeps the law"]]
+    for name, one in _of(document, "torch.compile").items():
+        if "compile_s" not in one:
+            continue
+        largest = max(_number(key.replace("_", " ")[:-2]) for key in one if key.startswith("eager"))
+        times = (f"{1e6 * one[f'{kind}_{largest}_s']:.1f}" for kind in ("eager", "compiled"))
+        words = ("yes" if one[key] else "no" for key in ("same_bits", "rows_invariant"))
+        rows.append([f"{name}, {largest} rows", *times, _short(one["compile_s"]), *words])
+    return _grid(rows) if len(rows) > 1 else ""
 
 
 def _law_cost(document: dict[str, Any]) -> str:

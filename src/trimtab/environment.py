@@ -56,6 +56,12 @@ def optimizer_cache_directory() -> Path | None:
     return _cache_directory("TRIMTAB_OPTIMIZER_CACHE", "optimizer")
 
 
+def gpu_cache_directory() -> Path | None:
+    """`TRIMTAB_GPU_CACHE`: where compiled kernels and what steps took of a GPU's memory are kept
+    for the next start, or `off`; see docs/gpu.md. By default `trimtab/gpu` beside the others."""
+    return _cache_directory("TRIMTAB_GPU_CACHE", "gpu")
+
+
 def _cache_directory(variable: str, name: str) -> Path | None:
     value = os.environ.get(variable, "")
     if value == "off":

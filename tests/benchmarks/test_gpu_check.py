@@ -60,7 +60,12 @@ def test_on_a_bare_machine(tmp_path: Path) -> None:
     docs.write_text((ROOT / "docs" / "performance.md").read_text())
     document = run_tiny(
         tmp_path,
-        *("--docs", str(docs), "--only", "roofline,model,law,qwen3-0.6b bf16,transformers"),
+        *(
+            "--docs",
+            str(docs),
+            "--only",
+            "roofline,model,law,qwen3-0.6b bf16,transformers,starts,torch.compile",
+        ),
         path=str(tmp_path),
     )
     sections = document["sections"]
@@ -76,6 +81,14 @@ def test_on_a_bare_machine(tmp_path: Path) -> None:
     assert served["open loop"]["ended"] >= 4
     assert served["open loop"]["ttft_p99_s"] > 0
     assert served["prefill 96"]["tokens_per_s"] > 0
+    first, second = sections["starts"]["results"].values()
+    assert first["passed"]
+    assert second["passed"]
+    assert second["start_s"] > second["first_token_s"] > 0
+    for one in sections["torch.compile"]["results"].values():
+        assert one["same_bits"]
+        assert one["rows_invariant"]
+    assert len(sections["torch.compile"]["results"]) == 4
     peer = sections["qwen3-0.6b transformers"]
     assert peer["status"] == "skipped"
     assert "transformers" in peer["error"]
@@ -84,6 +97,8 @@ def test_on_a_bare_machine(tmp_path: Path) -> None:
     assert "| 4 streams, 16+6 | **" in text
     assert "nothing here says anything of speed" in text
     assert "## What serving costs" in text
+    assert "| second start |" in text
+    assert "| penalties, 3 rows |" in text
 
 
 def test_beside_transformers(tmp_path: Path) -> None:

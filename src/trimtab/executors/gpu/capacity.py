@@ -14,6 +14,7 @@ from trimtab.executors.resources import available_memory
 from trimtab.models.spec import ModelSpec
 
 BLOCK_TOKENS = 16
+LOGIT_ROWS = 256  # whose logits exist at once
 DEFAULT_SEQUENCES = 16  # on a CPU, of max_context tokens each
 
 
@@ -22,21 +23,29 @@ def bytes_per_block(spec: ModelSpec, kv_cache: KVFormat, block_size: int) -> int
     return spec.num_layers * of_layer
 
 
+def open_caches(
+    spec: ModelSpec, kv_cache: KVFormat, num_blocks: int, block_size: int, device: torch.device
+) -> list[KVCache]:
+    """One block more than asked for: for rows that fill up a batch."""
+    return [
+        KVCache(num_blocks + 1, block_size, spec.num_kv_heads, spec.head_dim, kv_cache, device)
+        for _ in range(spec.num_layers)
+    ]
+
+
 def kv_capacity(
     spec: ModelSpec,
     config: ExecutorConfig,
-    device: torch.device,
     block_size: int,
-    run_largest_step: Callable[[], None],
+    free_on_device: Callable[[], int] | None,
 ) -> KVCapacity:
-    """Called when the weights are loaded. On a GPU: `memory_share` of all its memory, less what is
-    in use and what a step of the largest size takes, which is run to see."""
+    """Called when the weights are loaded. `free_on_device`: bytes of a GPU's memory that are left
+    beside weights and steps; None: on a CPU."""
     block_bytes = bytes_per_block(spec, config.kv_cache, block_size)
     blocks_of_context = -(-spec.max_context // block_size)
-    if device.type == "cuda":
-        free = _free_on_gpu(device, config.memory_share, run_largest_step)
+    if free_on_device is not None:
         # One block more than it has is reserved for padding rows.
-        free = max(0, free - block_bytes)
+        free = max(0, free_on_device() - block_bytes)
         default, share = free // block_bytes, (1.0, "what is left of the GPU's memory")
     else:
         found = available_memory()
@@ -45,17 +54,3 @@ def kv_capacity(
     return choose_capacity(
         config, block_size, block_bytes, default, None if free < 0 else free, share
     )
-
-
-def _free_on_gpu(device: torch.device, share: float, run_largest_step: Callable[[], None]) -> int:
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run_largest_step()
-    torch.cuda.synchronize(device)
-    activations = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    in_use = total - free
-    return max(0, int(total * share) - int(in_use + activations))

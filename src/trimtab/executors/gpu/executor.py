@@ -18,26 +18,26 @@ from trimtab.config import ExecutorConfig
 from trimtab.errors import ConfigError
 from trimtab.executors.base import Int32Array, KVCapacity, StepBatch, StepResult, UInt8Array
 from trimtab.executors.gpu.blocks import BlockStore
-from trimtab.executors.gpu.cache import KVCache
-from trimtab.executors.gpu.capacity import BLOCK_TOKENS, kv_capacity
+from trimtab.executors.gpu.capacity import BLOCK_TOKENS, LOGIT_ROWS, kv_capacity, open_caches
 from trimtab.executors.gpu.checks import check_batch
 from trimtab.executors.gpu.devices import choose_ops, describe_device, open_device
 from trimtab.executors.gpu.graphs import StepGraphs, decode_shapes, each_with_progress
 from trimtab.executors.gpu.host_blocks import HostBlocks
-from trimtab.executors.gpu.model import Model, Rows
+from trimtab.executors.gpu.model import Model
 from trimtab.executors.gpu.ops import Ops, SampleResult
 from trimtab.executors.gpu.padding import Shape, padded, shape_of
 from trimtab.executors.gpu.pending import DevicePending, StepOutputs
 from trimtab.executors.gpu.rows import no_rows, row_arrays, staged_rows
 from trimtab.executors.gpu.sampling_batch import device_sampling, sampling_arrays, sampling_rows
 from trimtab.executors.gpu.staging import Staging, Views
+from trimtab.executors.gpu.step_memory import StepRoom, open_memory, run_largest_step
+from trimtab.executors.gpu.warm_start import code_digest, open_warm_start
 from trimtab.executors.gpu.weights import load_weights
 from trimtab.executors.kv_capacity import limit_context
 from trimtab.models.spec import ModelSpec
 
 # Part of the identity: raise it whenever the same weights begin to give other bits.
 NUMERICS_REVISION = 1
-LOGIT_ROWS = 256  # whose logits exist at once
 STAGING_BYTES = 8 << 20
 MAX_CHOSEN = 1 << 14  # tokens of a step that the next one can start from
 
@@ -65,22 +65,19 @@ class TorchExecutor:
         self.config = config or ExecutorConfig(device="torch-cpu")
         self._spec = limit_context(checkpoint.spec, self.config.max_context)
         self.device = open_device(self.config.device)
+        self._warm_start = open_warm_start(self.device)
         self.ops = ops or choose_ops(self.device)
+        self._block_size = block_size
         self.dtype = _activation_dtype(self.config)
+        self._identity = self._make_identity(checkpoint)
         try:
             with torch.inference_mode():
                 weights = load_weights(checkpoint, self._spec, self.config, self.dtype, self.device)
                 self.weight_bytes = weights.num_bytes
                 self._model = Model(self._spec, weights, (), self.ops)
-                self._block_size = block_size
-                self._capacity = kv_capacity(
-                    self._spec,
-                    self.config,
-                    self.device,
-                    block_size,
-                    lambda: self._run_largest_step(max_step_rows),
-                )
-                self._open_caches(self._capacity.num_blocks)
+                room = self._room_for_blocks(max_step_rows)
+                self._open_blocks(room)
+                self.step_is_remembered = room is not None and room.is_remembered
         except torch.OutOfMemoryError:
             raise ConfigError(
                 f"{checkpoint.path}: does not fit into the memory of {self.config.device}; choose "
@@ -95,7 +92,6 @@ class TorchExecutor:
         if self.device.type == "cuda" if fill_up is None else fill_up:
             reserved = self._capacity.num_blocks
             self._graphs = StepGraphs(self._model, self._chosen, reserved, self.device)
-        self._identity = self._make_identity(checkpoint)
         self._is_open = True
 
     @property
@@ -156,6 +152,7 @@ class TorchExecutor:
             return
         shapes = decode_shapes(max_requests, self._spec.max_context)
         each_with_progress(shapes, self._capture_shape, progress)
+        self._warm_start.seal()
 
     def _capture_shape(self, shape: Shape) -> None:
         assert self._graphs is not None
@@ -181,6 +178,7 @@ class TorchExecutor:
         if not self._is_open:
             return
         self._is_open = False
+        self._warm_start.seal()
         self._graphs = self.host_store = None
         del self._model, self._blocks, self._staging
         if self.device.type == "cuda":
@@ -221,20 +219,41 @@ class TorchExecutor:
         )
         return DevicePending(outputs, self.device)
 
-    def _open_caches(self, num_blocks: int) -> None:
-        """One block more than the capacity: for rows that fill up a batch."""
-        spec = self._spec
-        caches = [
-            KVCache(
-                num_blocks + 1,
-                self._block_size,
-                spec.num_kv_heads,
-                spec.head_dim,
-                self.config.kv_cache,
-                self.device,
-            )
-            for _ in range(spec.num_layers)
-        ]
+    def _room_for_blocks(self, max_step_rows: int) -> StepRoom | None:
+        memory = open_memory(self.device)
+        if memory is None:
+            return None
+        return StepRoom(
+            memory,
+            self.config.memory_share,
+            self._warm_start,
+            {
+                "executor": self._identity,
+                "rows": str(max_step_rows),
+                "context": str(self._spec.max_context),
+                "block": str(self._block_size),
+                "code": code_digest(),
+            },
+            lambda: run_largest_step(
+                self._model, max_step_rows, self._block_size, self.config.kv_cache
+            ),
+        )
+
+    def _open_blocks(self, room: StepRoom | None) -> None:
+        """What an earlier start said of a step and does not fit now is measured."""
+        while True:
+            try:
+                self._capacity = kv_capacity(
+                    self._spec, self.config, self._block_size, room.free if room else None
+                )
+                num_blocks, size = self._capacity.num_blocks, self._block_size
+                caches = open_caches(
+                    self._spec, self.config.kv_cache, num_blocks, size, self.device
+                )
+                break
+            except (torch.OutOfMemoryError, ConfigError):
+                if room is None or not room.forget():
+                    raise
         self._model.caches = caches
         self._blocks = BlockStore(caches, num_blocks)
 
@@ -245,29 +264,6 @@ class TorchExecutor:
         except RuntimeError as error:
             asked = f"host_cache_gib={self.config.host_cache_gib:g}"
             raise ConfigError(f"{asked}: the system refuses the memory: {error}") from None
-
-    def _run_largest_step(self, max_step_rows: int) -> None:
-        """As much memory as a step can take, K and V left out; nothing of it stays."""
-        rows = min(max_step_rows, self._spec.max_context)
-        blocks = -(-rows // self._block_size)
-        self._open_caches(blocks)
-        device = self.device
-        places = torch.arange(rows, device=device)
-        staged = Rows(
-            token_ids=torch.zeros(rows, dtype=torch.int32, device=device),
-            positions=places.int(),
-            slots=places,
-            seq_starts=torch.tensor([0, rows], dtype=torch.int32, device=device),
-            block_tables=torch.arange(blocks, dtype=torch.int32, device=device)[None],
-            max_rows=rows,
-            max_context=rows,
-            max_partitions=0,
-        )
-        normed, _ = self._model.forward(staged)
-        logits = self._model.logits(normed[:LOGIT_ROWS])
-        logits.softmax(1)  # about what sampling holds beside the logits
-        del self._blocks
-        self._model.caches = ()
 
     def _check_open(self) -> None:
         if not self._is_open:

@@ -111,14 +111,12 @@ class PackedMatrix:
         return ((elements - spread(self.scales >> 16)) * spread(scales)).to(dtype)
 
 
-@dataclass(frozen=True, eq=False)
-class Int8Matrix:
-    """y = float32(sum of q_x q_w) * (s_x s_w): the sum is exact."""
+class _Bytes:
+    """What matrices of one byte a weight share."""
 
-    values: Tensor  # int8 [N, K], rows contiguous; K at most 131,072
-    scales: Tensor  # float32 [N]
-    columns: Tensor | None = None
-    counters: Tensor = field(init=False)
+    values: Tensor  # [N, K], rows contiguous
+    scales: Tensor
+    columns: Tensor | None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "counters", _counters(self.shape[0], self.device))
@@ -132,12 +130,22 @@ class Int8Matrix:
         return self.values.device
 
     @property
-    def kind(self) -> Kind | None:
-        return "int8"
-
-    @property
     def num_bytes(self) -> int:
         return tensor_bytes(self.values, self.scales, self.columns)
+
+
+@dataclass(frozen=True, eq=False)
+class Int8Matrix(_Bytes):
+    """y = float32(sum of q_x q_w) * (s_x s_w): the sum is exact."""
+
+    values: Tensor  # int8 [N, K], rows contiguous; K at most 131,072
+    scales: Tensor  # float32 [N]
+    columns: Tensor | None = None
+    counters: Tensor = field(init=False)
+
+    @property
+    def kind(self) -> Kind | None:
+        return "int8"
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[N, K]; not what the kernels multiply, which are the integers."""
@@ -145,7 +153,7 @@ class Int8Matrix:
 
 
 @dataclass(frozen=True, eq=False)
-class Fp8Matrix:
+class Fp8Matrix(_Bytes):
     """Blocks of `block_cols` columns share a scale in each row. Sums over 128 columns are those of
     the matrix unit; they are added in float32, each times its scale (DeepSeek-V3, section 3.3.2: a
     longer sum in the unit loses bits)."""
@@ -157,24 +165,9 @@ class Fp8Matrix:
     columns: Tensor | None = None
     counters: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "counters", _counters(self.shape[0], self.device))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.values.shape[0], self.values.shape[1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.values.device
-
     @property
     def kind(self) -> Kind | None:
         return None if self.weight_only else "fp8"
-
-    @property
-    def num_bytes(self) -> int:
-        return tensor_bytes(self.values, self.scales, self.columns)
 
     def dequantize(self, dtype: torch.dtype) -> Tensor:
         """[N, K]; not what the kernels multiply, which are the float8."""
