@@ -25,12 +25,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "torch-cpu"
 SETTINGS: dict[str, dict[str, Any]] = {
     "filters": {"seed": 3, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "logprobs": 2},
     "penalties": {"seed": 4, "repetition_penalty": 1.2, "logit_bias": {7: 2.0}},
-    "bans": {"temperature": 0, "banned_sequences": ((4,),), "allowed_token_ids": (4, 5, 40)},
+    "bans": {"temperature": 0, "banned_sequences": ((4,),), "allowed_token_ids": (4, 5, 33)},
 }
 
 
 def requests() -> list[EngineRequest]:
-    stem = [(7 * i) % 77 for i in range(7)]
+    stem = [(7 * i) % 40 for i in range(7)]
     made = [
         EngineRequest(name, [*stem, place], SamplingParams(max_tokens=2, ignore_eos=True, **params))
         for place, (name, params) in enumerate(SETTINGS.items())
@@ -42,6 +42,7 @@ def requests() -> list[EngineRequest]:
 def test_company_changes_no_bit() -> None:
     model = memory_model(
         2,
+        vocab_size=40,
         hidden_size=32,
         intermediate_size=48,
         num_heads=4,
@@ -65,5 +66,5 @@ def test_company_changes_no_bit() -> None:
         assert answer.token_ids == alone.token_ids
         assert answer.logprobs == alone.logprobs
         assert answer.prompt_logprobs == alone.prompt_logprobs
-    assert set(found[1]["bans"].token_ids) <= {5, 40}
+    assert set(found[1]["bans"].token_ids) <= {5, 33}
     assert len(found[1]["filters"].logprobs) == 2
