@@ -43,6 +43,9 @@ class Guesser:
     def guess_seconds(self, num_drafts: int) -> float:
         return 0.0
 
+    def backlog(self, request: Request) -> int:
+        return 0
+
     def propose(self, drafts: Sequence[Draft]) -> None:
         for draft in drafts:
             assert not draft.token_ids

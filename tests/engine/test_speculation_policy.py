@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import inf
 from random import Random
 
 import pytest
@@ -9,13 +11,17 @@ from engine_schedules import run, toy
 from proposers import Guesser
 from test_speculation_law import greedy
 
+from trimtab.engine.client import EngineRequest
 from trimtab.engine.engine import Engine
 from trimtab.engine.request import Request
+from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.speculation.acceptance import Acceptance
 from trimtab.engine.speculation.costs import StepCosts, measure_costs
 from trimtab.engine.speculation.draft import NUM_CONFIDENCES, Draft
 from trimtab.engine.speculation.duty import Duty
 from trimtab.engine.speculation.speculator import Speculator
+from trimtab.engine.speculation.worth import PlannedStep
+from trimtab.executors.toy import ToyExecutor
 
 # ---- costs
 
@@ -148,12 +154,53 @@ def test_a_batch_that_fills_the_machine_drafts_nothing() -> None:
     assert max(full[1:]) <= 8 + 1
 
 
+def test_a_token_is_worth_no_more_because_a_prompt_is_in_the_step() -> None:
+    costs = StepCosts({1: 1.0, 8: 1.0, 16: 2.0, 64: 8.0})
+    for num_rows in (8, 48):
+        full = PlannedStep(costs, num_rows, num_tokens=8, overhead=0.0, num_left=inf)
+        assert not full.is_worth(0.9, 0.0)
+        assert not full.pays(8, 0.9, 0.0, limit=4)
+    assert PlannedStep(costs, 41, num_tokens=1, overhead=0.0, num_left=inf).is_worth(0.2, 0.0)
+
+
 def test_bad_guesses_end_by_themselves() -> None:
     engine, executor = speculating(0.0, {1: 1.0, 64: 12.0})
     engine.speculator._acceptance = Acceptance([(0.9,) * NUM_CONFIDENCES])  # type: ignore[union-attr]
     sizes = rows_of(engine, executor, "r")
     assert max(sizes[1:6]) > 1  # it was believed at first
     assert sum(size > 1 for size in sizes[-30:]) <= 3
+
+
+class Reader(Guesser):
+    """Must read a request before its first guess."""
+
+    def __init__(self, target: ToyExecutor, seconds: float) -> None:
+        super().__init__(target, 0.95)
+        self.priors = (0.95,) * NUM_CONFIDENCES
+        self.asked: set[str] = set()
+        self._seconds = seconds  # a token
+
+    def guess_seconds(self, num_drafts: int) -> float:
+        return num_drafts * self._seconds
+
+    def backlog(self, request: Request) -> int:
+        return 0 if request.request_id in self.asked else request.num_tokens
+
+    def propose(self, drafts: Sequence[Draft]) -> None:
+        self.asked |= {draft.request.request_id for draft in drafts}
+        super().propose(drafts)
+
+
+@pytest.mark.parametrize(("max_tokens", "is_asked"), [(4, False), (24, True)])
+def test_a_long_prompt_is_not_read_for_a_short_answer(max_tokens: int, is_asked: bool) -> None:
+    executor = toy(num_blocks=512)
+    reader = Reader(executor, seconds=0.1)  # a step takes 1 s
+    table = StepCosts({1: 1.0, 64: 1.1})
+    table.learn = lambda num_rows, seconds: None  # type: ignore[method-assign]
+    engine = Engine(executor, debug=True, speculator=Speculator([reader], table, 8))
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    run(engine, EngineRequest("r", [7] * 40, params))
+    assert bool(reader.asked) == is_asked
 
 
 # ---- duty
@@ -194,6 +241,28 @@ def test_it_comes_back_when_it_pays_again() -> None:
     duty_of(60, on=(10, 1.2), off=(10, 1.0), duty=duty)
     new = [duty.begin(is_new=index == 0) for index in range(12)]
     assert sum(new) == 8  # a request that has just begun is given a chance, once
+
+
+def test_guessing_in_steps_with_prompts_counts_against_it() -> None:
+    duty, went = Duty(), []
+    for number in range(1500):
+        went.append(duty.begin(is_new=False))
+        if number % 3 == 0:
+            duty.charge(0.8e-3 if went[-1] else 0.0)
+        else:
+            duty.learn(13 if went[-1] else 10, [0.0, 0.0, 1.1e-3, 0.0, 0.0], went[-1])
+    assert sum(went[500:]) < 0.1 * 1000
+
+
+def test_it_says_how_long_a_trial_lasts() -> None:
+    duty, _ = duty_of(400, on=(10, 1.2), off=(10, 1.0))
+    left = []
+    for _ in range(600):
+        if duty.begin(is_new=False):
+            left.append(duty.num_left)
+        duty.learn(10, [0.0, 0.0, 1e-3, 0.0, 0.0], False)
+    assert left[:8] == list(range(8, 0, -1))
+    assert Duty().num_left == inf
 
 
 def test_what_drafts_cost_outside_the_executor_is_known() -> None:

@@ -306,12 +306,13 @@ class _Run:
         return seconds + times.context_seconds * shape.context + around
 
     def _seconds_with(self, plan: StepPlan) -> Callable[[int], float]:
-        """Of the plan, with so many more rows that need logits."""
+        """Of the plan, with so many more rows that need logits, and without what prompts take."""
         shape = self.reach.of_step(plan.chunks)
+        given = self._seconds(shape) - self._seconds(shape._replace(rows=shape.logit_rows))
 
         def seconds(extra: int) -> float:
             more = shape._replace(rows=shape.rows + extra, logit_rows=shape.logit_rows + extra)
-            return self._seconds(more)
+            return self._seconds(more) - given
 
         return seconds
 

@@ -66,6 +66,12 @@ class DraftModel:
     def guess_seconds(self, num_drafts: int) -> float:
         return OVERHEAD_SECONDS + self._costs.seconds(num_drafts)
 
+    def backlog(self, request: Request) -> int:
+        state = self._states.get(request.request_id)
+        if state is None or state.num_preemptions != request.num_preemptions:
+            return request.num_tokens - 1 - self._num_in_blocks(request)
+        return max(0, request.num_tokens - 1 - state.num_computed - len(state.guessed))
+
     def propose(self, drafts: Sequence[Draft]) -> None:
         live = [draft for draft in drafts if self._can_follow(draft)]
         rows = self._catch_up(live)

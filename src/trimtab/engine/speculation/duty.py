@@ -15,6 +15,7 @@ does not pay in a full batch is hardly tried there any more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from trimtab.engine.timing import StepPart
 
@@ -25,7 +26,9 @@ TRIAL = 8  # of these, with the other way
 CLEAR = 1.5  # a gain that needs no comparison
 CLEAR_CYCLE = 1024  # steps between comparisons then
 MOST_PATIENCE = 16
-WORTH = 1.02  # gains below it are noise, and guessing has costs that no trial of a few steps sees
+WORTH = (
+    1.05  # smaller gains are noise, and guessing has costs that trials of a few steps do not see
+)
 MEMORY = 0.97  # of what is known of a way, from step to step
 OVERHEAD_WEIGHT = 0.05
 
@@ -63,6 +66,13 @@ class Duty:
         self._num_same = 0  # steps in a row that went the same way
         self._patience = 1  # how much rarer trials are, since they keep being lost
 
+    @property
+    def num_left(self) -> float:
+        """Steps with drafts that are to be expected, this one among them: few in a trial."""
+        if self._prefers_on:
+            return inf
+        return max(1, TRIAL + self._left + 1)
+
     def begin(self, is_new: bool) -> bool:
         """Whether the step that comes may have drafts. `is_new`: a request has just begun to
         decode, and may be better to guess than others were."""
@@ -95,6 +105,12 @@ class Duty:
         if self._num_same:  # the first step of a kind finds nothing prepared
             way = self._on if self._is_on else self._off
             way.learn(num_tokens, outside + parts[StepPart.DRAFT] + parts[StepPart.EXECUTE])
+
+    def charge(self, seconds: float) -> None:
+        """Guessing took so long in a step that is not compared: a prompt was in it. Most of what a
+        new request costs falls into such steps."""
+        if self._is_on and self._num_same:
+            self._on.learn(0, seconds)
 
     def _decide(self) -> None:
         """A trial is over."""

@@ -111,6 +111,10 @@ class HeadsProposer:
     def guess_seconds(self, num_drafts: int) -> float:
         return OVERHEAD_SECONDS + self._costs.seconds(num_drafts)
 
+    def backlog(self, request: Request) -> int:
+        state = self._states.get(request)
+        return 0 if state is None else state.num_waiting
+
     def propose(self, drafts: Sequence[Draft]) -> None:
         live, rows, inputs = self._catch_up(drafts)
         if not live:

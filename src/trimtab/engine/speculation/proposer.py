@@ -47,6 +47,11 @@ class Proposer(Protocol):
         """How long another token of so many drafts will take, until that has been measured."""
         ...
 
+    def backlog(self, request: Request) -> int:
+        """Tokens of the request, about, that it would have to work through before its first guess,
+        because it was not asked for them before."""
+        ...
+
     def propose(self, drafts: Sequence[Draft]) -> None:
         """Add tokens to each draft that it has a guess for, until `add` says that no more are
         wanted. All of them are empty; none has a limit below 1; no request is there twice.

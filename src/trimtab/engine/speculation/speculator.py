@@ -4,7 +4,7 @@ A draft's token is worth its row if the token probably saves more time than the 
 
     expected tokens of the step     N + sum of survivals of all drafted tokens
     ---------------------------  =  ------------------------------------------  -> the most
-    time of the step                seconds(rows of the plan + drafted tokens)
+    time of decoding                seconds(rows of the plan + drafted tokens) - of prompts
 
 N tokens come without drafts; a token's survival is the probability that it and all before it in its
 draft are right. Both sides are measured: `Acceptance` and `StepCosts`. And whether all of it,
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from time import perf_counter
+from math import inf
 
 from trimtab.engine.client import SpeculationStats
 from trimtab.engine.kv_cache import KVCacheManager
@@ -26,6 +26,7 @@ from trimtab.engine.speculation.costs import StepCosts
 from trimtab.engine.speculation.draft import Draft
 from trimtab.engine.speculation.duty import Duty
 from trimtab.engine.speculation.proposer import Proposer
+from trimtab.engine.speculation.worth import SMALL_BACKLOG, Pace, PlannedStep
 from trimtab.engine.timing import StepPart
 from trimtab.executors.base import StepResult
 
@@ -33,10 +34,11 @@ MAX_KNOWN_ROWS = 16  # of a request in a step that drafts for it: prompts come f
 SLOW_MASK_SECONDS = 0.001
 CHEAP = 0.01  # of a step's time: a proposer that takes less is asked without further thought
 EXPLORE = 64  # steps: once in so many a proposer that does not seem to pay is asked all the same
-LOOKAHEAD = 4  # rows over which the cost of one more is averaged: kernels take rows by the tile
-MIN_PACE = 1e-6  # seconds
 MAX_SIZE_BITS = 32
 TRUST = 0.8  # in the rate that recent steps had
+MARGIN = 1.2  # in the cost of guesses, where they have to pay for a backlog
+SPARE = 0.001  # of all time, that trials may spend on backlogs which will probably not pay
+MOST_SPARE = 0.5  # seconds of it that are saved up
 
 
 class Speculator:
@@ -51,12 +53,13 @@ class Speculator:
         self.costs = costs
         self.max_draft_tokens = max_draft_tokens
         self._acceptance = Acceptance([proposer.priors for proposer in proposers])
-        self._paces = [_Pace(proposer) for proposer in proposers]
+        self._paces = [Pace(proposer) for proposer in proposers]
         self._used = list(range(len(self.proposers)))
         self._gain = 1.0  # of recent steps: expected tokens a second, over those without drafts
         self._duty: Duty | None = None  # of the step that runs
         self._duties = _new_duties()  # by the bit length of the number of requests
         self._duties_of = {tuple(self._used): self._duties}  # by the proposers that are asked
+        self._spare = 0.0  # seconds
         self._num_accepted_now = 0
         self._num_drafts = 0
         self._drafted = [0] * max_draft_tokens
@@ -94,7 +97,7 @@ class Speculator:
         duty = self._duty = self._duties[num_tokens.bit_length()]
         if not duty.begin(any(chunk.request.num_generated == 1 for chunk in chunks)):
             return
-        step = _Step(self.costs, num_rows, num_tokens, duty.overhead)
+        step = PlannedStep(self.costs, num_rows, num_tokens, duty.overhead, duty.num_left)
         step.rate *= max(1.0, TRUST * self._gain)
         if not step.is_worth(MAX_RATE, 0.0):
             self._pass_over(chunks)
@@ -129,9 +132,12 @@ class Speculator:
 
     def stepped(self, plan: StepPlan, parts: Sequence[float]) -> None:
         """A step is over. `parts`: its seconds, by `StepPart`."""
+        self._spare = min(MOST_SPARE, self._spare + SPARE * sum(parts))
         num_accepted, self._num_accepted_now = self._num_accepted_now, 0
         duty, self._duty = self._duty, None
         if not all(chunk.emits and chunk.count == 1 for chunk in plan.chunks):
+            if duty is not None:
+                duty.charge(parts[StepPart.DRAFT])
             return
         self.costs.learn(plan.num_rows, parts[StepPart.EXECUTE])
         if duty is not None:
@@ -158,7 +164,7 @@ class Speculator:
             proposer.close()
 
     def _propose(
-        self, chunks: list[Chunk], step: _Step, budget: int, spare: int
+        self, chunks: list[Chunk], step: PlannedStep, budget: int, spare: int
     ) -> dict[Request, Draft]:
         """The best draft of each request that has one."""
         best: dict[Request, Draft] = {}
@@ -175,7 +181,7 @@ class Speculator:
             if not drafts:
                 continue
             pace = self._paces[index]
-            pace.start()
+            pace.start(drafts)
             proposer.propose(drafts)
             pace.stop(drafts)
             for draft in drafts:
@@ -185,7 +191,7 @@ class Speculator:
         return best
 
     def _worth_asking(
-        self, index: int, requests: list[Request], step: _Step, best: dict[Request, Draft]
+        self, index: int, requests: list[Request], step: PlannedStep, best: dict[Request, Draft]
     ) -> list[Request]:
         """Those for which this proposer will probably have a draft that pays, and a better one than
         there is."""
@@ -194,7 +200,9 @@ class Speculator:
         asked = []
         for request in requests:
             known = best.get(request)
-            if known is None or not known.survivals or known.survivals[0] < rates[request]:
+            if known is not None and known.survivals and known.survivals[0] >= rates[request]:
+                continue
+            if self._affords(index, request, step, rates[request]):
                 asked.append(request)
         if not asked:
             return []
@@ -213,7 +221,24 @@ class Speculator:
             self._acceptance.passed_over(index, request.request_id)
         return []
 
-    def _wants(self, index: int, step: _Step, num_drafts: int) -> _Wants:
+    def _affords(self, index: int, request: Request, step: PlannedStep, rate: float) -> bool:
+        """Whether what the proposer has missed of the request is worth working through now."""
+        pace = self._paces[index]
+        backlog = self.proposers[index].backlog(request)
+        if backlog <= SMALL_BACKLOG:
+            return True
+        seconds = backlog * pace.token_seconds
+        guess = step.row_seconds + pace.seconds(step.num_tokens) / step.num_tokens
+        each = rate / step.base_rate - MARGIN * guess
+        num_guesses = min(request.max_total_tokens - request.num_tokens, step.num_left) / (1 + rate)
+        if num_guesses * each >= seconds:
+            return True
+        if step.num_left == inf or self._spare < seconds:
+            return False
+        self._spare -= seconds
+        return True
+
+    def _wants(self, index: int, step: PlannedStep, num_drafts: int) -> _Wants:
         return _Wants(self._acceptance, self._paces[index], step, num_drafts)
 
     def _room(self, request: Request, budget: int, spare: int) -> int:
@@ -228,78 +253,12 @@ class Speculator:
                 self._acceptance.passed_over(index, chunk.request.request_id)
 
 
-class _Step:
-    """The step that is planned, as far as it is known."""
-
-    def __init__(self, costs: StepCosts, num_rows: int, num_tokens: int, overhead: float) -> None:
-        """`overhead`: seconds that a step with drafts takes outside the executor, beyond those that
-        any step takes."""
-        self.costs = costs
-        self.overhead = overhead
-        self.num_rows = num_rows
-        self.num_tokens = num_tokens  # without drafts
-        self.seconds = costs.seconds(num_rows)
-        self.base_rate = num_tokens / self.seconds
-        self.rate = self.base_rate  # tokens a second, that another row must not lower
-        # Of one more row, on average over the next few.
-        self.row_seconds = (costs.seconds(num_rows + LOOKAHEAD) - self.seconds) / LOOKAHEAD
-
-    def is_worth(self, survival: float, seconds: float) -> bool:
-        """Whether a token of such a survival pays for its row and the time to guess it."""
-        return survival > self.rate * (self.row_seconds + seconds)
-
-    def pays(self, num_drafts: int, rate: float, seconds: float, limit: int) -> bool:
-        """Whether some length pays, at `rate` for each token and so many seconds for one of all
-        drafts."""
-        tokens, survival = float(self.num_tokens), 1.0
-        for length in range(1, limit + 1):
-            survival *= rate
-            tokens += num_drafts * survival
-            time = self.costs.seconds(self.num_rows + num_drafts * length) + length * seconds
-            time += self.overhead
-            if tokens > self.base_rate * time:
-                return True
-        return False
-
-
-class _Pace:
-    """How long a proposer takes for one more token of all the drafts that it is asked for."""
-
-    def __init__(self, proposer: Proposer) -> None:
-        self.num_passed = 0  # steps in which it was not asked
-        self._proposer = proposer
-        self._by_size: dict[int, float] = {}  # by the bit length of the number of drafts
-        self._first = self._last = 0.0
-
-    def seconds(self, num_drafts: int) -> float:
-        size = num_drafts.bit_length()
-        if size not in self._by_size:
-            self._by_size[size] = self._proposer.guess_seconds(num_drafts)
-        return self._by_size[size]
-
-    def start(self) -> None:
-        self._first = 0.0
-
-    def lap(self) -> None:
-        """A token was proposed."""
-        self._last = perf_counter()
-        if not self._first:
-            self._first = self._last
-
-    def stop(self, drafts: Sequence[Draft]) -> None:
-        """What comes before the first token does not count: it may be work that is done once, for a
-        new prompt."""
-        length = max(map(len, drafts))
-        if length > 1:
-            known = self.seconds(len(drafts))
-            seconds = min((self._last - self._first) / (length - 1), 4 * known + MIN_PACE)
-            self._by_size[len(drafts).bit_length()] = known + (seconds - known) / 8
-
-
 class _Wants:
     """`Draft.add` asks it, token by token."""
 
-    def __init__(self, acceptance: Acceptance, pace: _Pace, step: _Step, num_drafts: int) -> None:
+    def __init__(
+        self, acceptance: Acceptance, pace: Pace, step: PlannedStep, num_drafts: int
+    ) -> None:
         self._acceptance = acceptance
         self._pace = pace
         self._step = step
@@ -333,7 +292,7 @@ def _takes_draft(chunk: Chunk) -> bool:
     return grammar.can_guess and grammar.seconds < SLOW_MASK_SECONDS
 
 
-def _choose(drafts: dict[Request, Draft], step: _Step, budget: int) -> float:
+def _choose(drafts: dict[Request, Draft], step: PlannedStep, budget: int) -> float:
     """Cut the drafts where most tokens a second are to be expected; that rate.
 
     A token survives less often than the one before it, so the likeliest tokens of all drafts are
@@ -344,7 +303,7 @@ def _choose(drafts: dict[Request, Draft], step: _Step, budget: int) -> float:
     best, best_count, expected = step.base_rate, 0, float(step.num_tokens)
     for count, (survival, _) in enumerate(tokens[:budget], 1):
         expected += survival
-        rate = expected / (step.costs.seconds(step.num_rows + count) + step.overhead)
+        rate = expected / (step.seconds_with(count) + step.overhead)
         if rate > best:
             best, best_count = rate, count
     kept = Counter(draft.request for _, draft in tokens[:best_count])
