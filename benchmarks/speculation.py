@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="of code")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument(
+        "--together", action="store_true", help="all proposers together and off, no single ones"
+    )
     parser.add_argument("--json", type=Path, help="write the result there, too")
     args = parser.parse_args()
     settings: dict[str, Any] = {"speculative": "lookup+draft", "draft_model": str(args.draft)}
@@ -98,7 +101,12 @@ def measure(
         file.writelines(json.dumps(prompt) + "\n" for prompt in prompts)
         file.flush()
         plan = SpeculationPlan(
-            streams, args.rounds, args.output_tokens, args.temperature, Path(file.name)
+            streams,
+            args.rounds,
+            args.output_tokens,
+            args.temperature,
+            Path(file.name),
+            each=not args.together,
         )
         report = measure_speculation(llm, str(model), plan, progress)
     print(f"\n{model.name}, {workload}:", *report.lines()[1:], sep="\n", flush=True)

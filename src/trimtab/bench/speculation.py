@@ -31,6 +31,7 @@ class SpeculationPlan:
     output_tokens: int = 128
     temperature: float = 0.0
     workload: Path | None = None  # JSON lines; None: held-out code
+    each: bool = True  # proposer alone, besides all together
 
 
 @dataclass
@@ -117,7 +118,7 @@ def measure_speculation(
     progress: Callable[[str], None] = lambda text: None,
 ) -> SpeculationReport:
     """`llm` was loaded with the proposers to be measured, without a prefix cache. Each is measured
-    alone, and all of them together, if there are several. UserError if there is none."""
+    alone (if the plan says so), and all of them together. UserError if there is none."""
     speculator = llm.engine.speculator
     if speculator is None:
         raise UserError(
@@ -128,8 +129,10 @@ def measure_speculation(
     rows: list[SpeculationRow] = []
     same = True
     for streams in plan.streams:
-        ways = [Way("off", ()), *(Way(name, (name,)) for name in names)]
-        if len(names) > 1:
+        ways = [Way("off", ())]
+        if plan.each:
+            ways += [Way(name, (name,)) for name in names]
+        if len(names) > 1 or not plan.each:
             ways.append(Way("+".join(names), names))
         answers: dict[str, list[list[int]]] = {}
         for way in ways:
@@ -185,7 +188,7 @@ def _run(
     plan: SpeculationPlan,
     counts: bool = True,
 ) -> list[list[int]]:
-    """All prompts, `streams` at a time; what was answered."""
+    """All prompts, `streams` of them in flight; what was answered."""
     from trimtab.engine.client import EngineRequest
     from trimtab.engine.sampling_params import SamplingParams
 
@@ -200,17 +203,18 @@ def _run(
     answers: list[list[int]] = [[] for _ in prompts]
     decode_seconds = 0.0
     start = time.perf_counter()
-    for first in range(0, len(prompts), streams):
-        for index in range(first, min(first + streams, len(prompts))):
-            engine.add_request(EngineRequest(str(index), prompts[index], params))
-        while engine.num_live_requests:
-            for output in engine.step():
-                answers[int(output.request_id)] += output.token_ids
-                if output.error is not None:
-                    raise UserError(f"prompt {output.request_id}: {output.error}")
-                timeline = output.timeline
-                if output.finish_reason is not None and timeline is not None:
-                    decode_seconds += timeline.total - (timeline.first_token or timeline.total)
+    waiting = list(enumerate(prompts))[::-1]
+    while waiting or engine.num_live_requests:
+        while waiting and engine.num_live_requests < streams:
+            index, prompt = waiting.pop()
+            engine.add_request(EngineRequest(str(index), prompt, params))
+        for output in engine.step():
+            answers[int(output.request_id)] += output.token_ids
+            if output.error is not None:
+                raise UserError(f"prompt {output.request_id}: {output.error}")
+            timeline = output.timeline
+            if output.finish_reason is not None and timeline is not None:
+                decode_seconds += timeline.total - (timeline.first_token or timeline.total)
     seconds = time.perf_counter() - start
     if counts:
         way.seconds.append(seconds)
