@@ -4,9 +4,10 @@
     python benchmarks/optimizer_sweep.py choose builtin --out DIR     # by the optimizer
     python benchmarks/optimizer_sweep.py compare builtin --out DIR --json OUT
 
-`sweep` loads each of some 220 configurations on the real server at the same three rates with the
-same three seeds, and takes the rate at which a line through the three margins crosses 0: searches
-that each went their own way would differ by the requests that they met, which differ more than
+`sweep` loads each of some 220 configurations on the real server with the same requests, at two
+rates, and takes the rate at which a line through the margins crosses 0. All rates have the
+same requests and the same pattern of arrivals, only faster, in texts of their own: searches that
+each went their own way would differ by the requests that they met, and those differ more than
 configurations do. DIR/sweep.jsonl keeps all. `choose` lets the optimizer loose on the same space,
 with nothing but its own search. `compare` measures the choice and the best of the sweep once more,
 in turn, with other seeds and longer loads, because the best of so many noisy figures is partly
@@ -25,19 +26,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trimtab.bench.load import run_load
+from trimtab.bench.load_state import LoadOptions
+from trimtab.bench.load_target import Target
 from trimtab.bench.machine import cpu_name
+from trimtab.checkpoints import resolve_model
+from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.need import make_need
 from trimtab.optimizer.order import Order
-from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.points import LoadPoint, load_point
 from trimtab.optimizer.run import Found, Optimization
 from trimtab.optimizer.served import TrialFailedError
 from trimtab.optimizer.space import Candidate, Knob, all_runs
+from trimtab.tokenization import load_tokenizer
+from trimtab.workloads.requests import Piece
+from trimtab.workloads.texts import PieceTexts
 
 SLO = "ttft:p95<150ms+0.3ms*in; itl:p95<20ms"
 QUALITY = "kl:mean<10"  # any: the sweep is of speed
@@ -46,11 +55,11 @@ KNOBS = [
     Knob("max_batch_tokens", (64, 256, 1024)),
     Knob("max_num_requests", (4, 16, 64)),
 ]
-RATES = (12.0, 20.0, 32.0)  # requests a second
-SWEEP_SEEDS, AGAIN_SEEDS = 3_000_000, 4_000_000
+RATES = (6.0, 11.0)  # requests a second
+SWEEP_SEED, AGAIN_SEEDS = 3_000_000, 4_000_000
+VOID_TRIES = 3  # of a load whose client was the limit
 FAR = 1.5  # margins beyond it say that a rate is far from the limit, and no more
-LOAD_SECONDS = 3.0
-LONG_SECONDS = 10.0
+NUM_REQUESTS, MANY_REQUESTS = 24, 72  # of a load
 BEST = 3  # of the sweep, measured again
 ROUNDS = 3
 DRAWS = 2000  # of random search
@@ -103,7 +112,7 @@ def sweep(args: argparse.Namespace) -> None:
     for candidate in waiting[: args.at_most]:
         began = time.monotonic()
         try:
-            points, failed = loads(run, candidate, LOAD_SECONDS, SWEEP_SEEDS), None
+            points, failed = loads(run, candidate, NUM_REQUESTS, SWEEP_SEED), None
         except TrialFailedError as error:
             points, failed = [], str(error)
         line = {
@@ -121,16 +130,37 @@ def sweep(args: argparse.Namespace) -> None:
     progress(f"{len(waiting[args.at_most :])} of {len(space(run))} left")
 
 
-def loads(
-    run: Optimization, candidate: Candidate, seconds: float, first_seed: int
-) -> list[LoadPoint]:
+def loads(run: Optimization, candidate: Candidate, count: int, seed: int) -> list[LoadPoint]:
     trials = run.found.trials
-    load = trials.loader(candidate, lambda rate: seconds)
     with (
         tempfile.TemporaryDirectory() as directory,
         trials.server(candidate, Path(directory)) as server,
     ):
-        return [load(server, rate, first_seed + place) for place, rate in enumerate(RATES)]
+        return [load(run, server, rate, count, seed) for rate in RATES]
+
+
+def load(run: Optimization, server: LazyServer, rate: float, count: int, seed: int) -> LoadPoint:
+    """Lengths and the pattern of arrivals are those of the seed; texts also depend on the rate, so
+    that no cache has them."""
+    seconds, slo = count / rate, run.order.need.slo
+    texts = PieceTexts(load_tokenizer(resolve_model(run.order.model)))
+
+    def make_text(pieces: Sequence[Piece]) -> str:
+        return texts.prompt([replace(one, key=f"{rate}/{one.key}") for one in pieces]).text
+
+    for attempt in range(VOID_TRIES):
+        done = run_load(
+            Target(server.get().url, route="completions"),
+            run.found.trials.workload(rate, seed, seconds),
+            make_text=make_text,
+            slo=slo,
+            options=LoadOptions(warm_up=4, request_seconds=120.0),
+        )
+        if done.interrupted:
+            raise KeyboardInterrupt
+        if done.valid or attempt == VOID_TRIES - 1:
+            break
+    return load_point(rate, seed, seconds, done.records, slo)
 
 
 def crossing(points: Sequence[LoadPoint]) -> float:
@@ -191,8 +221,8 @@ def compare(args: argparse.Namespace) -> None:
     again: dict[str, list[float]] = {label: [] for label in contestants}
     for number in range(ROUNDS):
         for label in contestants[:: 1 if number % 2 == 0 else -1]:
-            seeds = AGAIN_SEEDS + number * len(RATES)
-            found = crossing(loads(run, by_label[label], LONG_SECONDS, seeds))
+            seed = AGAIN_SEEDS + number
+            found = crossing(loads(run, by_label[label], MANY_REQUESTS, seed))
             again[label].append(found)
             progress(f"round {number + 1}, {label}: {found:.4g}")
     medians = {label: statistics.median(values) for label, values in again.items()}
@@ -205,7 +235,7 @@ def compare(args: argparse.Namespace) -> None:
         "workload": "chat",
         "configurations": len(rates),
         "rates": RATES,
-        "load_seconds": {"sweep": LOAD_SECONDS, "again": LONG_SECONDS},
+        "requests": {"sweep": NUM_REQUESTS, "again": MANY_REQUESTS},
         "sweep": [{"label": one, "rate": rates[one]} for one in ranked],
         "choice": choice,
         "choice_in_sweep": rates.get(choice["label"], 0.0) / rates[ranked[0]],
