@@ -104,3 +104,11 @@ def test_some_that_were_spoiled_are_made_up_for() -> None:
     verify([one], every_other, itertools.count(), may_lower=True)
     assert one.failed is None
     assert one.num_valid == LEAST_REPEATS
+
+
+def test_two_that_held_are_enough_when_time_is_over() -> None:
+    one = contestant("A", 10.0)
+    verify([one], machine(8.0), itertools.count(), may_lower=True, is_late=lambda: True)
+    assert one.failed is None
+    assert [p.rate for p in one.points] == [one.rate] * 2
+    assert one.rate < 8.0

@@ -45,17 +45,21 @@ def reliable_rate(
     offset = statistics.fmean(gaps)
     spread = max(LEAST_SPREAD, statistics.stdev(gaps) if len(gaps) > 2 else 2 * LEAST_SPREAD)
 
-    def holds(rate: float) -> float:
-        """Probability that a load does."""
-        margins = [margin(rate, number) + offset for number in range(SEEDS)]
-        return math.fsum(0.5 * math.erfc(-m / spread / math.sqrt(2)) for m in margins) / SEEDS
+    def holds(rate: float) -> bool:
+        misses = 0.0
+        for number in range(SEEDS):
+            above = (margin(rate, number) + offset) / spread
+            misses += 0.5 * math.erfc(above / math.sqrt(2))
+            if misses > (1 - CONFIDENCE) * SEEDS:
+                return False
+        return True
 
     low, high = LOWEST, HIGHEST
     for _ in range(ROUNDS):
         if stop():
             return None
         middle = math.sqrt(low * high)
-        if holds(middle * found) >= CONFIDENCE:
+        if holds(middle * found):
             low = middle
         else:
             high = middle

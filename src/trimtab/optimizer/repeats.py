@@ -5,6 +5,7 @@
     lowered   the rate of whoever missed one, by how far it missed; its repeats begin again
 
 What a client spoiled counts neither way, and without at least two that count nothing was verified.
+Two that held are enough, too, when the run is over its time.
 """
 
 from __future__ import annotations
@@ -46,10 +47,9 @@ class Contestant:
     def num_valid(self) -> int:
         return sum(point.valid for point in self.points)
 
-    @property
-    def is_settled(self) -> bool:
+    def is_settled(self, least: int = LEAST_REPEATS) -> bool:
         """Two of six do where the client spoiled the others."""
-        enough = self.num_valid >= LEAST_REPEATS or len(self.points) >= MOST_LOADS
+        enough = self.num_valid >= least or len(self.points) >= MOST_LOADS
         return self.failed is not None or enough
 
     def take(self, point: LoadPoint, may_lower: bool) -> None:
@@ -69,17 +69,23 @@ Load = Callable[[Contestant, int], LoadPoint]  # at its rate, with a seed
 
 
 def verify(
-    contestants: Sequence[Contestant], load: Load, seeds: Iterator[int], may_lower: bool
+    contestants: Sequence[Contestant],
+    load: Load,
+    seeds: Iterator[int],
+    may_lower: bool,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> None:
     """Until all are settled, the same seeds for all, A B B A A B ...: a machine that drifts does so
     for everybody."""
-    forth = True
-    while not all(one.is_settled for one in contestants):
+    forth, least = True, LEAST_REPEATS
+    while not all(one.is_settled(least) for one in contestants):
         seed = next(seeds)
         for one in contestants if forth else reversed(contestants):
-            if not one.is_settled:
+            if not one.is_settled(least):
                 one.take(load(one, seed), may_lower)
         forth = not forth
+        if is_late():
+            least = LEAST_VALID
 
 
 class Repeats:
@@ -91,11 +97,13 @@ class Repeats:
         directory: Path,
         seconds_of: Callable[[float], float],
         progress: Progress,
+        is_late: Callable[[], bool],
     ) -> None:
         self.found = found
         self.directory = directory
         self.seconds_of = seconds_of
         self.progress = progress
+        self.is_late = is_late
         self.seeds = repeat_seeds(found.order.seed)
 
     def play(self) -> None:
@@ -116,8 +124,8 @@ class Repeats:
                 )
                 for one, rate in zip(entries, first, strict=True)
             ]
-            self.progress(f"checking {first[0]:.3g} requests/s, {LEAST_REPEATS} times and more")
-            verify(contestants, self._load, self.seeds, may_lower=asked is None)
+            self.progress(f"checking {first[0]:.3g} requests/s, again and again")
+            verify(contestants, self._load, self.seeds, asked is None, self.is_late)
             for one in contestants:
                 self._keep(one)
         if chosen.dropped is not None:
