@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from gpu.context import Context
-from gpu.timing import Work, device_seconds, median
+from gpu.timing import median
+from trimtab.executors.gpu.rates import Product, copy_samples, product_samples, read_samples
 
 COPY_BYTES = 2 << 30
 SIZES = (4096, 8192, 16384)
@@ -38,40 +39,23 @@ def run(context: Context) -> None:
 
 
 def copy_rate(device: str, num_bytes: int, least: float) -> dict[str, Any]:
-    source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    samples = device_seconds([lambda: target.copy_(source)], device, 5, least)
-    return rate([2 * num_bytes / value for value in samples], unit="bytes", bytes=2 * num_bytes)
+    return rate(copy_samples(device, num_bytes, least), unit="bytes", bytes=2 * num_bytes)
 
 
 def read_rate(device: str, num_bytes: int, least: float) -> dict[str, Any]:
-    source = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
-    samples = device_seconds([lambda: source.sum()], device, 5, least)
-    return rate([num_bytes / value for value in samples], unit="bytes", bytes=num_bytes)
+    return rate(read_samples(device, num_bytes, least), unit="bytes", bytes=num_bytes)
 
 
-def matmul_rate(device: str, sizes: tuple[int, ...], least: float, kind: str) -> dict[str, Any]:
+def matmul_rate(device: str, sizes: tuple[int, ...], least: float, kind: Product) -> dict[str, Any]:
     """RuntimeError where the card or this torch has no product of that kind."""
     by_size = {}
     best: list[float] = []
     for size in sizes:
-        samples = device_seconds([product(device, size, kind)], device, 5, least)
-        rates = [2 * size**3 / value for value in samples]
+        rates = [2 * value for value in product_samples(device, size, kind, least)]
         by_size[str(size)] = median(rates)
         if not best or median(rates) > median(best):
             best = rates
     return rate(best, unit="operations", by_size=by_size)
-
-
-def product(device: str, size: int, kind: str) -> Work:
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    b = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    if kind == "bf16":
-        out = torch.empty_like(a)
-        return lambda: torch.mm(a, b, out=out)
-    left, right = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()
-    one = torch.ones((), device=device)
-    return lambda: torch._scaled_mm(left, right, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
 
 
 def rate(samples: list[float], **values: Any) -> dict[str, Any]:

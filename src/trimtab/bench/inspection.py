@@ -114,7 +114,7 @@ def describe(found: Inspection) -> list[str]:
     lines += [
         f"KV cache ({found.config.kv_cache}): {_human(model.kv_bytes_per_token)} per token",
         "",
-        f"this machine: {machine.cpu}, {machine.isa}, {machine.threads} threads",
+        f"this machine: {machine.title}",
         f"  reads {machine.read_bytes_per_s / 1e9:.1f} GB/s at best "
         f"(median {machine.read_bytes_per_s_median / 1e9:.1f}, "
         f"lowest {machine.read_bytes_per_s_low / 1e9:.1f})",

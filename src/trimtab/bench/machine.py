@@ -33,6 +33,11 @@ class MachineLimits:
         return max(self.macs_per_s[name] for name in wider)
 
     @property
+    def title(self) -> str:
+        """For people: `Intel Xeon, avx512, 2 threads`."""
+        return f"{self.cpu}, {self.isa}, {self.threads} threads"
+
+    @property
     def attention_macs_per_s(self) -> float:
         """Attention over a bf16 or f32 cache; the faster of the two kinds of arithmetic."""
         return max(self.macs_per_s["bf16"], self.macs_per_s["f32"])

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from trimtab.bench.device import bandwidth_samples, measure_limits
 from trimtab.bench.footprint import footprint
 from trimtab.bench.long_context import check_context, context_blocks
-from trimtab.bench.machine import MachineLimits, measure_bandwidth, measure_machine
+from trimtab.bench.machine import MachineLimits
 from trimtab.bench.report import Row, rows, table
 from trimtab.bench.speed import Plan, Subject, measure
 from trimtab.config import ExecutorConfig, SchedulerConfig
@@ -47,7 +48,7 @@ class Report:
         machine = self.machine
         heads = ", ".join(f"{label}: {head}" for label, head in self.heads.items())
         return [
-            f"{self.model} on {machine.cpu}, {machine.isa}, {machine.threads} threads, "
+            f"{self.model} on {machine.title}, "
             f"reading {machine.read_bytes_per_s / 1e9:.1f} GB/s at best during the run "
             f"(median {machine.read_bytes_per_s_median / 1e9:.1f}, "
             f"lowest {machine.read_bytes_per_s_low / 1e9:.1f})",
@@ -88,10 +89,12 @@ def run_benchmark(
     Read bandwidth is measured before each round; the best reading of the run is the limit that the
     results are compared with. Raises UserError for what cannot be loaded.
     """
-    from trimtab.executors.cpu import CpuExecutor, choose_threads, select_isa
+    from trimtab.executors.cpu import CpuExecutor
+    from trimtab.executors.devices import check_device
     from trimtab.executors.formats import formats_of_config
 
-    isa, threads = select_isa(), choose_threads(configs[0].threads)
+    first = configs[0]
+    check_device(first.device)
     subjects = []
     for config in configs:
         progress(f"loading {model} as {config.weights_label}")
@@ -100,12 +103,15 @@ def run_benchmark(
             check_context(engine.executor, context)
         subjects.append(Subject(config.weights_label, engine, engine.info.vocab_size))
     progress("measuring the machine")
-    machine = measure_machine(isa, threads)
+    machine = measure_limits(first)
     bandwidth: list[float] = []
+    number = 0
 
     def before_round() -> None:
-        bandwidth.extend(measure_bandwidth(isa, threads, repeats=3))
-        progress(f"round {len(bandwidth) // 3} of {plan.rounds}")
+        nonlocal number
+        number += 1
+        bandwidth.extend(bandwidth_samples(first))
+        progress(f"round {number} of {plan.rounds}")
 
     measure(subjects, plan, before_round)
     machine = replace(

@@ -20,14 +20,15 @@ def command(
 
     Bandwidth and arithmetic are measured now, for two seconds or so.
     """
+    from trimtab.bench.device import measure_limits
     from trimtab.bench.inspection import describe, inspection
-    from trimtab.bench.machine import measure_machine
     from trimtab.checkpoints import open_checkpoint, resolve_model
-    from trimtab.executors.cpu import choose_threads, select_isa
+    from trimtab.executors.devices import check_device
     from trimtab.executors.formats import choose_formats
 
+    check_device(executor.device)
     checkpoint = open_checkpoint(resolve_model(model), executor.max_context)
     formats = choose_formats(checkpoint, executor)
-    machine = measure_machine(select_isa(), choose_threads(executor.threads))
+    machine = measure_limits(executor)
     found = inspection(checkpoint.spec, executor, machine, formats)
     print(json.dumps(found.as_json()) if as_json else "\n".join(describe(found)))

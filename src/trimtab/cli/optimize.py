@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from trimtab.cli.options import with_config_options
+from trimtab.config import Device
 from trimtab.errors import UserError
 
 NOT_MET = 3  # exit status
@@ -46,6 +47,7 @@ def command(
     need: Path | None = typer.Option(
         None, help="a YAML file with any of: slo, quality, workload, rate, memory, price_per_hour"
     ),
+    device: Device = typer.Option("cpu", help="cpu, cuda, or torch-cpu (slow: for tests)"),
     text: list[Path] = typer.Option([], help="text to judge quality by; may be repeated"),
     tasks: Path | None = typer.Option(None, help="JSON lines of tasks with their answers"),
     budget: str = typer.Option("10m", help="how long it may take: 90s, 10m, 1h"),
@@ -94,6 +96,7 @@ def command(
         texts=tuple(text),
         tasks=tasks,
         max_context=max_context,
+        device=device,
         seed=seed,
         resume=resume,
         command="trimtab " + " ".join(map(shlex.quote, sys.argv[1:])),

@@ -11,12 +11,19 @@ from trimtab.config import ExecutorConfig, KVFormat, parse_weights
 from trimtab.errors import ConfigError, UserError
 from trimtab.evaluation.estimate import Estimate
 from trimtab.evaluation.scoring import blocks_needed
-from trimtab.evaluation.tasks import Task, TaskQuality, task_quality
+from trimtab.evaluation.tasks import Task, TaskQuality, task_quality, task_tokens
 from trimtab.evaluation.text_quality import TextQuality, rows_of_step, text_quality
-from trimtab.evaluation.windows import text_windows
+from trimtab.evaluation.windows import Window, text_windows
+from trimtab.executors.formats import stored_label
+from trimtab.executors.opening import open_executor
 
 if TYPE_CHECKING:
-    from trimtab.executors.cpu import CpuExecutor
+    from trimtab.checkpoints.base import Checkpoint
+    from trimtab.executors.base import Executor
+    from trimtab.tokenization import Tokenizer
+
+KV_BLOCK = 16  # tokens
+TASKS_AT_ONCE = 64  # SchedulerConfig.max_num_requests
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,10 @@ def run_evaluation(
     from trimtab.checkpoints import open_checkpoint, resolve_model
     from trimtab.engine.engine import Engine
     from trimtab.engine.llm import LLM
-    from trimtab.executors.cpu import CpuExecutor
+    from trimtab.executors.devices import check_device
     from trimtab.tokenization import load_tokenizer
 
+    check_device(subject.config.device)
     path = resolve_model(subject.model)
     tokenizer = load_tokenizer(path)
     windows = text_windows(tokenizer, texts, window, limit) if texts else []
@@ -120,10 +128,14 @@ def run_evaluation(
         check_same_vocabulary(subject, baseline, texts)
     progress(f"loading {subject.label}")
     checkpoint = open_checkpoint(path, subject.config.max_context)
-    executor = CpuExecutor(checkpoint, subject.config)
+    rows = rows_of_step(checkpoint.spec.vocab_size, with_logits=baseline is not None)
+    config = subject.config
+    if baseline is not None:
+        config = _with_room(config, windows, tasks, tokenizer, rows)
+    executor = open_executor(checkpoint, config, rows, TASKS_AT_ONCE if tasks else 1)
     text_found = tasks_found = None
     with LLM.from_engine(Engine(executor), tokenizer) as llm:
-        subject = _as_loaded(subject, executor)
+        subject = _as_loaded(subject, executor, checkpoint)
         if baseline is not None and subject.stored and baseline.model == subject.model:
             raise ConfigError(
                 f"{subject.model} stores its weights as {subject.stored}, whatever is asked for: "
@@ -133,12 +145,11 @@ def run_evaluation(
             reference = None
             if baseline is not None:
                 progress(f"loading {baseline.label}")
-                rows = rows_of_step(executor.spec.vocab_size, with_logits=True)
                 blocks = blocks_needed(windows, executor.capacity.block_size, rows)
                 config = replace(baseline.config, num_blocks=blocks, kv_cache_gib=0.0)
                 other = open_checkpoint(resolve_model(baseline.model), config.max_context)
-                reference = CpuExecutor(other, config)
-                baseline = _as_loaded(baseline, reference)
+                reference = open_executor(other, config, rows, 1)
+                baseline = _as_loaded(baseline, reference, other)
             progress(f"scoring {len(windows)} windows")
             try:
                 text_found = text_quality(executor, windows, reference)
@@ -151,9 +162,31 @@ def run_evaluation(
     return Report(subject, baseline, window, text_found, tasks_found)
 
 
-def _as_loaded(subject: Subject, executor: CpuExecutor) -> Subject:
+def _as_loaded(subject: Subject, executor: Executor, checkpoint: Checkpoint) -> Subject:
+    from trimtab.executors.cpu import CpuExecutor
+
+    if not isinstance(executor, CpuExecutor):
+        return replace(subject, stored=stored_label(checkpoint))
     formats = executor.formats
     return replace(subject, stored=formats.label) if formats.quantized else subject
+
+
+def _with_room(
+    config: ExecutorConfig,
+    windows: Sequence[Window],
+    tasks: Sequence[Task],
+    tokenizer: Tokenizer,
+    rows: int,
+) -> ExecutorConfig:
+    """On a GPU, whose memory one executor would take all of, beside a second one: a KV cache of
+    what is needed, unless its size is given."""
+    if config.device != "cuda" or config.num_blocks or config.kv_cache_gib:
+        return config
+    blocks = blocks_needed(windows, KV_BLOCK, rows) if windows else 1
+    if tasks:
+        longest = max(task_tokens(tokenizer, task) for task in tasks)
+        blocks = max(blocks, TASKS_AT_ONCE * (-(-longest // KV_BLOCK) + 1))
+    return replace(config, num_blocks=blocks)
 
 
 def check_same_vocabulary(subject: Subject, baseline: Subject, texts: Sequence[str]) -> None:

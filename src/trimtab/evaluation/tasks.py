@@ -13,6 +13,7 @@ from trimtab.engine.llm import LLM
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.errors import UserError
 from trimtab.evaluation.estimate import Estimate, share
+from trimtab.tokenization import Tokenizer
 
 _SPARE_TOKENS = 8  # beyond the answer's own: whoever goes on longer has another answer
 
@@ -66,6 +67,15 @@ def read_tasks(path: Path) -> list[Task]:
     if not tasks:
         raise UserError(f"{path}: no tasks in it")
     return tasks
+
+
+def task_tokens(tokenizer: Tokenizer, task: Task) -> int:
+    """Of prompt and answer, or a few more."""
+    if tokenizer.chat_template is not None:
+        prompt = tokenizer.encode_chat([{"role": "user", "content": task.prompt}])
+    else:
+        prompt = tokenizer.encode(task.prompt)
+    return len(prompt) + len(tokenizer.encode(task.answer)) + 64
 
 
 def answers_right(llm: LLM, tasks: Sequence[Task]) -> list[bool]:

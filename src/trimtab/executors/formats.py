@@ -155,6 +155,19 @@ def choose_formats(checkpoint: Checkpoint, config: ExecutorConfig) -> ModelForma
     return replace(formats, embedding="matrix", embedding_matrix=own)
 
 
+def stored_label(checkpoint: Checkpoint) -> str:
+    """For people: the format of most matrices that it stores as integers or float8; empty if there
+    are none."""
+    counts: Counter[str] = Counter()
+    for name in _matrices(checkpoint.spec):
+        found = checkpoint.format(name)
+        if isinstance(found, Fp8Format):
+            counts["fp8"] += 1
+        elif isinstance(found, GroupFormat):
+            counts[f"int{found.bits}-g{found.group_size}"] += 1
+    return counts.most_common(1)[0][0] if counts else ""
+
+
 def kernel_group(group_size: int) -> int:
     """The largest group of the kernels that divides a group of a checkpoint. ValueError if none
     does."""

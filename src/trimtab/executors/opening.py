@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from trimtab.checkpoints.base import Checkpoint
 from trimtab.config import ExecutorConfig
-from trimtab.errors import ConfigError
+from trimtab.executors.devices import check_device
 
 if TYPE_CHECKING:
     from trimtab.executors.cpu import CpuExecutor
@@ -25,12 +25,7 @@ def open_executor(
         from trimtab.executors.cpu import CpuExecutor
 
         return CpuExecutor(checkpoint, config)
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise ConfigError(
-            f"device={config.device}: needs torch; pip install 'trimtab[gpu]'"
-        ) from None
+    check_device(config.device)
     from trimtab.executors.gpu.executor import TorchExecutor
 
     executor = TorchExecutor(checkpoint, config, max_step_rows=max_step_rows)

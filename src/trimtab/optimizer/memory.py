@@ -11,6 +11,7 @@ from trimtab.bench.footprint import footprint
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.executors.formats import ModelFormats, formats_of_config
 from trimtab.models.spec import ModelSpec
+from trimtab.optimizer.device_memory import device_activation_bytes, device_block_bytes
 from trimtab.optimizer.process_memory import ProcessMemory, process_memory
 
 LOGITS_FLOATS = 16 << 20  # kLogitsChunkFloats of native/core/decoder.cpp
@@ -19,6 +20,7 @@ LOGITS_FLOATS = 16 << 20  # kLogitsChunkFloats of native/core/decoder.cpp
 ENGINE_PYTHON_BYTES = 56 << 20
 FRONT_PYTHON_BYTES = 76 << 20
 TOKENIZER_BYTES_PER_TOKEN = 900
+TORCH_BYTES = 256 << 20  # of the engine with torch in it, about
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,17 @@ def predict_memory(
     draft: ModelSpec | None = None,
 ) -> MemoryParts:
     """`formats`: of a checkpoint (choose_formats); by default one of floats. `draft`: the model
-    that guesses, held as the other one."""
+    that guesses, held as the other one. With device=cuda, of the GPU's memory alone."""
     formats = formats or formats_of_config(spec, executor)
     model = footprint(spec, executor, formats)
+    if executor.device != "cpu":
+        return MemoryParts(
+            weights=model.weight_bytes,
+            kv_cache=num_blocks * device_block_bytes(spec, executor),
+            activations=device_activation_bytes(spec, executor, scheduler),
+            draft=0,
+            python=0 if executor.device == "cuda" else python_bytes(spec.vocab_size) + TORCH_BYTES,
+        )
     draft_bytes = 0
     if draft is not None:
         small = footprint(draft, executor)

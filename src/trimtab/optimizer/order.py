@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.config import Device
 from trimtab.optimizer.need import Need
 
 
@@ -20,6 +21,7 @@ class Order:
     seed: int = 0
     resume: bool = False
     command: str = ""  # that reproduces it
+    device: Device = "cpu"
 
     @property
     def plan_path(self) -> Path:
@@ -60,6 +62,7 @@ def plan_of_before(order: Order) -> Path | None:
     from trimtab.checkpoints import open_checkpoint, resolve_model
     from trimtab.errors import UserError
     from trimtab.optimizer.content import content_hash
+    from trimtab.optimizer.devices import ask_device
     from trimtab.optimizer.fingerprint import this_machine, versions
     from trimtab.optimizer.plan import read_plan
 
@@ -69,13 +72,15 @@ def plan_of_before(order: Order) -> Path | None:
         plan = read_plan(order.plan_path)
     except UserError:
         return None  # it is made anew
+    facts = ask_device(order.device)
     checkpoint = open_checkpoint(resolve_model(order.model), order.max_context)
     same = (
         plan.model == order.model
         and plan.model_hash == content_hash(checkpoint)
         and dict(plan.need) == need_texts(order.need)
-        and dict(plan.versions) == versions()
+        and dict(plan.versions) == versions(facts)
         and plan.executor.max_context == order.max_context
-        and not plan.machine.differences(this_machine())
+        and plan.executor.device == order.device
+        and not plan.machine.differences(this_machine(device=facts))
     )
     return order.plan_path if same else None

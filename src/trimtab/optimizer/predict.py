@@ -61,7 +61,7 @@ def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]
     model = arguments["model"]
     calibration = calibrate_model(model, config, scheduler, plan, progress)
     guessing = None
-    if arguments["prompts"]:
+    if arguments["prompts"] and config.device == "cpu":  # elsewhere `auto` guesses nothing
         guessing = _guessing(model, config, arguments)
     return {"calibration": calibration.as_json(), "speculation": guessing}
 
@@ -94,6 +94,7 @@ class Known:
 
     calibration: Calibration
     speculation: SpeculationModel | None
+    memory_share: float = ExecutorConfig.memory_share  # that its KV cache was sized by
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Known:
@@ -102,8 +103,13 @@ class Known:
             guessing = SpeculationModel(**{**guessing, "acceptance": tuple(guessing["acceptance"])})
         return cls(Calibration.from_json(value["calibration"]), guessing)
 
-    def server(self, scheduler: SchedulerConfig) -> SimulatedServer:
+    def server(self, scheduler: SchedulerConfig, memory_share: float) -> SimulatedServer:
+        """With another share of a GPU's memory the KV cache is as much larger or smaller."""
         server = self.calibration.server(scheduler)
+        memory_bytes = self.calibration.machine.get("memory_bytes", 0)
+        more = (memory_share - self.memory_share) * memory_bytes
+        blocks = round(more) // max(self.calibration.capacity.bytes_per_block, 1)
+        server = replace(server, num_blocks=max(1, server.num_blocks + blocks))
         guesses = self.speculation is not None and scheduler.speculative != "off"
         return replace(server, speculation=self.speculation) if guesses else server
 
@@ -143,6 +149,7 @@ class Predictor:
 
     def learn(self, candidate: Candidate, known: Known) -> None:
         """Of all candidates with this variant and number of threads."""
+        known = replace(known, memory_share=candidate.memory_share)
         self._known[candidate.variant, candidate.threads] = known
 
     def limit(self, variant: Variant, rate: float) -> None:
@@ -159,7 +166,9 @@ class Predictor:
 
     def _server(self, candidate: Candidate, lesson: Lesson) -> SimulatedServer | None:
         known = self._known.get((candidate.variant, candidate.threads))
-        return None if known is None else lesson.applied(known.server(candidate.scheduler))
+        if known is None:
+            return None
+        return lesson.applied(known.server(candidate.scheduler, candidate.memory_share))
 
     def point(self, candidate: Candidate, rate: float) -> LoadPoint | None:
         """None where the steps of such a candidate were not measured."""

@@ -17,6 +17,7 @@ from typing import Any
 from trimtab import builtin
 from trimtab.checkpoints import open_checkpoint, resolve_model
 from trimtab.errors import UserError
+from trimtab.executors.devices import THE_CPU, DeviceFacts
 from trimtab.optimizer.artifacts import Artifact
 from trimtab.optimizer.cache import cache_directory, read_json, write_atomically, writing
 from trimtab.optimizer.content import content_hash, path_digest
@@ -129,6 +130,7 @@ def measure_quality(
     ceiling: int = CEILING,
     seed: int = 0,
     threads: int = 0,
+    device: DeviceFacts = THE_CPU,
     stop_at_failure: bool = True,
     memory_bytes: int | None = None,
     seconds: float | None = None,
@@ -158,6 +160,8 @@ def measure_quality(
         "seed": seed,
         "stop_at_failure": stop_at_failure,
         "threads": threads,
+        "device": device.device,
+        "numerics": device.numerics,
     }
     kept = cache_directory("quality") / f"{_key(arguments, artifact, texts)}.json"
     known = _known(kept)
@@ -194,7 +198,8 @@ def _key(arguments: dict[str, Any], artifact: Artifact, texts: QualityTexts) -> 
     question["files"] = [path_digest(path) for path in files]
     question["revision"] = REVISION
     what = json.dumps(question, sort_keys=True)
-    return reference_key(artifact.hash, "quality", hashlib.sha256(what.encode()).hexdigest())
+    digest = hashlib.sha256(what.encode()).hexdigest()
+    return reference_key(artifact.hash, "quality", digest, arguments["numerics"])
 
 
 def _known(path: Path) -> QualityResult | None:

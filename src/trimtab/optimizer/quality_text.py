@@ -19,7 +19,7 @@ from trimtab.optimizer.cache import read_json, write_atomically
 from trimtab.optimizer.trial import Progress
 
 if TYPE_CHECKING:
-    from trimtab.executors.cpu import CpuExecutor
+    from trimtab.executors.base import Executor
     from trimtab.tokenization import Tokenizer
 
 AT_ONCE = 16
@@ -77,7 +77,7 @@ def excerpts(text: str, num_texts: int) -> list[str]:
 
 
 def written_windows(
-    open_executor: Callable[[int], CpuExecutor],
+    open_executor: Callable[[int], Executor],
     tokenizer: Tokenizer,
     directory: Path,
     length: int,
@@ -112,7 +112,7 @@ def _keep(directory: Path, windows: Sequence[Window]) -> None:
 
 
 def _write(
-    open_executor: Callable[[int], CpuExecutor], tokenizer: Tokenizer, length: int, count: int
+    open_executor: Callable[[int], Executor], tokenizer: Tokenizer, length: int, count: int
 ) -> list[list[int]]:
     from trimtab import _native
     from trimtab.engine.engine import Engine

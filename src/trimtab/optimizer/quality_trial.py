@@ -22,8 +22,9 @@ from trimtab.config import ExecutorConfig
 from trimtab.errors import ConfigError
 from trimtab.evaluation.divergence import divergence
 from trimtab.evaluation.scoring import score
-from trimtab.evaluation.tasks import Task, answers_right, read_tasks
+from trimtab.evaluation.tasks import Task, answers_right, read_tasks, task_tokens
 from trimtab.evaluation.text_quality import rows_of_step
+from trimtab.executors.opening import open_executor
 from trimtab.optimizer.cache import cache_directory, writing
 from trimtab.optimizer.content import path_digest
 from trimtab.optimizer.evidence import Evidence, TermResult
@@ -43,8 +44,7 @@ from trimtab.optimizer.variants import Variant, baseline_of
 from trimtab.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
-    from trimtab.executors.cpu import CpuExecutor
-    from trimtab.tokenization import Tokenizer
+    from trimtab.executors.base import Executor
 
 TASKS_AT_ONCE = 32
 FIRST_TASKS = 64
@@ -57,11 +57,12 @@ class Subject:
     path: Path
     config: ExecutorConfig
 
-    def open(self, num_blocks: int) -> CpuExecutor:
-        from trimtab.executors.cpu import CpuExecutor
-
+    def open(self, num_blocks: int) -> Executor:
+        """For steps of `rows_of_step`."""
         config = replace(self.config, num_blocks=num_blocks, kv_cache_gib=0.0)
-        return CpuExecutor(open_checkpoint(self.path, config.max_context), config)
+        checkpoint = open_checkpoint(self.path, config.max_context)
+        rows = rows_of_step(checkpoint.spec.vocab_size, with_logits=True)
+        return open_executor(checkpoint, config, rows, 1)
 
 
 def evaluate(arguments: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class _Evaluation:
         self.ceiling: int = arguments["ceiling"]
         self.stop_at_failure: bool = arguments["stop_at_failure"]
         path = Path(arguments["model"])
-        base = ExecutorConfig(threads=arguments["threads"])
+        base = ExecutorConfig(threads=arguments["threads"], device=arguments["device"])
         checkpoint = open_checkpoint(path)
         self.spec = checkpoint.spec
         variant = Variant.from_json(arguments["variant"])
@@ -86,21 +87,25 @@ class _Evaluation:
         self.baseline = Subject(path, reference.executor_config(base))
         self.subject = Subject(Path(arguments["artifact"]), variant.executor_config(base))
         self.tokenizer = load_tokenizer(path)
-        model_hash: str = arguments["model_hash"]
         place = cache_directory("references")
-        label = reference.label
+
+        def key_of(what: str) -> str:
+            return reference_key(
+                arguments["model_hash"], reference.label, what, arguments["numerics"]
+            )
+
         length = min(arguments["window"], self.spec.max_context)
         if arguments["texts"]:
             texts = [Path(text) for text in arguments["texts"]]
             question = [length, self.ceiling, arguments["seed"], *map(path_digest, texts)]
-            chosen = place / reference_key(model_hash, label, f"windows {question}")
+            chosen = place / key_of(f"windows {question}")
             with writing(chosen):
                 windows = chosen_windows(
                     self.tokenizer, chosen, texts, length, self.ceiling, arguments["seed"]
                 )
             self.source = arguments["source"]
         else:
-            written = place / reference_key(model_hash, label, f"written {length}")
+            written = place / key_of(f"written {length}")
             with writing(written):
                 windows = written_windows(
                     lambda blocks: self.baseline.open(blocks),
@@ -112,12 +117,12 @@ class _Evaluation:
                 )
             self.source = "written by the model"
         self.windows = windows[: self.ceiling]
-        key = reference_key(model_hash, label, windows_text(self.windows))
+        key = key_of(windows_text(self.windows))
         self.rows = ReferenceRows(place / key, self.windows, self.spec.vocab_size)
         self.evidence = Evidence()
         self.tasks = self._shuffled_tasks(arguments["tasks"], arguments["seed"])
         self.tasks_name = _name_of(self.tasks)
-        self.answers_place = place / reference_key(model_hash, label, "answers")
+        self.answers_place = place / key_of("answers")
 
     def run(self) -> dict[str, Any]:
         terms = self._look_at_text()
@@ -189,7 +194,7 @@ class _Evaluation:
             executor.close()
         return False
 
-    def _score_batch(self, executor: CpuExecutor, batch: int) -> None:
+    def _score_batch(self, executor: Executor, batch: int) -> None:
         windows = self.rows.windows_of(batch)
         with writing(self.rows.directory):
             reference = self.rows.load(batch)
@@ -260,20 +265,11 @@ class _Evaluation:
         from trimtab.engine.engine import Engine
         from trimtab.engine.llm import LLM
 
-        longest = max(_length(self.tokenizer, task) for task in tasks)
+        longest = max(task_tokens(self.tokenizer, task) for task in tasks)
         longest = min(longest, self.spec.max_context)
         blocks = TASKS_AT_ONCE * (-(-longest // _native.KV_BLOCK_TOKENS) + 1)
         with LLM.from_engine(Engine(subject.open(blocks)), self.tokenizer) as llm:
             return answers_right(llm, tasks)
-
-
-def _length(tokenizer: Tokenizer, task: Task) -> int:
-    """Tokens of a task, prompt and answer, or a few more."""
-    if tokenizer.chat_template is not None:
-        prompt = tokenizer.encode_chat([{"role": "user", "content": task.prompt}])
-    else:
-        prompt = tokenizer.encode(task.prompt)
-    return len(prompt) + len(tokenizer.encode(task.answer)) + 64
 
 
 def _name_of(tasks: Sequence[Task]) -> str:

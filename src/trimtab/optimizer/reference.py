@@ -114,11 +114,13 @@ class ReferenceRows:
         return 4 * (self._vocab + 1) * sum(window.num_scored for window in self.windows_of(batch))
 
 
-def reference_key(model_hash: str, settings: str, what: str) -> str:
-    """Hex digest of the model, of how it is held and computed, and of the text."""
+def reference_key(model_hash: str, settings: str, what: str, numerics: str = "") -> str:
+    """Hex digest of the model, of how it is held and computed, and of the text. `numerics`: those
+    of a device (DeviceFacts); empty: of device=cpu."""
     from trimtab.executors.cpu import NUMERICS_REVISION, select_isa
 
-    parts = ["trimtab reference", str(REVISION), str(NUMERICS_REVISION), select_isa()]
+    parts = ["trimtab reference", str(REVISION)]
+    parts += [numerics] if numerics else [str(NUMERICS_REVISION), select_isa()]
     return hashlib.sha256("\n".join([*parts, model_hash, settings, what]).encode()).hexdigest()
 
 

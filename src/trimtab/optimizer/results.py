@@ -30,7 +30,7 @@ def results_json(found: Found) -> dict[str, Any]:
     machine = found.trials.plan(found.entries.all[0].candidate).machine
     return {
         "format": FORMAT,
-        "version": versions(),
+        "version": versions(found.trials.device),
         "created": now(),
         "seconds": round(found.budget.spent, 1),
         "command": order.command,
@@ -46,6 +46,10 @@ def results_json(found: Found) -> dict[str, Any]:
             "threads": found.machine.threads,
             "cores": found.num_cores,
             "memory_bytes": total_memory(),
+            "device": machine.device,
+            "gpu": machine.gpu,
+            "driver": machine.driver,
+            "gpu_memory_bytes": found.trials.device.memory_bytes or None,
             "read_bytes_per_s": found.machine.read_bytes_per_s,
             "macs_per_s": found.machine.macs_per_s,
             "noise": found.noise,

@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.bench.footprint import footprint
-from trimtab.bench.machine import MachineLimits, measure_machine
+from trimtab.bench.machine import MachineLimits
 from trimtab.checkpoints import open_checkpoint, resolve_model
-from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.config import Device, ExecutorConfig
 from trimtab.errors import UserError
-from trimtab.executors.cpu import choose_threads, select_isa
 from trimtab.executors.formats import formats_of_config
 from trimtab.executors.resources import available_cpus
 from trimtab.optimizer.bounds import bounds_of
 from trimtab.optimizer.content import content_hash
 from trimtab.optimizer.decide import Shortfall
+from trimtab.optimizer.devices import default_scheduler, facts_of, probe_limits
 from trimtab.optimizer.entries import Entries, Entry
 from trimtab.optimizer.fingerprint import this_machine, total_memory
 from trimtab.optimizer.journal import Journal
@@ -46,7 +46,11 @@ from trimtab.workloads.texts import PieceTexts
 
 LARGE_BUDGET = 180.0  # from here on checkpoints are built, too
 SIMULATED_REQUESTS = (100, 300)  # of a load, in a run of a minute and of ten
-STEP_TOKENS = (64, 128, 256, 512, 1024)
+STEP_TOKENS: dict[Device, tuple[int, ...]] = {
+    "cpu": (64, 128, 256, 512, 1024),
+    "cuda": (512, 1024, 2048, 4096, 8192),
+    "torch-cpu": (64, 128, 256, 512, 1024),
+}
 STEPS = 40  # that share the time of a calibration, if all were as long as the longest
 SAMPLE_RATE = 1.0
 """Requests a second at which lengths of the workload are looked at."""
@@ -86,16 +90,25 @@ class Optimization:
         self.order = order
         self.progress = progress
         self.budget = Budget(order.budget_seconds)
+        with self.budget.stage("probe") as stage:
+            progress(f"measuring the {'machine' if order.device == 'cpu' else 'device'}")
+            self.machine = probe_limits(order.device)
+            stage.tried = stage.left = 1
+        device = facts_of(self.machine)
+        if order.device == "cuda" and order.need.objective == "energy":
+            raise UserError("--minimize energy: nothing here tells what a GPU takes")
         path = resolve_model(order.model)
         self.checkpoint = open_checkpoint(path, order.max_context)
         spec = self.checkpoint.spec
         self.texts = quality_texts(order.model, order.texts, order.tasks)
-        base = ExecutorConfig(max_context=order.max_context)
+        memory = device.memory_bytes or total_memory()
+        limit = min(order.need.memory_bytes or memory, memory)
+        base = ExecutorConfig(max_context=order.max_context, device=order.device)
+        if device.memory_bytes:
+            base = replace(base, memory_share=min(base.memory_share, limit / memory))
+            limit = int(base.memory_share * memory)
+        self.defaults = Defaults(default_scheduler(order.device), base.memory_share)
         cores = available_cpus()
-        with self.budget.stage("probe") as stage:
-            progress("measuring the machine")
-            self.machine = measure_machine(select_isa(), choose_threads(0))
-            stage.tried = stage.left = 1
         low, high = self.machine.read_bytes_per_s_low, self.machine.read_bytes_per_s
         tokenizer = load_tokenizer(path)
         self.journal = Journal(order.journal_path, order.resume)
@@ -103,11 +116,12 @@ class Optimization:
             order,
             self.journal,
             content_hash(self.checkpoint),
-            this_machine(),
+            this_machine(device=device),
             base,
             spec.max_context,
             PieceTexts(tokenizer),
             progress,
+            device,
         )
         trials.workload(SAMPLE_RATE, order.seed, 1.0)  # complains, if it has to, now
         self.found = Found(
@@ -126,12 +140,12 @@ class Optimization:
             ),
             max_context=spec.max_context,
             num_cores=cores,
-            memory_limit=min(order.need.memory_bytes or total_memory(), total_memory()),
+            memory_limit=limit,
         )
         methods = has_torch() and order.budget_seconds >= LARGE_BUDGET
-        self.defaults = Defaults()
-        self.variants = variants_for(self.checkpoint, methods=methods)
-        self.knobs = run_knobs(cores, spec.max_context)
+        self.variants = variants_for(self.checkpoint, methods=methods, device=order.device)
+        most = base.memory_share if order.need.memory_bytes else 1.0
+        self.knobs = run_knobs(cores, spec.max_context, order.device, most)
 
     def go(self) -> Found:
         try:
@@ -172,7 +186,7 @@ class Optimization:
                 size = footprint(found.spec, config, formats)
                 blocks = -(-found.max_context // 16)
                 entry.memory = predict_memory(
-                    found.spec, config, SchedulerConfig(), blocks, formats
+                    found.spec, config, entry.candidate.scheduler, blocks, formats
                 )
                 bounds = bounds_of(size, self.machine, sample)
                 found.predictor.limit(variant, bounds.rate)
@@ -301,8 +315,9 @@ class Optimization:
         """Tokens of the largest step that is measured: what is larger is predicted from it."""
         size = footprint(self.found.spec, entry.candidate.executor(self.found.trials.base))
         rate = self.machine.linear_macs_per_s(size.layer_weights) / size.layer_macs_per_token
-        fitting = [count for count in STEP_TOKENS if count / rate < seconds / STEPS]
-        return max(fitting, default=STEP_TOKENS[0])
+        counts = STEP_TOKENS[self.order.device]
+        fitting = [count for count in counts if count / rate < seconds / STEPS]
+        return max(fitting, default=counts[0])
 
     def _bytes_per_step(self, entry: Entry) -> int:
         config = entry.candidate.executor(self.found.trials.base)

@@ -45,25 +45,33 @@ class Usage:
 class Server:
     """A running `trimtab serve`. Only processes that it started are ever signalled."""
 
-    def __init__(self, process: subprocess.Popen[str], url: str, description: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], url: str, description: str, on_gpu: bool = False
+    ) -> None:
+        """`on_gpu`: what the processor has of memory and energy would mislead, and is left out."""
         self.url = url
         self.description = description
         self._process = process
-        self._energy = EnergyMeter()
+        self._energy = None if on_gpu else EnergyMeter()
+        self._on_gpu = on_gpu
         self._last = self._counts()
 
     def lap(self) -> Usage:
         """What was used since the last lap, or since the start."""
         before, self._last = self._last, self._counts()
         differences = {name: self._last[name] - before[name] for name in before}
-        return Usage(joules=self._energy.lap(), **differences)
+        joules = None if self._energy is None else self._energy.lap()
+        return Usage(joules=joules, **differences)
 
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def peak_memory_bytes(self) -> int | None:
-        """Of all its processes, each at its own peak; None where the system does not tell."""
+        """Of all its processes, each at its own peak; None where the system does not tell, and of
+        what is on a GPU."""
+        if self._on_gpu:
+            return None
         peaks = [_status_kib(pid, "VmHWM") for pid in self._pids()]
         known = [peak for peak in peaks if peak is not None]
         return 1024 * sum(known) if known else None
@@ -99,7 +107,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(plan: Path) -> Iterator[Server]:
+def running_server(plan: Path, on_gpu: bool = False) -> Iterator[Server]:
     """Serves a plan file on a free port, just as a user would. TrialFailedError if it does not come
     up, with the last line that it wrote."""
     command = [sys.executable, "-m", "trimtab", "serve", str(plan), "--port", "0", "--json"]
@@ -119,7 +127,7 @@ def running_server(plan: Path) -> Iterator[Server]:
                 said = errors.read().strip().splitlines()
                 raise TrialFailedError(said[-1] if said else _how_it_ended(process))
             announced = json.loads(line)
-            yield Server(process, announced["url"], announced["plan"])
+            yield Server(process, announced["url"], announced["plan"], on_gpu)
         finally:
             _stop(process)
 

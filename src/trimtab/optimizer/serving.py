@@ -11,10 +11,11 @@ from trimtab import builtin
 from trimtab.checkpoints import open_checkpoint, resolve_model
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.errors import UserError
+from trimtab.executors.devices import DeviceFacts
 from trimtab.models.spec import ModelSpec
 from trimtab.optimizer.artifacts import find_or_build, scheduler_for
 from trimtab.optimizer.content import content_hash
-from trimtab.optimizer.devices import CUDA_STEPS
+from trimtab.optimizer.devices import CUDA_STEPS, ask_device
 from trimtab.optimizer.fingerprint import changed_versions, this_machine
 from trimtab.optimizer.fit import fit_to_machine
 from trimtab.optimizer.plan import Plan, read_plan
@@ -54,8 +55,8 @@ def prepare_plan(
             f"{path}: {plan.model} is not the model that this plan was made for: its content is "
             f"{found[:12]}, not {plan.model_hash[:12]}; run trimtab optimize again"
         )
+    facts = ask_device(overrides.get("device", plan.executor.device))
     artifact = find_or_build(plan.model, plan.variant, progress)
-    notes = _notes(plan, artifact.hash if artifact.is_built else None)
     executor, scheduler = plan.executor, plan.scheduler
     mine = {**asdict(executor), **asdict(scheduler)}
     changed = {name: value for name, value in overrides.items() if mine[name] != value}
@@ -63,6 +64,7 @@ def prepare_plan(
         executor = replace(executor, num_blocks=0)  # which would win
     executor = replace(executor, **_of(executor, changed))
     scheduler = replace(scheduler, **_of(scheduler, changed))
+    notes = _notes(plan, artifact.hash if artifact.is_built else None, facts)
     if changed:
         listed = ", ".join(
             f"{name}={_show(v)} ({_show(mine[name])})" for name, v in changed.items()
@@ -153,16 +155,17 @@ def draft_spec(model: Path, scheduler: SchedulerConfig) -> ModelSpec | None:
     return None
 
 
-def _notes(plan: Plan, artifact_hash: str | None) -> list[str]:
+def _notes(plan: Plan, artifact_hash: str | None, device: DeviceFacts) -> list[str]:
     """What the user should know before they believe the plan's numbers, one line each."""
     notes = []
-    differences = plan.machine.differences(this_machine())
+    differences = plan.machine.differences(this_machine(device=device))
     if differences:
         notes.append(
             f"another machine than the plan's ({'; '.join(differences)}): its numbers do not carry "
             "over, run trimtab optimize here"
         )
-    others = changed_versions(plan.versions)
+    is_there = plan.executor.device == device.device  # else others are another thing
+    others = changed_versions(plan.versions, device) if is_there else []
     if others:
         notes.append(f"other versions than the plan's ({'; '.join(others)}): measure again")
     if plan.artifact_hash is not None and plan.artifact_hash != artifact_hash:

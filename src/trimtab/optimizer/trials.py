@@ -13,6 +13,7 @@ from trimtab.bench.load import run_load
 from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
 from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.executors.devices import THE_CPU, DeviceFacts
 from trimtab.optimizer.artifacts import Artifact, find_or_build, scheduler_for
 from trimtab.optimizer.fingerprint import Fingerprint, versions
 from trimtab.optimizer.journal import Journal
@@ -54,8 +55,10 @@ class Trials:
         max_context: int,
         texts: PieceTexts,
         progress: Progress,
+        device: DeviceFacts = THE_CPU,
     ) -> None:
         """`base`: what no candidate changes; `max_context` is the effective one."""
+        self.device = device
         self.order = order
         self.base = base
         self._journal = journal
@@ -68,7 +71,7 @@ class Trials:
         self._about: dict[str, Any] = {
             "model": model_hash,
             "machine": machine.as_json(),
-            "versions": versions(),
+            "versions": versions(device),
             "base": asdict(base),
         }
 
@@ -101,6 +104,7 @@ class Trials:
             texts,
             ceiling=ceiling,
             seed=self.order.seed,
+            device=self.device,
             seconds=max(seconds, 30.0),
             progress=self._progress,
         )
@@ -170,7 +174,7 @@ class Trials:
         def start() -> Any:
             path = directory / "trial.yaml"
             self.plan(candidate).write(path)
-            return running_server(path)
+            return running_server(path, on_gpu=self.base.device == "cuda")
 
         return LazyServer(start)
 
@@ -184,7 +188,7 @@ class Trials:
             scheduler=candidate.scheduler,
             machine=self._machine,
             artifact_hash=artifact.hash if artifact.is_built else None,
-            versions=versions(),
+            versions=versions(self.device),
             created=now(),
         )
 
@@ -204,6 +208,7 @@ class Trials:
                 candidate.variant.as_json(),
                 asdict(candidate.scheduler),
                 candidate.threads,
+                candidate.memory_share,
             ],
             "workload": need.workload,
             "slo": need.slo.as_text(),

@@ -25,6 +25,7 @@ from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.scheduler import Chunk
 from trimtab.executors.base import Executor
 from trimtab.simulator.grid import Point, design
+from trimtab.simulator.repeated import compiles, is_asynchronous, repeated_seconds
 from trimtab.simulator.step_shape import Reach
 from trimtab.simulator.step_times import StepSample, StepTimes, fit_step_times
 
@@ -140,6 +141,7 @@ class _Stage:
         self._plan = plan
         self._draw = np.random.default_rng(plan.seed)
         self._builder = BatchBuilder()
+        self._compiled: set[Point] = set()
 
     def fill(self, num_blocks: int) -> None:
         """Contents of the first so many blocks: those of one, computed here."""
@@ -152,6 +154,8 @@ class _Stage:
     def run(self, point: Point, clock: Callable[[], float]) -> float:
         """Seconds of one such step: the median of several if they are short. The first one, whose
         code and data nothing has touched for long, does not count then."""
+        if is_asynchronous(self._executor):
+            return self._run_ahead(point, clock)
         times: list[float] = []
         total = 0.0
         while not times or (total < BURST_SECONDS and len(times) < MAX_BURST):
@@ -161,6 +165,15 @@ class _Stage:
             times.append(clock() - start)
             total += times[-1]
         return statistics.median(times[1:] or times)
+
+    def _run_ahead(self, point: Point, clock: Callable[[], float]) -> float:
+        """As an engine does that plans ahead; the first of its size not counted where sizes are
+        compiled for."""
+        batch = self._builder.build(self.chunks(point))
+        if point not in self._compiled and compiles(self._executor):
+            self._executor.execute(batch)
+            self._compiled.add(point)
+        return repeated_seconds(self._executor, batch, clock)
 
     def chunks(self, point: Point) -> list[Chunk]:
         """Decodes first, as the scheduler has them."""

@@ -10,13 +10,15 @@ from typing import Any
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.errors import ConfigError, UserError
-from trimtab.executors.base import KVCapacity
+from trimtab.executors.base import Executor, KVCapacity
+from trimtab.executors.devices import DeviceFacts
 from trimtab.simulator.calibrate import CalibrationPlan, calibrate
 from trimtab.simulator.overheads import Overheads, measure_overheads
 from trimtab.simulator.simulate import SimulatedServer
 from trimtab.simulator.step_times import StepTimes
 
 FORMAT = 1
+CAPTURED_AT_START = 1  # requests: other sizes are captured when they are measured
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Calibration:
     capacity: KVCapacity
     max_context: int
     machine: dict[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
     def server(
         self, scheduler: SchedulerConfig, executor: ExecutorConfig | None = None
@@ -58,8 +61,12 @@ class Calibration:
         )
 
     def _check(self, executor: ExecutorConfig) -> None:
-        asked = {"weights": executor.weights_label, "kv_cache": executor.kv_cache}
-        if executor.threads:
+        asked = {
+            "weights": executor.weights_label,
+            "kv_cache": executor.kv_cache,
+            "device": executor.device,
+        }
+        if executor.threads and executor.device == "cpu":
             asked["threads"] = str(executor.threads)
         for name, value in asked.items():
             known = str(getattr(self, name))
@@ -78,6 +85,7 @@ class Calibration:
             "capacity": asdict(self.capacity),
             "max_context": self.max_context,
             "machine": self.machine,
+            "device": self.device,
             "overheads": self.overheads.as_json(),
             "step_times": self.step_times.as_json(),
         }
@@ -98,6 +106,7 @@ class Calibration:
                 KVCapacity(**data["capacity"]),
                 int(data["max_context"]),
                 dict(data["machine"]),
+                str(data.get("device", "cpu")),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a calibration ({error!r})") from None
@@ -125,17 +134,22 @@ def calibrate_model(
     plan: CalibrationPlan | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
-    """Load MODEL into a CPU executor, measure its steps and what an engine does around them.
+    """Load MODEL into an executor, measure its steps and what an engine does around them.
 
     Takes loading and about `plan.seconds`. Raises CheckpointError and ConfigError as loading does,
     UserError if the KV cache is too small to measure anything.
     """
     from trimtab.checkpoints import open_checkpoint, resolve_model
-    from trimtab.executors.cpu import CpuExecutor
+    from trimtab.executors.devices import check_device, device_facts
+    from trimtab.executors.opening import open_executor
 
-    config = executor_config or ExecutorConfig()
+    config, steps = executor_config or ExecutorConfig(), scheduler or SchedulerConfig()
+    check_device(config.device)
     path = resolve_model(model)
-    executor = CpuExecutor(open_checkpoint(path, config.max_context), config)
+    checkpoint = open_checkpoint(path, config.max_context)
+    executor = open_executor(
+        checkpoint, config, steps.max_batch_tokens, min(CAPTURED_AT_START, steps.max_num_requests)
+    )
     try:
         overheads = measure_overheads(executor)
         step_times = calibrate(executor, scheduler, plan, {"model": str(path)}, progress)
@@ -145,13 +159,18 @@ def calibrate_model(
             model,
             config.weights_label,
             config.kv_cache,
-            executor.threads,
+            getattr(executor, "threads", 0),
             executor.capacity,
             executor.spec.max_context,
-            {"isa": executor.isa},
+            _about(executor, device_facts(config.device)),
+            config.device,
         )
     finally:
         executor.close()
+
+
+def _about(executor: Executor, facts: DeviceFacts) -> dict[str, Any]:
+    return {"isa": executor.isa} if hasattr(executor, "isa") else facts.as_json()
 
 
 def _resized(capacity: KVCapacity, num_blocks: int) -> KVCapacity:

@@ -10,12 +10,13 @@ to `request` and `delivery`, and, where it shares the cores with the executor, t
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,8 +26,9 @@ from trimtab.engine.client import EngineRequest
 from trimtab.engine.engine import Engine
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.errors import UserError
-from trimtab.executors.base import Executor
+from trimtab.executors.base import AsyncExecutor, Executor, Pending, StepBatch
 from trimtab.simulator.nnls import solve
+from trimtab.simulator.repeated import is_asynchronous, repeated_seconds
 
 _BATCHES = (1, 4, 16)
 _PROMPT = 8
@@ -75,8 +77,36 @@ class _Borrowed:
         self.seconds += self._clock() - start
         return result
 
+    def own_seconds(self) -> float:
+        """Of a step, beside those in `seconds`."""
+        return 0.0
+
     def close(self) -> None:
         pass
+
+
+class _BorrowedAhead(_Borrowed):
+    """One that the engine queues steps on. What they take by themselves is found out afterwards:
+    steps like one of them, the widest, in the same stride."""
+
+    def __init__(self, executor: Executor, clock: Callable[[], float]) -> None:
+        super().__init__(executor, clock)
+        self._widest: StepBatch | None = None
+
+    def execute_async(self, batch: StepBatch) -> Pending:
+        if self._widest is None or batch.num_rows > self._widest.num_rows:
+            self._widest = copy.deepcopy(batch)  # its arrays may change
+        return cast(AsyncExecutor, self._executor).execute_async(batch)
+
+    def own_seconds(self) -> float:
+        """Of such a step; 0 before any."""
+        if self._widest is None:
+            return 0.0
+        return repeated_seconds(self._executor, self._widest, self._clock)
+
+
+def _borrow(executor: Executor, clock: Callable[[], float]) -> _Borrowed:
+    return (_BorrowedAhead if is_asynchronous(executor) else _Borrowed)(executor, clock)
 
 
 def measure_overheads(executor: Executor) -> Overheads:
@@ -124,14 +154,15 @@ def _engine(lent: _Borrowed, batch: int) -> tuple[Engine, list[EngineRequest]]:
     return Engine(lent, config), requests
 
 
-def _typical(outside: list[float]) -> float:
-    """The median over the steps: a few, on a busy machine, take a hundred times as long."""
-    return max(1e-7, statistics.median(outside))
+def _typical(outside: list[float], own: float) -> float:
+    """The median over the steps, less their own seconds: a few, on a busy machine, take a hundred
+    times as long."""
+    return max(1e-7, statistics.median(outside) - own)
 
 
 def _outside_engine(executor: Executor, batch: int, clock: Callable[[], float]) -> float:
     """Seconds a step outside the executor, with so many sequences that decode."""
-    lent = _Borrowed(executor, clock)
+    lent = _borrow(executor, clock)
     engine, requests = _engine(lent, batch)
     for request in requests:
         engine.add_request(request)
@@ -141,12 +172,12 @@ def _outside_engine(executor: Executor, batch: int, clock: Callable[[], float]) 
         engine.step()
         outside.append(clock() - start - (lent.seconds - before))
     engine.close()
-    return _typical(outside[1:-1])
+    return _typical(outside[1:-1], lent.own_seconds())
 
 
 def _outside_prefill(executor: Executor, prompt: int, clock: Callable[[], float]) -> float:
     """Of a step that computes a prompt of so many tokens, which no step before it had."""
-    lent = _Borrowed(executor, clock)
+    lent = _borrow(executor, clock)
     engine = Engine(lent, SchedulerConfig(speculative="off", max_batch_tokens=prompt))
     params = SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
     draw = np.random.default_rng(0)
@@ -158,12 +189,12 @@ def _outside_prefill(executor: Executor, prompt: int, clock: Callable[[], float]
         engine.step()
         outside.append(clock() - start - (lent.seconds - before))
     engine.close()
-    return _typical(outside)
+    return _typical(outside, lent.own_seconds())
 
 
 async def _outside_client(executor: Executor, batch: int) -> float:
     """The same, as a client of an AsyncEngine sees it."""
-    lent = _Borrowed(executor, perf_counter)
+    lent = _borrow(executor, perf_counter)
     engine, requests = _engine(lent, batch)
     client = AsyncEngine(engine)
     marks: list[tuple[float, float, int]] = []  # wall, the executor's seconds, tokens so far
@@ -181,4 +212,4 @@ async def _outside_client(executor: Executor, batch: int) -> float:
         (later[0] - earlier[0] - (later[1] - earlier[1])) / max(1, later[2] - earlier[2])
         for earlier, later in itertools.pairwise(marks[1:])
     ]
-    return _typical(outside)
+    return _typical(outside, lent.own_seconds())

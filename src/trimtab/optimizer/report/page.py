@@ -121,6 +121,13 @@ def machine_facts(machine: Machine) -> list[tuple[str, str]]:
         if number is not None
     ]
     facts = [
+        ("Device", machine.device if machine.device != "cpu" else ""),
+        ("GPU", machine.gpu),
+        (
+            "GPU memory",
+            formatting.num_bytes(machine.gpu_memory_bytes) if machine.gpu_memory_bytes else "",
+        ),
+        ("Driver", machine.driver),
         ("Processor", machine.cpu),
         ("Instructions", machine.isa),
         ("Cores", ", ".join(counts)),

@@ -27,6 +27,10 @@ class Machine:
     macs_per_s: dict[str, float | None] = field(default_factory=dict)
     noise: float | None = None
     fingerprint: Any = None
+    device: str = ""
+    gpu: str = ""
+    driver: str = ""
+    gpu_memory_bytes: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
