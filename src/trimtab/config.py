@@ -113,16 +113,12 @@ class ExecutorConfig:
             raise ConfigError(f"kv_cache={self.kv_cache!r}: must be one of {KV_FORMATS}")
         if self.device not in DEVICES:
             raise ConfigError(f"device={self.device!r}: must be one of {DEVICES}")
-        if self.device == "cpu":
-            for name in ("weights", "kv_cache"):
-                if getattr(self, name) == "fp8":
-                    raise ConfigError(f"{name}=fp8: device=cpu has no float8; use int8, or a GPU")
-        if self.weights not in DEVICE_WEIGHTS[self.device]:
-            known = ", ".join(DEVICE_WEIGHTS[self.device])
-            raise ConfigError(f"weights={self.weights}: device={self.device} takes {known}")
-        if self.kv_cache not in DEVICE_KV[self.device]:
-            known = ", ".join(DEVICE_KV[self.device])
-            raise ConfigError(f"kv_cache={self.kv_cache}: device={self.device} takes {known}")
+        for name, takes in (("weights", DEVICE_WEIGHTS), ("kv_cache", DEVICE_KV)):
+            if getattr(self, name) not in takes[self.device]:
+                known = ", ".join(takes[self.device])
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}: device={self.device} takes {known}"
+                )
         if not 0 < self.memory_share <= 1:
             raise ConfigError(f"memory_share={self.memory_share}: must be above 0 and at most 1")
         if self.group_size not in (0, *GROUP_SIZES):
