@@ -4,17 +4,28 @@ theirs."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-from engine_schedules import Answer, Schedule, play, run, schedules, toy_reference
+from engine_schedules import (
+    VOCAB,
+    Answer,
+    Arrival,
+    Schedule,
+    play,
+    random_params,
+    run,
+    schedules,
+    toy_reference,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_planned_ahead import late
 from test_schedule_law import step_bound
 
-from trimtab.config import ExecutorConfig
+from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineRequest
 from trimtab.engine.engine import Engine
 from trimtab.engine.host_tier import HostTier
@@ -53,6 +64,37 @@ def with_store(executor: Any, num_slots: int) -> Any:
 @given(schedule=schedules(), num_slots=st.integers(1, 6))
 @settings(max_examples=150, deadline=None)
 def test_any_schedule_gives_the_reference_answers(schedule: Schedule, num_slots: int) -> None:
+    check_schedule_with_tier(schedule, num_slots)
+
+
+@st.composite
+def returning(draw: st.DrawFn, block_sizes: tuple[int, ...] = (1, 2, 3, 4)) -> Schedule:
+    """A few prompts, of which the pool holds one or two at a time, come again and again."""
+    block_size, num_blocks = draw(st.sampled_from(block_sizes)), draw(st.integers(3, 8))
+    config = SchedulerConfig(
+        max_batch_tokens=draw(st.integers(2, 12)), max_num_requests=draw(st.integers(1, 3))
+    )
+    count, gap = draw(st.integers(4, 10)), draw(st.integers(0, 8))
+    random = Random(draw(st.integers(0, 1 << 32)))
+    most = block_size * num_blocks
+    stems = [
+        [random.randrange(VOCAB) for _ in range(random.randint(most // 2, most - 1))]
+        for _ in range(random.randint(2, 4))
+    ]
+    arrivals = []
+    for index in range(count):
+        prompt = random.choice(stems)
+        params = random_params(random, min(3, most + 1 - len(prompt)))
+        request = EngineRequest(f"r{index}", prompt, params)
+        arrivals.append(Arrival(index * gap, request, None, False))
+    return Schedule(block_size, num_blocks, config, draw(st.booleans()), arrivals)
+
+
+@given(schedule=returning(), num_slots=st.integers(2, 24))
+@settings(max_examples=100, deadline=None)
+def test_prompts_that_come_again_give_the_reference_answers(
+    schedule: Schedule, num_slots: int
+) -> None:
     check_schedule_with_tier(schedule, num_slots)
 
 

@@ -12,7 +12,7 @@ from engine_schedules import Schedule, schedules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_grammar_law import check_grammars, check_resubmission
-from test_host_tier import check_schedule_with_tier
+from test_host_tier import check_schedule_with_tier, returning
 from test_planned_ahead import check_schedule_ahead
 from test_schedule_law import check_schedule
 from test_speculation_law import check_schedule_with_drafts
@@ -50,6 +50,12 @@ def test_any_schedule_planned_ahead(toy: type[TorchToy], schedule: Schedule) -> 
 @given(schedule=schedules(SIZES), num_slots=st.integers(1, 6))
 @settings(max_examples=30, deadline=None)
 def test_any_schedule_with_a_host_tier(schedule: Schedule, num_slots: int) -> None:
+    check_schedule_with_tier(schedule, num_slots)
+
+
+@given(schedule=returning(SIZES), num_slots=st.integers(2, 24))
+@settings(max_examples=20, deadline=None)
+def test_prompts_that_come_again_from_the_host(schedule: Schedule, num_slots: int) -> None:
     check_schedule_with_tier(schedule, num_slots)
 
 
