@@ -90,6 +90,8 @@ class Optimization:
         self.order = order
         self.progress = progress
         self.budget = Budget(order.budget_seconds)
+        path = resolve_model(order.model)
+        self.checkpoint = open_checkpoint(path, order.max_context)
         with self.budget.stage("probe") as stage:
             progress(f"measuring the {'machine' if order.device == 'cpu' else 'device'}")
             self.machine = probe_limits(order.device)
@@ -97,8 +99,6 @@ class Optimization:
         device = facts_of(self.machine)
         if order.device == "cuda" and order.need.objective == "energy":
             raise UserError("--minimize energy: nothing here tells what a GPU takes")
-        path = resolve_model(order.model)
-        self.checkpoint = open_checkpoint(path, order.max_context)
         spec = self.checkpoint.spec
         self.texts = quality_texts(order.model, order.texts, order.tasks)
         memory = device.memory_bytes or total_memory()
