@@ -15,13 +15,12 @@ import torch
 
 from trimtab.executors.gpu.timing import Work, device_seconds
 
-Device = torch.device | str
 Product = Literal["f32", "bf16", "fp8", "int8"]
 PRODUCTS: tuple[Product, ...] = ("f32", "bf16", "fp8", "int8")
 SAMPLES = 5
 
 
-def copy_samples(device: Device, num_bytes: int, least: float) -> list[float]:
+def copy_samples(device: torch.device | str, num_bytes: int, least: float) -> list[float]:
     """`least`: seconds that a sample takes at least, so that clocks are those under load."""
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -29,20 +28,22 @@ def copy_samples(device: Device, num_bytes: int, least: float) -> list[float]:
     return [2 * num_bytes / value for value in seconds]
 
 
-def read_samples(device: Device, num_bytes: int, least: float) -> list[float]:
+def read_samples(device: torch.device | str, num_bytes: int, least: float) -> list[float]:
     source = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
     seconds = device_seconds([lambda: source.sum()], device, SAMPLES, least)
     return [num_bytes / value for value in seconds]
 
 
-def product_samples(device: Device, size: int, kind: Product, least: float) -> list[float]:
+def product_samples(
+    device: torch.device | str, size: int, kind: Product, least: float
+) -> list[float]:
     """Of two matrices of `size` rows and columns. RuntimeError where the device or this torch has
     no product of that kind."""
     seconds = device_seconds([product(device, size, kind)], device, SAMPLES, least)
     return [size**3 / value for value in seconds]
 
 
-def product(device: Device, size: int, kind: Product) -> Work:
+def product(device: torch.device | str, size: int, kind: Product) -> Work:
     held = torch.float32 if kind == "f32" else torch.bfloat16
     a = torch.randn(size, size, device=device, dtype=held)
     b = torch.randn(size, size, device=device, dtype=held)

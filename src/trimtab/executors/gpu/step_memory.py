@@ -40,11 +40,11 @@ class CudaMemory:
         torch.cuda.synchronize(self._device)
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self._device)
-        return total - free
+        return int(total - free)
 
     def allocated(self) -> int:
         torch.cuda.synchronize(self._device)
-        return torch.cuda.memory_allocated(self._device)
+        return int(torch.cuda.memory_allocated(self._device))
 
     def peak_of(self, work: Callable[[], None]) -> int:
         torch.cuda.synchronize(self._device)
@@ -52,7 +52,7 @@ class CudaMemory:
         torch.cuda.reset_peak_memory_stats(self._device)
         work()
         torch.cuda.synchronize(self._device)
-        return torch.cuda.max_memory_allocated(self._device)
+        return int(torch.cuda.max_memory_allocated(self._device))
 
 
 def open_memory(device: torch.device) -> DeviceMemory | None:
