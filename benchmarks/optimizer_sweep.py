@@ -5,14 +5,14 @@
     python benchmarks/optimizer_sweep.py compare builtin --out DIR --json OUT
 
 `sweep` loads each of some 220 configurations on the real server with the same requests, at two
-rates, and takes the rate at which a line through the margins crosses 0. All rates have the
-same requests and the same pattern of arrivals, only faster, in texts of their own: searches that
+rates: the same lengths and pattern of arrivals, only faster, in texts of their own. Searches that
 each went their own way would differ by the requests that they met, and those differ more than
-configurations do. DIR/sweep.jsonl keeps all. `choose` lets the optimizer loose on the same space,
-with nothing but its own search. `compare` measures the choice and the best of the sweep once more,
-in turn, with other seeds and longer loads, because the best of so many noisy figures is partly
-luck; and plays random search, a grid and TPE (optuna) on the sweep's figures, many times, with as
-many configurations measured as the optimizer took.
+configurations do. The margins of a configuration (log of limit over observed) become a rate by
+the slope that all of them have on average. DIR/sweep.jsonl keeps all. `choose` lets the optimizer
+loose on the same space, with nothing but its own search. `compare` measures the choice and the
+best of the sweep once more, in turn, with other seeds and longer loads, because the best of so
+many noisy figures is partly luck; and plays random search, a grid and TPE (optuna) on the sweep's
+figures, many times, with as many configurations measured as the optimizer took.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ KNOBS = [
     Knob("max_num_requests", (4, 16, 64)),
 ]
 RATES = (6.0, 11.0)  # requests a second
+AGAIN_RATES = (11.0, 17.0, 26.0)
 SWEEP_SEED, AGAIN_SEEDS = 3_000_000, 4_000_000
 VOID_TRIES = 3  # of a load whose client was the limit
 FAR = 1.5  # margins beyond it say that a rate is far from the limit, and no more
@@ -112,31 +113,33 @@ def sweep(args: argparse.Namespace) -> None:
     for candidate in waiting[: args.at_most]:
         began = time.monotonic()
         try:
-            points, failed = loads(run, candidate, NUM_REQUESTS, SWEEP_SEED), None
+            points = loads(run, candidate, RATES, NUM_REQUESTS, SWEEP_SEED)
+            failed = None
         except TrialFailedError as error:
             points, failed = [], str(error)
         line = {
             "label": candidate.label,
             "variant": candidate.variant.as_json(),
             "scheduler": asdict(candidate.scheduler),
-            "rate": crossing(points),
             "failed": failed,
             "probes": [[point.rate, point.margin] for point in points],
             "seconds": round(time.monotonic() - began, 1),
         }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        progress(f"{candidate.label}: {line['rate']:.4g}")
+        progress(f"{candidate.label}: {line['probes']}")
     progress(f"{len(waiting[args.at_most :])} of {len(space(run))} left")
 
 
-def loads(run: Optimization, candidate: Candidate, count: int, seed: int) -> list[LoadPoint]:
+def loads(
+    run: Optimization, candidate: Candidate, rates: Sequence[float], count: int, seed: int
+) -> list[LoadPoint]:
     trials = run.found.trials
     with (
         tempfile.TemporaryDirectory() as directory,
         trials.server(candidate, Path(directory)) as server,
     ):
-        return [load(run, server, rate, count, seed) for rate in RATES]
+        return [load(run, server, rate, count, seed) for rate in rates]
 
 
 def load(run: Optimization, server: LazyServer, rate: float, count: int, seed: int) -> LoadPoint:
@@ -163,15 +166,28 @@ def load(run: Optimization, server: LazyServer, rate: float, count: int, seed: i
     return load_point(rate, seed, seconds, done.records, slo)
 
 
+def rates_of(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """By label, requests a second: where its margin would be 0, if all had the slope of the
+    average; 0 of a server that failed."""
+    margins = {
+        one["label"]: np.clip([margin for _, margin in one["probes"]], -FAR, FAR)
+        for one in lines
+        if one["probes"]
+    }
+    reach = math.log(RATES[-1] / RATES[0])
+    slope = statistics.fmean((m[0] - m[-1]) / reach for m in margins.values())
+    middle = math.fsum(map(math.log, RATES)) / len(RATES)
+    found = {label: math.exp(middle + m.mean() / slope) for label, m in margins.items()}
+    return {one["label"]: found.get(one["label"], 0.0) for one in lines}
+
+
 def crossing(points: Sequence[LoadPoint]) -> float:
     """The rate at which the least-squares line of margin on log rate is 0, within a factor of two
-    of what was loaded; 0 of a server that failed."""
-    if not points:
-        return 0.0
-    x = np.log([point.rate for point in points])
+    of what was loaded."""
+    rates = [point.rate for point in points]
     y = np.clip([point.margin for point in points], -FAR, FAR)
-    slope, height = np.polyfit(x, y, 1)
-    low, high = RATES[0] / 2, RATES[-1] * 2
+    slope, height = np.polyfit(np.log(rates), y, 1)
+    low, high = min(rates) / 2, max(rates) * 2
     if slope >= 0:
         return high if y.mean() > 0 else low
     return float(min(high, max(low, math.exp(min(50.0, -height / slope)))))
@@ -213,7 +229,8 @@ def work_of(found: Found) -> tuple[int, int]:
 def compare(args: argparse.Namespace) -> None:
     lines = _lines(args.out / "sweep.jsonl")
     choice = json.loads((args.out / "choice.json").read_text())
-    rates = {one["label"]: one["rate"] for one in lines}
+    rates = rates_of(lines)
+    lines = [one | {"rate": rates[one["label"]]} for one in lines]
     ranked = sorted(rates, key=lambda label: -rates[label])
     run = optimization(args, "compare")
     by_label = {one.label: one for one in space(run)}
@@ -222,7 +239,7 @@ def compare(args: argparse.Namespace) -> None:
     for number in range(ROUNDS):
         for label in contestants[:: 1 if number % 2 == 0 else -1]:
             seed = AGAIN_SEEDS + number
-            found = crossing(loads(run, by_label[label], MANY_REQUESTS, seed))
+            found = crossing(loads(run, by_label[label], AGAIN_RATES, MANY_REQUESTS, seed))
             again[label].append(found)
             progress(f"round {number + 1}, {label}: {found:.4g}")
     medians = {label: statistics.median(values) for label, values in again.items()}
@@ -234,9 +251,10 @@ def compare(args: argparse.Namespace) -> None:
         "slo": SLO,
         "workload": "chat",
         "configurations": len(rates),
-        "rates": RATES,
+        "rates": {"sweep": RATES, "again": AGAIN_RATES},
         "requests": {"sweep": NUM_REQUESTS, "again": MANY_REQUESTS},
         "sweep": [{"label": one, "rate": rates[one]} for one in ranked],
+        "probes": {one["label"]: one["probes"] for one in lines},
         "choice": choice,
         "choice_in_sweep": rates.get(choice["label"], 0.0) / rates[ranked[0]],
         "measured_again": again,
@@ -251,7 +269,7 @@ def compare(args: argparse.Namespace) -> None:
             for budget in budgets
         },
     }
-    print(json.dumps({k: v for k, v in result.items() if k != "sweep"}, indent=1))
+    print(json.dumps({k: v for k, v in result.items() if k not in ("sweep", "probes")}, indent=1))
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
 
