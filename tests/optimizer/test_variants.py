@@ -13,7 +13,7 @@ from trimtab.compression.quantize import quantize_checkpoint
 from trimtab.compression.settings import QuantizeSettings
 from trimtab.config import DEVICE_KV, DEVICE_WEIGHTS, DEVICES, Device, ExecutorConfig
 from trimtab.errors import ConfigError
-from trimtab.optimizer.variants import Variant, variants_for
+from trimtab.optimizer.variants import Variant, by_promise, variants_for
 
 
 def test_a_checkpoint_of_floats_can_become_many_things() -> None:
@@ -99,3 +99,20 @@ def test_how_a_variant_is_held() -> None:
 def test_what_cannot_be_is_refused(settings: dict[str, object], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         Variant.from_json(settings)
+
+
+def test_no_whole_format_is_left_to_the_end() -> None:
+    sizes = {
+        Variant("bf16"): 200,
+        Variant("int8"): 100,
+        Variant("int8", 32): 112,
+        Variant("int4", 32): 62,
+        Variant("int4", 128): 53,
+        Variant("int8", kv_cache="int8"): 100,
+        Variant("int4", 128, kv_cache="int8"): 53,
+    }
+    order = [one.label for one in by_promise(sizes, Variant("bf16"))]
+    assert order == [
+        *("bf16", "int4-g128", "int8", "int4-g32", "int8-g32"),
+        *("int4-g128, KV int8", "int8, KV int8"),
+    ]

@@ -40,7 +40,7 @@ from trimtab.optimizer.search import search_runs
 from trimtab.optimizer.space import Candidate, Defaults, run_knobs
 from trimtab.optimizer.stages import SHARES, Budget, Progress
 from trimtab.optimizer.trials import Trials
-from trimtab.optimizer.variants import baseline_of, has_torch, variants_for
+from trimtab.optimizer.variants import baseline_of, by_promise, has_torch, variants_for
 from trimtab.tokenization import load_tokenizer
 from trimtab.workloads.texts import PieceTexts
 
@@ -240,15 +240,15 @@ class Optimization:
             stage.left = len(self._alive())
 
     def calibrate(self) -> None:
-        """Steps of every variant that is left, the fastest at the machine's limit first."""
+        """Steps of every variant that is left, as far as time allows."""
         found = self.found
         share = self.budget.of_stage("calibrate")
         longest = min(found.max_context, 4096)
         with self.budget.stage("calibrate") as stage:
             start = time.monotonic()
-            alive = sorted(self._alive(), key=self._bytes_per_step)
-            default = found.entries.of(self.default)
-            alive = [default] * (default in alive) + [one for one in alive if one is not default]
+            entries = {entry.candidate.variant: entry for entry in self._alive()}
+            sizes = {one: self._bytes_per_step(entry) for one, entry in entries.items()}
+            alive = [entries[one] for one in by_promise(sizes, self.default.variant)]
             each = max(share / max(len(alive), 1), 1.0)
             for number, entry in enumerate(alive):
                 if number > 1 and time.monotonic() - start > share:

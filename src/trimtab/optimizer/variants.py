@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
@@ -228,3 +229,19 @@ def _built(checkpoint: Checkpoint, calibration: str) -> list[Variant]:
             continue  # its columns cannot be grouped so
         found.append(one)
     return found
+
+
+def by_promise(sizes: Mapping[Variant, int], default: Variant) -> list[Variant]:
+    """The default first, then the lightest of each weight format, the second lightest of each and
+    so on, and what differs by its KV cache behind all of them: time that runs out takes no whole
+    format away. What is lightest is not always fastest: prompts are bound by arithmetic.
+
+    `sizes`: bytes that a step reads."""
+    places: Counter[tuple[str, str]] = Counter()
+    keys = {}
+    for variant in sorted(sizes, key=lambda one: sizes[one]):
+        kind = variant.weights, variant.kv_cache
+        has_other_cache = variant.kv_cache != default.kv_cache
+        keys[variant] = variant != default, has_other_cache, places[kind], sizes[variant]
+        places[kind] += 1
+    return sorted(sizes, key=lambda one: keys[one])
