@@ -253,7 +253,7 @@ def compare(args: argparse.Namespace) -> None:
         "configurations": len(rates),
         "rates": {"sweep": RATES, "again": AGAIN_RATES},
         "requests": {"sweep": NUM_REQUESTS, "again": MANY_REQUESTS},
-        "sweep": [{"label": one, "rate": rates[one]} for one in ranked],
+        "sweep": [[one, round(rates[one], 2)] for one in ranked],
         "probes": {one["label"]: one["probes"] for one in lines},
         "choice": choice,
         "choice_in_sweep": rates.get(choice["label"], 0.0) / rates[ranked[0]],
