@@ -22,16 +22,23 @@ if TYPE_CHECKING:
 
 PROMPT_CHARACTERS = 1200  # of each piece of held-out code
 NUM_PIECES = 16
+GOLDEN = (5**0.5 - 1) / 2  # multiples of it spread evenly over [0, 1)
 
 
 @dataclass(frozen=True)
 class SpeculationPlan:
     streams: tuple[int, ...] = (1, 16)
     rounds: int = 3
-    output_tokens: int = 128
+    output_tokens: int = 128  # of an answer, on average: see `length`
     temperature: float = 0.0
     workload: Path | None = None  # JSON lines; None: held-out code
     each: bool = True  # proposer alone, besides all together
+
+    def length(self, index: int) -> int:
+        """Of the answer to that prompt: between half and one and a half times the average. Answers
+        of one length end together where nobody guesses, and their successors' prompts share a step,
+        which real ones do not."""
+        return max(1, round(self.output_tokens * (0.5 + (index + 0.5) * GOLDEN % 1.0)))
 
 
 @dataclass
@@ -93,8 +100,8 @@ class SpeculationReport:
         workload = self.plan.workload or "held-out code"
         lines = [
             f"{self.model}, {self.executor}",
-            f"{self.num_prompts} prompts of {workload}, {self.plan.output_tokens} tokens each, "
-            f"temperature {self.plan.temperature:g}, {self.plan.rounds} rounds, interleaved; "
+            f"{self.num_prompts} prompts of {workload}, about {self.plan.output_tokens} tokens "
+            f"each, temperature {self.plan.temperature:g}, {self.plan.rounds} rounds, interleaved; "
             f"answers {'equal' if self.same_answers else 'DIFFER: please report this'}",
             "",
             f"{'streams':>7}  {'':<18}{'tokens/s':>9} {'[low, high]':>18} {'gain':>6} "
@@ -196,9 +203,6 @@ def _run(
     speculator = engine.speculator
     assert speculator is not None
     speculator.use(way.proposers)
-    params = SamplingParams(
-        max_tokens=plan.output_tokens, temperature=plan.temperature, seed=0, ignore_eos=True
-    )
     before, stats_before = engine.stats().num_steps, speculator.stats()
     answers: list[list[int]] = [[] for _ in prompts]
     decode_seconds = 0.0
@@ -207,6 +211,12 @@ def _run(
     while waiting or engine.num_live_requests:
         while waiting and engine.num_live_requests < streams:
             index, prompt = waiting.pop()
+            params = SamplingParams(
+                max_tokens=plan.length(index),
+                temperature=plan.temperature,
+                seed=0,
+                ignore_eos=True,
+            )
             engine.add_request(EngineRequest(str(index), prompt, params))
         for output in engine.step():
             answers[int(output.request_id)] += output.token_ids

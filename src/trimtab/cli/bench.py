@@ -91,7 +91,9 @@ def command(
     ),
     draft_model: str | None = typer.Option(None, help="with --speculative: a smaller MODEL"),
     draft_heads: str | None = typer.Option(None, help="with --speculative: trained draft heads"),
-    output_tokens: int = typer.Option(128, min=2, help="with --speculative: of each prompt"),
+    output_tokens: int = typer.Option(
+        128, min=2, help="with --speculative: of an answer, on average"
+    ),
     temperature: float = typer.Option(0.0, min=0.0, help="with --speculative"),
     rate: float | None = typer.Option(None, help="requests a second, whatever the server does"),
     concurrency: int | None = typer.Option(
