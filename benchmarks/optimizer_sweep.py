@@ -37,13 +37,16 @@ from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
 from trimtab.bench.machine import cpu_name
 from trimtab.checkpoints import resolve_model
+from trimtab.optimizer.found import Found
+from trimtab.optimizer.heats import FAR, rates_held
 from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.need import make_need
 from trimtab.optimizer.order import Order
 from trimtab.optimizer.points import LoadPoint, load_point
-from trimtab.optimizer.run import Found, Optimization
+from trimtab.optimizer.run import Optimization
 from trimtab.optimizer.served import TrialFailedError
 from trimtab.optimizer.space import Candidate, Knob, all_runs
+from trimtab.optimizer.variants import variants_for
 from trimtab.tokenization import load_tokenizer
 from trimtab.workloads.requests import Piece
 from trimtab.workloads.texts import PieceTexts
@@ -59,7 +62,6 @@ RATES = (6.0, 11.0)  # requests a second
 AGAIN_RATES = (11.0, 17.0, 26.0)
 SWEEP_SEED, AGAIN_SEEDS = 3_000_000, 4_000_000
 VOID_TRIES = 3  # of a load whose client was the limit
-FAR = 1.5  # margins beyond it say that a rate is far from the limit, and no more
 NUM_REQUESTS, MANY_REQUESTS = 24, 72  # of a load
 BEST = 3  # of the sweep, measured again
 ROUNDS = 3
@@ -90,6 +92,9 @@ def optimization(args: argparse.Namespace, name: str) -> Optimization:
     )
     made = Optimization(order, progress)
     made.knobs = KNOBS
+    made.variants = variants_for(
+        made.checkpoint, methods=False
+    )  # what is packed at load; whatever the budget
     return made
 
 
@@ -167,17 +172,8 @@ def load(run: Optimization, server: LazyServer, rate: float, count: int, seed: i
 
 
 def rates_of(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """By label, requests a second: where its margin would be 0, if all had the slope of the
-    average; 0 of a server that failed."""
-    margins = {
-        one["label"]: np.clip([margin for _, margin in one["probes"]], -FAR, FAR)
-        for one in lines
-        if one["probes"]
-    }
-    reach = math.log(RATES[-1] / RATES[0])
-    slope = statistics.fmean((m[0] - m[-1]) / reach for m in margins.values())
-    middle = math.fsum(map(math.log, RATES)) / len(RATES)
-    found = {label: math.exp(middle + m.mean() / slope) for label, m in margins.items()}
+    """By label, requests a second; 0 of a server that failed."""
+    found = rates_held({one["label"]: one["probes"] for one in lines if one["probes"]})
     return {one["label"]: found.get(one["label"], 0.0) for one in lines}
 
 

@@ -40,6 +40,16 @@ void bind_probe(nb::module_& m) {
       nb::arg("isa"), nb::arg("threads"), nb::arg("bytes"), nb::arg("repeats"),
       "Bytes a second read by all threads together, one value a repeat.");
   m.def(
+      "probe_handoff",
+      [](int threads, int repeats) {
+        check_counts(threads, repeats);
+        if (threads < 2) throw std::invalid_argument("a hand-off takes two threads");
+        nb::gil_scoped_release release;
+        return trimtab::probe_handoff(threads, repeats);
+      },
+      nb::arg("threads"), nb::arg("repeats"),
+      "Seconds that a cache line takes from thread to thread, one value a repeat.");
+  m.def(
       "probe_arithmetic",
       [](const std::string& isa, int threads, const std::string& weights, int repeats) {
         check_counts(threads, repeats);

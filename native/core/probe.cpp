@@ -76,6 +76,29 @@ std::vector<double> probe_bandwidth(Isa isa, int threads, int64_t bytes, int rep
   return samples;
 }
 
+std::vector<double> probe_handoff(int threads, int repeats) {
+  constexpr int64_t kRounds = 500;
+  constexpr int kSpins = 5000;  // then yield: there may be fewer cores than threads
+  struct alignas(64) Turn {
+    std::atomic<int64_t> value{0};
+  } turn;
+  const int64_t hops = kRounds * threads;
+  std::vector<double> samples;
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    turn.value.store(0);
+    double seconds = timed(threads, [&](int i) {
+      for (int64_t own = i; own < hops; own += threads) {
+        for (int spins = 0; turn.value.load(std::memory_order_acquire) != own; ++spins) {
+          if (spins > kSpins) std::this_thread::yield();
+        }
+        turn.value.store(own + 1, std::memory_order_release);
+      }
+    });
+    samples.push_back(seconds / static_cast<double>(hops));
+  }
+  return samples;
+}
+
 std::vector<double> probe_arithmetic(Isa isa, int threads, ProbeArithmetic kind, int repeats) {
   const ProbeKernels& kernels = kernel_table(isa).probe;
   // Floats of moderate size; as bytes, values of either sign.

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from trimtab.errors import UserError
-from trimtab.workloads.make import make_workload
+from trimtab.workloads.make import MARKS, make_workload
 
 AZURE_HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
@@ -285,11 +285,11 @@ def test_a_mooncake_trace_has_real_shared_prefixes(tmp_path):
 def test_a_scaled_mooncake_trace_still_shares(tmp_path):
     lines = [(1000 * i, 5120, 512, [*range(9), 100 + i]) for i in range(20)]
     workload = make_workload(mooncake(tmp_path, lines), max_context=1024)
-    assert workload.description["scale"] == pytest.approx(1024 / 5632, rel=0.01)
+    assert workload.description["scale"] == pytest.approx((1024 - MARKS) / 5632, rel=0.01)
     assert len({one.pieces[:9] for one in workload.requests}) == 1
     for one in workload.requests:
-        assert one.num_prompt_tokens + one.num_output_tokens <= 1024
-        assert one.num_prompt_tokens == pytest.approx(5120 * 1024 / 5632, rel=0.02)
+        assert one.num_prompt_tokens + one.num_output_tokens <= 1024 - MARKS
+        assert one.num_prompt_tokens == pytest.approx(5120 * 1008 / 5632, rel=0.02)
 
 
 @pytest.mark.parametrize(

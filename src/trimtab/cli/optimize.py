@@ -71,10 +71,10 @@ def command(
     """
     from trimtab.optimizer.need import make_need, parse_duration
     from trimtab.optimizer.need_file import read_need
+    from trimtab.optimizer.optimize import dry_run as dry_run_of
+    from trimtab.optimizer.optimize import optimize
     from trimtab.optimizer.order import Order, plan_of_before
     from trimtab.optimizer.report import summary_lines
-    from trimtab.optimizer.run import dry_run as dry_run_of
-    from trimtab.optimizer.run import optimize
 
     given: dict[str, Any] = {
         "slo": slo,

@@ -30,7 +30,8 @@ from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.trials import simulated_seeds
 
 if TYPE_CHECKING:
-    from trimtab.optimizer.run import Found, Optimization
+    from trimtab.optimizer.found import Found
+    from trimtab.optimizer.run import Optimization
 
 MOST_RELIABLE = 3  # candidates whose scatter is simulated, the default besides
 LEAST_LUCK_SECONDS, LUCK_SHARE = 4.0, 0.15  # of the budget, that all of those simulations take
@@ -86,7 +87,9 @@ class Finals:
         able = sorted((e for e in self.found.entries.all if e.rate > 0), key=lambda e: -e.rate)
         known = [e for e in able if self.found.predictor.calibration(e.candidate) is not None]
         default = self.found.default
-        looked_at = [e for e in known if e is default or e in known[:MOST_RELIABLE]]
+        compared = self.search.compared
+        alone = [e for e in known if e.id not in compared]
+        looked_at = [e for e in alone if e is default or e in alone[:MOST_RELIABLE]]
         shares: dict[str, float] = {}
         ends = time.monotonic() + max(LEAST_LUCK_SECONDS, LUCK_SHARE * self.order.budget_seconds)
         for place, entry in enumerate(looked_at):
@@ -99,7 +102,7 @@ class Finals:
         rest = min(shares.values(), default=GUESSED)
         for entry in able:
             assert entry.measured is not None
-            entry.measured.rate *= shares.get(entry.id, rest)
+            entry.measured.rate *= shares.get(compared.get(entry.id, entry.id), rest)
 
     def _reliable(self, entry: Entry, ends: float) -> float | None:
         predictor, candidate = self.found.predictor, entry.candidate
@@ -132,7 +135,8 @@ class Finals:
             self.found.taught |= {(entry.id, p.rate, p.seed) for p in entry.measured.points}
         ends = time.monotonic() + max(3.0, 0.05 * self.order.budget_seconds)
         self.run.progress("fitting predictions to the loads")
-        self.found.predictor.teach(learn(points, lambda: time.monotonic() > ends))
+        lesson = learn(points, lambda: time.monotonic() > ends)
+        self.found.predictor.teach(lesson, self.trials.apart)
 
     def _replay(self, candidate: Candidate, point: LoadPoint, lesson: Lesson) -> LoadPoint:
         found = self.found.predictor.replay(candidate, point, lesson)
@@ -154,7 +158,11 @@ class Finals:
             if entry.rate <= 0 or entry.measured is None:
                 continue
             known = [p for p in entry.measured.points if p.rate == rate]
-            if known or (self.search.is_late() and entry is not self.search.best()):
+            if (
+                entry.id in self.search.compared
+                or known
+                or (self.search.is_late() and entry is not self.search.best())
+            ):
                 continue
             load = self.trials.loader(entry.candidate, self.search.seconds_of)
             with self.trials.server(entry.candidate, self.search.directory) as server:

@@ -2,7 +2,7 @@
 
 Steps are measured while nothing else runs. Under load the front process, the client and whoever
 else shares the cores take their part, and guesses are right more or less often than on a few
-prompts. Four numbers say how much, fitted to loads of the search, each replayed request by request:
+prompts. Five numbers say how much, fitted to loads of the search, each replayed request by request:
 residuals are logs of predicted over measured TTFT (median), ITL and E2E (means), and the numbers
 are found by Levenberg's method, held near "no difference" by as much as one load of medium trust.
 """
@@ -20,10 +20,11 @@ from trimtab.optimizer.points import LoadPoint
 from trimtab.simulator.simulate import SimulatedServer
 
 ROUNDS = 5
-MOST_LOADS = 6
+MOST_LOADS = 8
 FACTOR_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
 GUESSING_TRUST = 2.0
-REACHES = (0.05, 0.05, 0.5, -0.3)  # of finite differences
+APART_TRUST = 1.0
+REACHES = (0.05, 0.05, 0.5, -0.3, 0.1)  # of finite differences
 METRICS = (("ttft", "p50"), ("itl", "mean"), ("e2e", "mean"))
 Floats = npt.NDArray[np.float64]
 Replay = Callable[[LoadPoint, "Lesson"], LoadPoint]  # measured -> simulated
@@ -35,8 +36,10 @@ class Lesson:
     token: float = 0.0  # seconds by which each token that goes out delays the steps
     request: float = 0.0  # seconds until the engine has a request
     guessing: float = 1.0  # factor on the share of steps in which there is something to guess
+    apart: float = 1.0  # factor on the seconds of a step while the cores lie apart
 
-    def applied(self, server: SimulatedServer) -> SimulatedServer:
+    def applied(self, server: SimulatedServer, apart: float = 0.0) -> SimulatedServer:
+        """`apart`: the share of the time of it, beyond that of the calibration."""
         overheads = replace(
             server.overheads,
             token=server.overheads.token + self.token,
@@ -46,7 +49,8 @@ class Lesson:
         if speculation is not None:
             share = min(1.0, speculation.share * self.guessing)
             speculation = replace(speculation, share=share)
-        times = server.step_times if self.factor == 1 else server.step_times.scaled(self.factor)
+        factor = self.factor * self.apart**apart
+        times = server.step_times if factor == 1 else server.step_times.scaled(factor)
         return replace(server, step_times=times, overheads=overheads, speculation=speculation)
 
 
@@ -62,11 +66,12 @@ def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) 
     if not able or stop():
         return Lesson()
     scale = math.fsum(point.latencies["itl"]["mean"] or 0.0 for point, _ in able) / len(able)
-    place, here = np.zeros(4), _residuals(able, Lesson(), np.zeros(4))
+    count = len(REACHES)
+    place, here = np.zeros(count), _residuals(able, Lesson(), np.zeros(count))
     damping = 0.1
     for _ in range(ROUNDS):
-        slopes = np.stack([_slope(able, place, here, scale, axis) for axis in range(4)], axis=1)
-        matrix = slopes.T @ slopes + damping * np.eye(4)
+        slopes = np.stack([_slope(able, place, here, scale, axis) for axis in range(count)], axis=1)
+        matrix = slopes.T @ slopes + damping * np.eye(count)
         step = -np.linalg.solve(matrix, slopes.T @ here)
         there = place + step
         there[1:3] = np.maximum(there[1:3], 0.0)
@@ -84,14 +89,15 @@ def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) 
 
 
 def _lesson(place: Floats, scale: float) -> Lesson:
-    """`place`: log factor, the seconds of a token and of a request as shares of an ITL, log of the
-    factor on guessing."""
-    log_factor, token, request, log_guessing = place.tolist()
+    """`place`: log factor, the seconds of a token and of a request as shares of an ITL, logs of the
+    factors on guessing and of cores that lie apart."""
+    log_factor, token, request, log_guessing, log_apart = place.tolist()
     return Lesson(
         math.exp(min(2.0, max(-1.0, log_factor))),
         token * scale,
         request * scale,
         math.exp(min(1.0, max(-4.0, log_guessing))),
+        math.exp(min(1.0, max(-1.0, log_apart))),
     )
 
 
@@ -110,7 +116,8 @@ def _slope(
 
 
 def _residuals(points: Sequence[tuple[LoadPoint, Replay]], lesson: Lesson, place: Floats) -> Floats:
-    found = [place[0] / FACTOR_TRUST, place[1], place[2] / 10, place[3] / GUESSING_TRUST]
+    trusts = (FACTOR_TRUST, 1.0, 10.0, GUESSING_TRUST, APART_TRUST)
+    found = [value / trust for value, trust in zip(place.tolist(), trusts, strict=True)]
     for point, replay in points:
         predicted = replay(point, lesson)
         for metric, key in METRICS:

@@ -37,6 +37,7 @@ class LoadPoint:
     traffic: Traffic
     valid: bool = True
     why: str = ""  # it is not
+    apart: float = 0.0  # share of the time: the cores (trimtab.executors.placement)
 
     def as_json(self) -> dict[str, Any]:
         return {**self.__dict__, "traffic": dict(self.traffic.__dict__)}

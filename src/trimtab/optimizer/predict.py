@@ -26,7 +26,7 @@ FIRST_RATE = 1.0
 LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e5
 RESOLUTION = 0.03  # of a predicted rate
 MAX_PROBES = 24
-GUESSED_TOKENS = 64  # of each prompt on which guessing is tried
+MOST_GUESSED_TOKENS = 512  # of an answer on which guessing is tried
 CHUNK = 256  # tokens of a prefill, for what one of them costs
 
 
@@ -55,7 +55,11 @@ def token_seconds(
 
 def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
     """In a process of its own: load the model as a server would, and measure its steps."""
-    plan = CalibrationPlan(longest=arguments["longest"], seconds=arguments["seconds"])
+    plan = CalibrationPlan(
+        longest=arguments["longest"],
+        seconds=arguments["seconds"],
+        shortest_handoff=arguments["shortest_handoff"],
+    )
     scheduler = SchedulerConfig(speculative="off", max_batch_tokens=arguments["max_batch_tokens"])
     config = ExecutorConfig(**arguments["executor"])
     model = arguments["model"]
@@ -67,17 +71,21 @@ def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]
 
 
 def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> Any:
-    """How good the guesses of `speculative auto` are on the prompts, one by one; None if nobody
-    guesses."""
+    """How good the guesses of `speculative auto` are on the prompts, one by one, in answers as long
+    as the workload's: models repeat themselves in long ones. None if nobody guesses."""
     from trimtab.engine.llm import LLM
     from trimtab.engine.sampling_params import SamplingParams
 
     scheduler = SchedulerConfig(**arguments["guessing"])
     ends = time.monotonic() + arguments["seconds"] / 2
     with LLM(model, **asdict(config), **asdict(scheduler)) as llm:
-        params = SamplingParams(max_tokens=GUESSED_TOKENS, temperature=0, ignore_eos=True)
-        for prompt in arguments["prompts"]:
-            llm.generate(prompt, params)
+        for prompt, num_tokens in arguments["prompts"]:
+            ids = llm.tokenizer.encode(prompt)
+            count = min(num_tokens, MOST_GUESSED_TOKENS, llm.engine.info.max_context - len(ids))
+            if count < 1:
+                continue
+            params = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
+            llm.generate(ids, params)
             if time.monotonic() > ends:
                 break
         stats = llm.engine.stats()
@@ -133,6 +141,7 @@ class Predictor:
         self._points: dict[tuple[Candidate, float], LoadPoint] = {}
         self._limits: dict[Variant, float] = {}
         self._lesson = Lesson()
+        self._apart = 0.0
 
     def under(self, make: MakeWorkload) -> Predictor:
         """The same steps under another load."""
@@ -140,11 +149,14 @@ class Predictor:
         other._known = self._known
         other._limits = self._limits
         other._lesson = self._lesson
+        other._apart = self._apart
         return other
 
-    def teach(self, lesson: Lesson) -> None:
-        """What loads have taught; predictions from now on heed it."""
+    def teach(self, lesson: Lesson, apart: float = 0.0) -> None:
+        """What loads have taught; predictions from now on heed it. `apart`: the share of the time
+        in which the cores will lie apart."""
         self._lesson = lesson
+        self._apart = apart
         self._points.clear()
 
     def learn(self, candidate: Candidate, known: Known) -> None:
@@ -164,11 +176,12 @@ class Predictor:
         known = self._known.get((candidate.variant, candidate.threads))
         return None if known is None else known.calibration
 
-    def _server(self, candidate: Candidate, lesson: Lesson) -> SimulatedServer | None:
+    def _server(self, candidate: Candidate, lesson: Lesson, apart: float) -> SimulatedServer | None:
         known = self._known.get((candidate.variant, candidate.threads))
         if known is None:
             return None
-        return lesson.applied(known.server(candidate.scheduler, candidate.memory_share))
+        server = known.server(candidate.scheduler, candidate.memory_share)
+        return lesson.applied(server, apart - known.calibration.step_times.subject.get("apart", 0))
 
     def point(self, candidate: Candidate, rate: float) -> LoadPoint | None:
         """None where the steps of such a candidate were not measured."""
@@ -187,10 +200,12 @@ class Predictor:
         seed: int,
         seconds: float,
         lesson: Lesson | None = None,
+        apart: float | None = None,
     ) -> LoadPoint | None:
-        """One simulated load. `lesson` instead of what was taught; None where the steps of such a
-        candidate were not measured."""
-        server = self._server(candidate, lesson or self._lesson)
+        """One simulated load. `lesson` instead of what was taught, `apart` instead of what is to be
+        expected; None where the steps of such a candidate were not measured."""
+        apart = self._apart if apart is None else apart
+        server = self._server(candidate, lesson or self._lesson, apart)
         if server is None:
             return None
         records = simulate(server, self._make(rate, seed, seconds)).records
@@ -199,8 +214,11 @@ class Predictor:
     def replay(
         self, candidate: Candidate, point: LoadPoint, lesson: Lesson | None = None
     ) -> LoadPoint | None:
-        """The load of a measured point, simulated: the very same requests."""
-        return self.play(candidate, point.rate, point.seed, point.seconds, lesson)
+        """The load of a measured point, simulated: the very same requests, on cores that lay apart
+        for as long."""
+        return self.play(
+            candidate, point.rate, point.seed, point.seconds, lesson, apart=point.apart
+        )
 
     def exceeds(self, candidate: Candidate, score: float) -> bool:
         point = self.point(candidate, max(score, LOWEST_RATE))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trimtab.optimizer import heats
 from trimtab.optimizer.entries import Entry
-from trimtab.optimizer.measure import MAX_PROBES, measure_rate
+from trimtab.optimizer.measure import MAX_PROBES, Measured, measure_rate
+from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.repeats import LEAST_REPEATS
 from trimtab.optimizer.search import Ranked
 from trimtab.optimizer.search import shortlist as ranked_candidates
 from trimtab.optimizer.space import neighbours
-from trimtab.optimizer.trials import search_seeds
+from trimtab.optimizer.trials import heat_seeds, search_seeds
 
 if TYPE_CHECKING:
-    from trimtab.optimizer.run import Found, Optimization
+    from trimtab.optimizer.found import Found
+    from trimtab.optimizer.run import Optimization
 
 MOST_SECONDS = 60.0  # of a load
 REQUESTS = 60  # that a load should have, if time allows
@@ -27,6 +31,10 @@ RESERVE = 0.35  # of the time, for what comes behind the search
 NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measurement
 HEADROOM = 3.0  # times the rate that was asked for: what is beyond it is of no interest
 START_SECONDS = 1.0  # of a server, a load's share of it
+SERVER_SECONDS = 2.0  # of one that is started for two short loads
+HEATS_SHARE = 0.65  # of the time for the search
+ROUNDS_SHARE = 1.5  # all rounds of heats, over the first
+LEAST_RUNNERS, MOST_RUNNERS = 4, 24
 
 
 class RateSearch:
@@ -42,12 +50,14 @@ class RateSearch:
         self.started = time.monotonic()
         self.budget = run.budget.left
         self.least_seconds = min(3.0, max(0.5, self.order.budget_seconds / 20))  # of a load
+        self.compared: dict[str, str] = {}  # ids of those who only ran heats -> whose search counts
         self.correction = 1.0  # measured over predicted, of what was measured so far
 
     def play(self) -> None:
         found = self.found
         found.default = default = found.entries.of(self.run.default)
-        finalists = self._finalists()
+        count = self._num_runners()
+        finalists = self._finalists(count or self._num_affordable())
         # Those that are predicted to be far behind the first are hardly asked anything.
         near = sum(self._expected(e) >= NEAR_BEST * self._expected(finalists[0]) for e in finalists)
         loads = PROBES * (near + 1) + 2 * LEAST_REPEATS
@@ -56,7 +66,11 @@ class RateSearch:
         )
         affordable = self.budget * (1 - RESERVE) / (near + 1) / (self.load_seconds + START_SECONDS)
         self.max_probes = int(min(MAX_PROBES, max(LEAST_PROBES, affordable)))
-        waiting = finalists
+        if count:
+            self._play_heats(finalists)
+            waiting = []
+        else:
+            waiting = finalists
         while waiting and (not self.is_late() or not self.best()):
             waiting.sort(key=self._expected, reverse=True)
             entry = waiting.pop(0)
@@ -73,21 +87,86 @@ class RateSearch:
         self._turn_measured_knobs()
         self._measure_rung()
 
-    def _finalists(self) -> list[Entry]:
-        """By predicted rate, the default's variant included; as many as the time allows."""
+    def _finalists(self, count: int) -> list[Entry]:
+        """By predicted rate, each variant once before any comes twice; without the default."""
         entries = self.found.entries
-        ranked = [
-            Ranked(one.candidate, one.predicted_rate, one.censored)
-            for one in entries.all
-            if one.predicted_rate and not one.dropped
-        ]
-        affordable = int(self.budget * (1 - RESERVE) / (PROBES * (self.least_seconds + 2)))
-        count = max(1, min(MOST_FINALISTS, affordable - 1))
-        able = [entries.of(one) for one in ranked_candidates(ranked, len(ranked))]
+        able = [entries.of(one) for one in ranked_candidates(self._ranked(), len(entries.all))]
         able = [one for one in able if one.candidate != self.run.default]
         for entry in able[count:]:
             entry.drop("simulated", f"predicted to hold {entry.predicted_rate:.3g}/s: not measured")
         return able[:count]
+
+    def _ranked(self) -> list[Ranked]:
+        return [
+            Ranked(one.candidate, one.predicted_rate, one.censored)
+            for one in self.found.entries.all
+            if one.predicted_rate and not one.dropped
+        ]
+
+    def _num_affordable(self) -> int:
+        """Candidates that a search each is made for."""
+        affordable = int(self.budget * (1 - RESERVE) / (PROBES * (self.least_seconds + 2)))
+        return max(1, min(MOST_FINALISTS, affordable - 1))
+
+    # ---- heats
+
+    def _num_runners(self) -> int:
+        """Candidates that take part in heats; 0: a search for each tells more. Heats say who holds
+        most, and nothing about latency at a rate that somebody asked for."""
+        need = self.order.need
+        best = max((one.score for one in self._ranked() if not one.censored), default=0.0)
+        if need.rate is not None or need.objective == "latency" or not best:
+            return 0
+        each = SERVER_SECONDS + 2 * (heats.REQUESTS / best + START_SECONDS)
+        count = int(self.budget * (1 - RESERVE) * HEATS_SHARE / (ROUNDS_SHARE * each))
+        return 0 if count < LEAST_RUNNERS else min(count, MOST_RUNNERS)
+
+    def _play_heats(self, finalists: list[Entry]) -> None:
+        """The best one is searched; what the others hold follows from how they compare with it."""
+        by_id = {entry.id: entry for entry in finalists}
+        runners = [heats.Runner(one.id, one.predicted_rate or 1.0) for one in finalists]
+        ends = self.started + self.budget * (1 - RESERVE) * HEATS_SHARE
+
+        def load(runner: heats.Runner, offered: heats.Offered) -> list[LoadPoint]:
+            candidate = by_id[runner.name].candidate
+            self.run.progress(f"the same loads for {candidate.label}")
+            run = self.trials.loader(candidate, lambda rate: round(heats.REQUESTS / rate, 3))
+            with self.trials.server(candidate, self.directory) as server:
+                return [run(server, rate, seed) for rate, seed in offered]
+
+        held = heats.play(runners, runners[0].predicted, load, heat_seeds(self.order.seed), ends)
+        leaders = sorted(held, key=lambda name: -held[name])
+        best = None
+        for name in leaders:
+            best = by_id[name]
+            self.correction = held[name] / (best.predicted_rate or held[name])
+            self._measure(best, floor=0.0)
+            if best.rate > 0:
+                break
+        for runner in runners:
+            self._keep(runner, by_id[runner.name], held, best)
+
+    def _keep(
+        self,
+        runner: heats.Runner,
+        entry: Entry,
+        held: Mapping[str, float],
+        best: Entry | None,
+    ) -> None:
+        points = [*runner.aimed, *runner.points]
+        if entry.measured is not None:
+            entry.measured.points += points
+        elif runner.failed is not None:
+            entry.measured = Measured(0.0, points=points, failed=runner.failed)
+            entry.drop("measured", runner.failed)
+        elif runner.name not in held:
+            entry.drop("measured", "not measured: the time for it was spent")
+        elif best is not None:
+            rate = best.rate * held[runner.name] / held[best.id]
+            entry.measured, entry.stage = Measured(rate, rate, points), "measured"
+            self.compared[entry.id] = best.id
+
+    # ---- searches
 
     def _turn_measured_knobs(self) -> None:
         from trimtab.optimizer.run import MEASURED_KNOBS

@@ -24,7 +24,7 @@ from trimtab.optimizer.trials import repeat_seeds
 from trimtab.optimizer.usage import use_of
 
 if TYPE_CHECKING:
-    from trimtab.optimizer.run import Found
+    from trimtab.optimizer.found import Found
 
 LEAST_REPEATS = 3
 LEAST_VALID = 2
@@ -137,7 +137,7 @@ class Repeats:
         if not one.points and one.server.is_started:
             one.server.get().lap()  # what it used is counted from here
         return self.found.trials.load(
-            one.entry.candidate, self.seconds_of, one.server, one.rate, seed
+            one.entry.candidate, self.seconds_of, one.server, one.rate, seed, is_compared=False
         )
 
     def _keep(self, one: Contestant) -> None:

@@ -17,7 +17,7 @@ from trimtab.optimizer.shortfall import infeasible_json
 from trimtab.optimizer.usage import token_seconds
 
 if TYPE_CHECKING:
-    from trimtab.optimizer.run import Found
+    from trimtab.optimizer.found import Found
 
 FORMAT = 1
 
@@ -189,7 +189,8 @@ def _searched(entry: Entry | None) -> float:
 
 
 def accuracy_json(found: Found) -> dict[str, Any] | None:
-    """Predictions against loads that nothing was fitted to: the same requests, simulated."""
+    """Predictions against loads that nothing was fitted to: the same requests, simulated, on cores
+    that lay apart for as long."""
     pairs: list[dict[str, Any]] = []
     for entry in found.entries.all:
         if entry.measured is None or found.predictor.calibration(entry.candidate) is None:

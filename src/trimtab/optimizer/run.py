@@ -11,19 +11,16 @@ decide     the cheapest that meets everything; a plan, a report
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from trimtab.bench.footprint import footprint
-from trimtab.bench.machine import MachineLimits
 from trimtab.checkpoints import open_checkpoint, resolve_model
 from trimtab.config import Device, ExecutorConfig
 from trimtab.errors import UserError
 from trimtab.executors.formats import formats_of_config
+from trimtab.executors.placement import placement_of
 from trimtab.executors.resources import available_cpus
 from trimtab.optimizer.bounds import bounds_of
 from trimtab.optimizer.content import content_hash
@@ -31,14 +28,15 @@ from trimtab.optimizer.decide import Shortfall
 from trimtab.optimizer.devices import default_scheduler, facts_of, probe_limits
 from trimtab.optimizer.entries import Entries, Entry
 from trimtab.optimizer.fingerprint import this_machine, total_memory
+from trimtab.optimizer.found import Found
 from trimtab.optimizer.journal import Journal
 from trimtab.optimizer.memory import predict_memory
-from trimtab.optimizer.order import Order, need_texts
+from trimtab.optimizer.order import Order
 from trimtab.optimizer.predict import Predictor
 from trimtab.optimizer.quality import quality_texts
 from trimtab.optimizer.search import search_runs
 from trimtab.optimizer.space import Candidate, Defaults, run_knobs
-from trimtab.optimizer.stages import SHARES, Budget, Progress
+from trimtab.optimizer.stages import Budget, Progress
 from trimtab.optimizer.trials import Trials
 from trimtab.optimizer.variants import baseline_of, by_promise, has_torch, variants_for
 from trimtab.tokenization import load_tokenizer
@@ -52,33 +50,11 @@ STEP_TOKENS: dict[Device, tuple[int, ...]] = {
     "torch-cpu": (64, 128, 256, 512, 1024),
 }
 STEPS = 40  # that share the time of a calibration, if all were as long as the longest
+PATIENCE = 0.2  # of the budget, with cores that lie apart
 SAMPLE_RATE = 1.0
 """Requests a second at which lengths of the workload are looked at."""
 MEASURED_KNOBS = ("threads",)
 """The simulator does not know what other numbers of threads would do."""
-
-
-@dataclass
-class Found:
-    """What the stages hand on; results.py makes the document of it."""
-
-    order: Order
-    entries: Entries
-    trials: Trials
-    budget: Budget
-    machine: MachineLimits
-    noise: float  # coefficient of variation of the bandwidth: the smallest effect that shows
-    spec: Any
-    predictor: Predictor
-    max_context: int
-    num_cores: int
-    memory_limit: int
-    chosen: Entry | None = None
-    default: Entry | None = None
-    rate: float = 0.0  # that the choice was verified at
-    load_seconds: float = 0.0  # of the loads that verified it
-    taught: set[tuple[str, float, int]] = field(default_factory=set)  # entry, rate, seed
-    sensitivity: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Optimization:
@@ -122,6 +98,9 @@ class Optimization:
             PieceTexts(tokenizer),
             progress,
             device,
+            placement_of(
+                cores if order.device == "cpu" else 1, PATIENCE * order.budget_seconds, progress
+            ),
         )
         trials.workload(SAMPLE_RATE, order.seed, 1.0)  # complains, if it has to, now
         self.found = Found(
@@ -330,77 +309,4 @@ def _why_not(quality: Any) -> str:
         f"{term.text}: {'missed' if term.status == 'fail' else 'not certain'}"
         + ("" if term.value is None else f", {term.value:.4g}")
         for term in bad
-    )
-
-
-def optimize(order: Order, progress: Progress) -> dict[str, Any]:
-    """Run it; write plan.yaml, results.json and report.html; give the results."""
-    from trimtab.optimizer.report import write_report
-    from trimtab.optimizer.results import results_json
-
-    found = Optimization(order, progress).go()
-    results = results_json(found)
-    write_outputs(found, results)
-    write_report(results, order.report_path)
-    return results
-
-
-def write_outputs(found: Found, results: dict[str, Any]) -> None:
-    """plan.yaml of the choice, or of what came closest, and results.json; each atomically."""
-    from trimtab.optimizer.cache import write_atomically
-    from trimtab.optimizer.plan import Measurement
-    from trimtab.optimizer.results import plan_measurements
-    from trimtab.optimizer.shortfall import closest_entry
-
-    entry = found.chosen or closest_entry(found) or found.default
-    if entry is not None:
-        plan = replace(
-            found.trials.plan(entry.candidate),
-            need=need_texts(found.order.need),
-            measured={
-                name: Measurement(**value) for name, value in plan_measurements(found).items()
-            },
-            predicted={} if entry.predicted_rate is None else {"rate": entry.predicted_rate},
-            headline=results["headline"],
-        )
-        plan.write(found.order.plan_path)
-    write_atomically(found.order.results_path, json.dumps(results, indent=1).encode())
-
-
-@dataclass(frozen=True)
-class Intent:
-    """What a run would try."""
-
-    variants: list[dict[str, Any]]  # label, dropped
-    num_runs: int  # of each variant
-    shares: dict[str, float]  # seconds of each stage
-
-    def as_json(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
-    def lines(self) -> list[str]:
-        lines = [f"{len(self.variants)} variants of the model, {self.num_runs} ways to run each:"]
-        for one in self.variants:
-            dropped = one["dropped"]
-            lines.append(
-                f"  {one['label']}" + (f": dropped, {dropped['reason']}" if dropped else "")
-            )
-        stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in self.shares.items())
-        return [*lines, f"about {sum(self.shares.values()):.0f} s: {stages}"]
-
-
-def dry_run(order: Order, progress: Progress) -> Intent:
-    """Probes and bounds, and no more; writes no results."""
-    import tempfile
-
-    with tempfile.TemporaryDirectory(prefix="trimtab-optimize-") as directory:
-        run = Optimization(replace(order, directory=Path(directory), resume=False), progress)
-        run.bound()
-        run.journal.close()
-    entries = run.found.entries.all
-    left = run.budget.left
-    return Intent(
-        [{"label": e.candidate.variant.label, "dropped": e.dropped} for e in entries],
-        math.prod(len(knob.values) for knob in run.knobs),
-        {name: left * share for name, share in SHARES.items()},
     )

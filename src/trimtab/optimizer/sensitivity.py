@@ -10,7 +10,7 @@ from trimtab.optimizer.entries import Entry
 from trimtab.workloads.requests import Workload
 
 if TYPE_CHECKING:
-    from trimtab.optimizer.run import Found
+    from trimtab.optimizer.found import Found
 
 MOST = 4  # candidates
 WORTH = 1.03  # by which another must be better

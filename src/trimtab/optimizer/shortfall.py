@@ -9,7 +9,7 @@ from trimtab.optimizer.decide import Miss, Shortfall, closest
 from trimtab.optimizer.entries import Entry
 
 if TYPE_CHECKING:
-    from trimtab.optimizer.run import Found
+    from trimtab.optimizer.found import Found
 
 
 def infeasible_json(found: Found) -> dict[str, Any] | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.executors.devices import THE_CPU, DeviceFacts
+from trimtab.executors.placement import Placement, placement_of
 from trimtab.optimizer.artifacts import Artifact, find_or_build, scheduler_for
 from trimtab.optimizer.fingerprint import Fingerprint, versions
 from trimtab.optimizer.journal import Journal
@@ -29,15 +30,15 @@ from trimtab.optimizer.stages import Progress
 from trimtab.optimizer.trial import run_trial
 from trimtab.optimizer.variants import Variant
 from trimtab.workloads.make import make_workload
-from trimtab.workloads.requests import Workload
+from trimtab.workloads.requests import Piece, Workload
 from trimtab.workloads.texts import PieceTexts
 
 WARM_UP = 4  # requests
-SAMPLE_PROMPTS = 8  # on which guessing is tried
+SAMPLE_PROMPTS = 24  # on which guessing is tried
 REQUEST_SECONDS = 120.0
 VOID_TRIES = 3  # of a load whose client was the limit
-OTHER_SEED = 10_000_000
-SEARCH_SEEDS = 1000  # of probes; simulations and repeats draw from behind them
+SEARCH_SEEDS = 1000  # of probes; heats, simulations and repeats draw from behind them
+HEAT_SEEDS = 125_000
 SIMULATED_SEEDS = 250_000
 REPEAT_SEEDS = 500_000
 
@@ -56,9 +57,12 @@ class Trials:
         texts: PieceTexts,
         progress: Progress,
         device: DeviceFacts = THE_CPU,
+        placement: Placement | None = None,
     ) -> None:
-        """`base`: what no candidate changes; `max_context` is the effective one."""
+        """`base`: what no candidate changes; `max_context` is the effective one. `placement`: asked
+        about whatever is compared with something else."""
         self.device = device
+        self._placement = placement or placement_of(1, 0.0, progress)
         self.order = order
         self.base = base
         self._journal = journal
@@ -68,12 +72,18 @@ class Trials:
         self._progress = progress
         self.model_hash = model_hash
         self._artifacts: dict[Variant, Artifact] = {}
+        self._num_loads = 0
         self._about: dict[str, Any] = {
             "model": model_hash,
             "machine": machine.as_json(),
             "versions": versions(device),
             "base": asdict(base),
         }
+
+    @property
+    def apart(self) -> float:
+        """In which share of the time of all loads the cores lay apart."""
+        return self._placement.mean_apart
 
     def artifact(self, variant: Variant, seconds: float | None = None) -> Artifact:
         """What is to be loaded. UserError if it cannot be built."""
@@ -132,6 +142,7 @@ class Trials:
                     "seconds": seconds,
                     "longest": longest,
                     "max_batch_tokens": max_batch_tokens,
+                    "shortest_handoff": self._placement.shortest,
                     "prompts": self._sample_prompts(),
                     "guessing": asdict(self._guessing(candidate)),
                 },
@@ -147,14 +158,14 @@ class Trials:
         artifact = self.artifact(candidate.variant)
         return scheduler_for(self.order.model, artifact, SchedulerConfig(max_num_requests=4))
 
-    def _sample_prompts(self) -> list[str]:
-        """A few of the workload's, as texts."""
+    def _sample_prompts(self) -> list[tuple[str, int]]:
+        """A few of the workload's, as texts, and the tokens of their answers."""
         sample = self.workload(1.0, self.order.seed + 1, 4.0 * SAMPLE_PROMPTS)
         prompts = []
         for request in sample.requests:
             if request.follows is None and request.messages is None:
                 text = request.text or self._texts.prompt(request.pieces).text
-                prompts.append(text)
+                prompts.append((text, request.num_output_tokens))
         return prompts[:SAMPLE_PROMPTS]
 
     def workload(self, rate: float, seed: int, seconds: float, **changes: Any) -> Workload:
@@ -199,8 +210,10 @@ class Trials:
         server: LazyServer,
         rate: float,
         seed: int,
+        is_compared: bool = True,
     ) -> LoadPoint:
-        """One load on the candidate's server. `seconds_of`: rate -> length of its arrivals."""
+        """One load on the candidate's server. `seconds_of`: rate -> length of its arrivals.
+        `is_compared`: with others, or with what was predicted; not what users will meet."""
         seconds = seconds_of(rate)
         need = self.order.need
         key = self._about | {
@@ -219,8 +232,12 @@ class Trials:
         known = self._journal.get("load", key)
         if known is not None:
             return LoadPoint.from_json(known)
-        for attempt in range(VOID_TRIES):
-            point = self._load_once(server, rate, seed + attempt * OTHER_SEED, seconds)
+        for _ in range(VOID_TRIES):
+            server.get()
+            once = partial(self._load_once, server, rate, seed, seconds)
+            watch = self._placement.measured if is_compared else self._placement.watched
+            point, apart = watch(once)
+            point = replace(point, apart=apart)
             self._progress(_load_line(candidate, point))
             if point.valid:
                 break
@@ -228,11 +245,18 @@ class Trials:
         return point
 
     def _load_once(self, server: LazyServer, rate: float, seed: int, seconds: float) -> LoadPoint:
+        """The same lengths and arrivals each time, in other words: no cache may have them."""
         need = self.order.need
+        self._num_loads += 1
+        salt = f"{self._num_loads}/"
+
+        def make_text(pieces: Sequence[Piece]) -> str:
+            return self._texts.prompt([replace(one, key=salt + one.key) for one in pieces]).text
+
         run = run_load(
             Target(server.get().url, route="completions"),
             self.workload(rate, seed, seconds),
-            make_text=lambda pieces: self._texts.prompt(pieces).text,
+            make_text=make_text,
             slo=need.slo,
             options=LoadOptions(warm_up=WARM_UP, request_seconds=REQUEST_SECONDS),
         )
@@ -247,6 +271,11 @@ class Trials:
 
 def search_seeds(seed: int) -> Iterator[int]:
     return itertools.count(seed * 1_000_003 + SEARCH_SEEDS)
+
+
+def heat_seeds(seed: int) -> Iterator[int]:
+    """Of loads that are the same for all candidates."""
+    return itertools.count(seed * 1_000_003 + HEAT_SEEDS)
 
 
 def repeat_seeds(seed: int) -> Iterator[int]:

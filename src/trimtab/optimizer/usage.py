@@ -13,7 +13,7 @@ from trimtab.optimizer.predict import token_seconds as seconds_of_tokens
 from trimtab.optimizer.served import Usage
 
 if TYPE_CHECKING:
-    from trimtab.optimizer.run import Found
+    from trimtab.optimizer.found import Found
 
 
 def use_of(found: Found, entry: Entry, usage: Usage, points: Sequence[LoadPoint]) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 What a step costs does not depend on the values in the KV cache, only on how many there are: so one
 block is computed and copied to all the others, and steps are measured at any context without the
 prefill of it. Machines that others use are noisy: rounds are the outer loop, each in another order,
-and what counts is the median.
+and what counts is the median, of those steps for which the cores lay near one another if there are
+such (trimtab.executors.placement).
 """
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from array import array
@@ -24,6 +26,7 @@ from trimtab.engine.request import Request
 from trimtab.engine.sampling_params import SamplingParams
 from trimtab.engine.scheduler import Chunk
 from trimtab.executors.base import Executor
+from trimtab.executors.placement import Placement, placement_of
 from trimtab.simulator.grid import Point, design
 from trimtab.simulator.repeated import compiles, is_asynchronous, repeated_seconds
 from trimtab.simulator.step_shape import Reach
@@ -42,6 +45,7 @@ class CalibrationPlan:
     seconds: float = SECONDS  # about; two rounds at least
     seed: int = 0
     params: SamplingParams = SamplingParams(temperature=0, ignore_eos=True)
+    shortest_handoff: float = math.inf  # seconds between cores, as far as is known from before
 
 
 def calibrate(
@@ -51,10 +55,11 @@ def calibrate(
     subject: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
     clock: Callable[[], float] = perf_counter,
+    placement: Placement | None = None,
 ) -> StepTimes:
     """Overwrites the executor's blocks: no request may live. `scheduler` says which steps there can
     be; `subject` goes with the result. UserError if the KV cache is too small for a grid."""
-    measurement = StepMeasurement(executor, scheduler, plan, clock)
+    measurement = StepMeasurement(executor, scheduler, plan, clock, placement)
     while measurement.goes_on:
         measurement.round()
         progress(measurement.state)
@@ -70,8 +75,10 @@ class StepMeasurement:
         scheduler: SchedulerConfig | None = None,
         plan: CalibrationPlan | None = None,
         clock: Callable[[], float] = perf_counter,
+        placement: Placement | None = None,
     ) -> None:
         self._executor = executor
+        self._placement = placement or placement_of(1, 0.0)
         self._plan = plan = plan or CalibrationPlan()
         self._clock = clock
         capacity = executor.capacity
@@ -80,7 +87,9 @@ class StepMeasurement:
         self._points = design(scheduler or SchedulerConfig(), capacity, longest, plan.seed)
         self._stage = _Stage(executor, plan)
         self._stage.fill(max(point.num_blocks(capacity.block_size) for point in self._points))
-        self._seconds: list[list[float]] = [[] for _ in self._points]  # one value a round
+        # One value a round; those that count, and those of cores that lay apart.
+        self._seconds: list[list[float]] = [[] for _ in self._points]
+        self._apart: list[list[float]] = [[] for _ in self._points]
         self._draw = random.Random(plan.seed)
         self._num_rounds = 0
         self._elapsed = 0.0
@@ -104,11 +113,14 @@ class StepMeasurement:
         self._draw.shuffle(order)
         limit, share = self._plan.seconds, self._plan.seconds / len(self._points)
         for place in order:
-            known = self._seconds[place]
+            known = self._seconds[place] or self._apart[place]
             if len(known) < 2 or (self._elapsed < limit and min(known) < share):
+                self._placement.wait()
                 started = self._clock()
-                known.append(self._stage.run(self._points[place], self._clock))
+                seconds = self._stage.run(self._points[place], self._clock)
                 self._elapsed += self._clock() - started
+                near = self._placement.is_near()
+                (self._seconds if near else self._apart)[place].append(seconds)
         self._num_rounds += 1
 
     def fit(self, subject: Mapping[str, Any] | None = None) -> StepTimes:
@@ -120,14 +132,15 @@ class StepMeasurement:
                 statistics.median(times),
                 point.is_held_out,
             )
-            for point, times in zip(self._points, self._seconds, strict=True)
-            if times
+            for point, near, apart in zip(self._points, self._seconds, self._apart, strict=True)
+            if (times := near or apart)
         ]
         about = {
             "executor": str(getattr(self._executor, "description", type(self._executor).__name__)),
             "identity": self._executor.identity,
             "longest": self._longest,
             "rounds": self._num_rounds,
+            "apart": sum(not near for near in self._seconds) / len(self._points),
             **(subject or {}),
         }
         return fit_step_times(samples, reach.windows, about)

@@ -12,6 +12,7 @@ from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.errors import ConfigError, UserError
 from trimtab.executors.base import Executor, KVCapacity
 from trimtab.executors.devices import DeviceFacts
+from trimtab.executors.placement import placement_of
 from trimtab.simulator.calibrate import CalibrationPlan, calibrate
 from trimtab.simulator.overheads import Overheads, measure_overheads
 from trimtab.simulator.simulate import SimulatedServer
@@ -152,7 +153,12 @@ def calibrate_model(
     )
     try:
         overheads = measure_overheads(executor)
-        step_times = calibrate(executor, scheduler, plan, {"model": str(path)}, progress)
+        plan = plan or CalibrationPlan()
+        threads = getattr(executor, "threads", 1)
+        placement = placement_of(threads, plan.seconds, progress, plan.shortest_handoff)
+        step_times = calibrate(
+            executor, scheduler, plan, {"model": str(path)}, progress, placement=placement
+        )
         return Calibration(
             step_times,
             overheads,

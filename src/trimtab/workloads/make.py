@@ -13,6 +13,7 @@ from trimtab.workloads.presets import PRESETS, shape_for
 from trimtab.workloads.requests import Workload
 
 MAX_REQUESTS = 5_000_000
+MARKS = 16  # tokens of a context that are left to what a tokenizer and a chat template add
 
 
 def make_workload(
@@ -35,8 +36,9 @@ def make_workload(
     sessions that run at once (closed loop). One of them, but for `batch` (without: all at once) and
     files with times (without: at their own).
     duration: seconds in which sessions start (60 unless `count` says otherwise). count: requests.
-    max_context: tokens that a conversation, prompts and answers, may have (0: any). Lengths are
-    scaled down until 99 % of conversations fit and the others cut, which `description` tells.
+    max_context: of the server, tokens (0: any). A conversation, prompts and answers, has MARKS
+    less, or an eighth less of a short one: servers add special tokens. Lengths are scaled down
+    until 99 % of conversations fit and the others cut, which `description` tells.
     scale: of all lengths but those of users' own texts. burstiness: coefficient of variation of
     the inter-arrival times instead of the preset's arrivals: 0 constant, 1 Poisson, above 1 bursts.
     Raises UserError for what cannot be made, with file and line.
@@ -48,6 +50,7 @@ def make_workload(
         raise UserError(f"a context of {max_context} tokens is too short for a workload")
     if seed < 0:
         raise UserError(f"seed must be 0 or more, not {seed}")
+    max_context -= min(MARKS, max_context // 8)
     if source in PRESETS:
         return _from_preset(source, load, seed, max_context, scale)
     if not Path(source).is_file():
