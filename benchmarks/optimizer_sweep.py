@@ -173,7 +173,9 @@ def load(run: Optimization, server: LazyServer, rate: float, count: int, seed: i
 
 def rates_of(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """By label, requests a second; 0 of a server that failed."""
-    found = rates_held({one["label"]: one["probes"] for one in lines if one["probes"]})
+    found = rates_held(
+        {one["label"]: [(r, m, 0) for r, m in one["probes"]] for one in lines if one["probes"]}
+    )
     return {one["label"]: found.get(one["label"], 0.0) for one in lines}
 
 

@@ -80,8 +80,25 @@ def test_rates_are_right_wherever_it_begins(start: float) -> None:
     assert held["b"] / held["a"] == pytest.approx(8 / 9, rel=0.1)
 
 
+def test_kind_requests_of_a_round_count_for_nobody() -> None:
+    """`c` left after kind requests; `a` and `b`, who hold more, had others besides."""
+    true = {"a": math.log(9.0), "b": math.log(8.5), "c": math.log(8.0)}
+    kind = {(8.0, 0): 0.3, (11.0, 1): 0.3, (8.0, 2): -0.3, (11.0, 3): -0.3}
+    probes = {
+        name: [
+            (rate, heats.STEEPNESS * (limit + kind[rate, seed] - math.log(rate)), seed)
+            for rate, seed in kind
+            if name != "c" or seed < 2
+        ]
+        for name, limit in true.items()
+    }
+    held = heats.rates_held(probes)
+    assert held["a"] / held["b"] == pytest.approx(9.0 / 8.5, rel=0.02)
+    assert held["b"] / held["c"] == pytest.approx(8.5 / 8.0, rel=0.02)
+
+
 def test_predictions_decide_what_loads_cannot() -> None:
-    probes = {"a": [(10.0, 0.02), (14.0, -0.8)], "b": [(10.0, 0.0), (14.0, -0.82)]}
+    probes = {"a": [(10.0, 0.02, 0), (14.0, -0.8, 1)], "b": [(10.0, 0.0, 0), (14.0, -0.82, 1)]}
     assert heats.rates_held(probes)["a"] > heats.rates_held(probes)["b"]
     held = heats.standings(probes, {"a": 20.0, "b": 26.0})
     assert held["b"] > held["a"]
@@ -92,7 +109,7 @@ def test_predictions_decide_what_loads_cannot() -> None:
 
 
 def test_a_common_factor_of_predictions_changes_nothing() -> None:
-    probes = {"a": [(10.0, 0.4), (14.0, -0.4)], "b": [(10.0, 0.1), (14.0, -0.9)]}
+    probes = {"a": [(10.0, 0.4, 0), (14.0, -0.4, 1)], "b": [(10.0, 0.1, 0), (14.0, -0.9, 1)]}
     one = heats.standings(probes, {"a": 20.0, "b": 10.0})
     other = heats.standings(probes, {"a": 2.0, "b": 1.0})
     assert one == pytest.approx(other)
@@ -136,9 +153,9 @@ def test_loads_that_the_client_spoiled_count_for_nobody() -> None:
 
 
 def test_how_fast_margins_fall_is_learned_of_all() -> None:
-    steep = {"a": [(5.0, 1.0), (10.0, -1.0)], "b": [(5.0, 0.5), (10.0, -1.5)]}
+    steep = {"a": [(5.0, 1.0, 0), (10.0, -1.0, 1)], "b": [(5.0, 0.5, 0), (10.0, -1.5, 1)]}
     known = {name: own * 100 for name, own in steep.items()}
     assert heats.steepness_of(known) == pytest.approx(2 / math.log(2), rel=0.02)
-    assert heats.steepness_of({"a": [(5.0, 9.0)]}) == heats.STEEPNESS
-    rising = {"a": [(5.0, -1.0), (10.0, 1.0)] * 100}
+    assert heats.steepness_of({"a": [(5.0, 9.0, 0)]}) == heats.STEEPNESS
+    rising = {"a": [(5.0, -1.0, 0), (10.0, 1.0, 1)] * 100}
     assert heats.steepness_of(rising) == heats.LEAST_STEEPNESS

@@ -152,7 +152,8 @@ class Finals:
             slowest = min((e.rate for e in self.found.entries.all if e.rate > 0), default=0.0)
             rate = COMMON_SHARE * slowest
         self.common_rate = rate
-        if not rate or default is None:
+        is_late = self.search.is_late() and self.order.need.objective != "latency"
+        if not rate or default is None or is_late:
             return
         for entry in self.found.entries.all:
             if entry.rate <= 0 or entry.measured is None:

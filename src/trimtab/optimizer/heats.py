@@ -4,12 +4,13 @@ A search draws requests of its own and ends in a rate that is as high as they we
 scatters more than configurations differ. Here everybody gets the same requests at the same two
 rates, and what is compared is how much room each leaves:
 
-    log rate   =   mean over its loads of   log(offered rate) + margin / steepness
+    log rate   =   mean over its loads of   log(offered rate) + margin / steepness - kindness
     standing   =   that, and what was predicted, weighed like PREDICTED_LOADS loads
 
 `margin` is log(limit / observed); `steepness`, how fast it falls with log rate, is of all loads
-together. A third of the field goes on to the next round, around the leader's rate.
-(Successive halving: Jamieson and Talwalkar, AISTATS 2016; common random numbers.)
+together; `kindness` is of a load. A third of the field goes on to the next round, around the
+leader's rate. (Successive halving: Jamieson and Talwalkar, AISTATS 2016;
+common random numbers.)
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ FAR = 1.5  # margins beyond it say that a rate is far from the limit, and no mor
 STEEPNESS = 2.5  # until loads say otherwise, and as much as PRIOR_SPREAD of them
 LEAST_STEEPNESS, MOST_STEEPNESS = 0.5, 8.0
 PRIOR_SPREAD = 0.2
+TURNS = 30
 PREDICTED_LOADS = 2
 KEPT = 3  # one in so many goes on
 LAST = 2  # of a round behind which there is none
@@ -35,15 +37,15 @@ AIM_LOADS = 5  # at most, to find the leader's rate
 FAR_STEP = 3.0  # from where it is far
 AIMED = 0.5  # |margin| that is near enough
 
-Probe = tuple[float, float]  # offered rate, margin
+Probe = tuple[float, float, int]  # offered rate, margin, seed: one load for all who have both
 
 
 def steepness_of(probes: Mapping[str, Sequence[Probe]]) -> float:
     """How fast margins fall with log rate, within each one's loads."""
     spread, fall = PRIOR_SPREAD, PRIOR_SPREAD * STEEPNESS
     for own in probes.values():
-        x = [math.log(rate) for rate, _ in own]
-        y = [_clipped(margin) for _, margin in own]
+        x = [math.log(rate) for rate, _, _ in own]
+        y = [_clipped(margin) for _, margin, _ in own]
         middle, height = _mean(x), _mean(y)
         spread += math.fsum((a - middle) ** 2 for a in x)
         fall -= math.fsum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
@@ -51,12 +53,29 @@ def steepness_of(probes: Mapping[str, Sequence[Probe]]) -> float:
 
 
 def rates_held(probes: Mapping[str, Sequence[Probe]]) -> dict[str, float]:
-    """By name, requests a second: where its margin would be 0. Each needs a probe."""
+    """By name, requests a second: where its margin would be 0. Each needs a probe. How kind the
+    requests of a load were counts for nobody: it is what all who had it have in common (two-way
+    fit, by turns)."""
     steepness = steepness_of(probes)
-    return {
-        name: math.exp(_mean([math.log(r) + _clipped(m) / steepness for r, m in own]))
+    limits = {
+        name: [((rate, seed), math.log(rate) + _clipped(m) / steepness) for rate, m, seed in own]
         for name, own in probes.items()
     }
+    loads = {load for own in limits.values() for load, _ in own}
+    kind = dict.fromkeys(loads, 0.0)
+    held: dict[str, float] = {}
+    for _ in range(TURNS if loads else 0):
+        held = {
+            name: _mean([limit - kind[load] for load, limit in own]) for name, own in limits.items()
+        }
+        gaps: dict[tuple[float, int], list[float]] = {load: [] for load in loads}
+        for name, own in limits.items():
+            for load, limit in own:
+                gaps[load].append(limit - held[name])
+        kind = {load: _mean(values) for load, values in gaps.items()}
+        typical = _mean(list(kind.values()))
+        kind = {load: value - typical for load, value in kind.items()}
+    return {name: math.exp(value) for name, value in held.items()}
 
 
 def standings(
@@ -88,7 +107,7 @@ class Runner:
 
     @property
     def probes(self) -> list[Probe]:
-        return [(point.rate, point.margin) for point in self.points if point.valid]
+        return [(point.rate, point.margin, point.seed) for point in self.points if point.valid]
 
 
 Offered = Sequence[tuple[float, int]]  # rates and seeds

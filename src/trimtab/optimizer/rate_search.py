@@ -192,7 +192,9 @@ class RateSearch:
 
     def _measure(self, entry: Entry, floor: float) -> None:
         self.run.progress(f"measuring {entry.candidate.label}")
-        start = (entry.predicted_rate or floor or 1.0) * self.correction
+        best = self.best()
+        known = floor or (best.rate if best else 1.0)
+        start = entry.predicted_rate * self.correction if entry.predicted_rate else known
         most, asked = self.found.predictor.highest(entry.candidate.variant), self.order.need.rate
         if asked is not None:
             start, most = asked, min(most, HEADROOM * asked)
