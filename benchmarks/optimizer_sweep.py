@@ -38,7 +38,7 @@ from trimtab.bench.load_target import Target
 from trimtab.bench.machine import cpu_name
 from trimtab.checkpoints import resolve_model
 from trimtab.optimizer.found import Found
-from trimtab.optimizer.heats import FAR, rates_held
+from trimtab.optimizer.heats import FAR, Probe, rates_held
 from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.need import make_need
 from trimtab.optimizer.order import Order
@@ -174,7 +174,11 @@ def load(run: Optimization, server: LazyServer, rate: float, count: int, seed: i
 def rates_of(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """By label, requests a second; 0 of a server that failed."""
     found = rates_held(
-        {one["label"]: [(r, m, 0) for r, m in one["probes"]] for one in lines if one["probes"]}
+        {
+            one["label"]: [Probe(rate, margin, 0) for rate, margin in one["probes"]]
+            for one in lines
+            if one["probes"]
+        }
     )
     return {one["label"]: found.get(one["label"], 0.0) for one in lines}
 

@@ -12,7 +12,7 @@ import pytest
 from load_points import point
 
 from trimtab.optimizer import heats
-from trimtab.optimizer.heats import Runner
+from trimtab.optimizer.heats import Probe, Runner
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.served import TrialFailedError
 
@@ -86,7 +86,7 @@ def test_kind_requests_of_a_round_count_for_nobody() -> None:
     kind = {(8.0, 0): 0.3, (11.0, 1): 0.3, (8.0, 2): -0.3, (11.0, 3): -0.3}
     probes = {
         name: [
-            (rate, heats.STEEPNESS * (limit + kind[rate, seed] - math.log(rate)), seed)
+            Probe(rate, heats.STEEPNESS * (limit + kind[rate, seed] - math.log(rate)), seed)
             for rate, seed in kind
             if name != "c" or seed < 2
         ]
@@ -97,8 +97,26 @@ def test_kind_requests_of_a_round_count_for_nobody() -> None:
     assert held["b"] / held["c"] == pytest.approx(8.5 / 8.0, rel=0.02)
 
 
+def test_cores_that_lay_apart_are_nobodys_fault() -> None:
+    """All hold 8; the cores lay apart for some of the time, which took a third of the rate."""
+    shares = {"a": (0.0, 1.0, 0.0), "b": (1.0, 0.0, 0.5), "c": (0.0, 0.0, 1.0)}
+    limit = math.log(8.0)
+    probes = {
+        name: [
+            Probe(8.0, heats.STEEPNESS * (limit - 0.4 * apart - math.log(8.0)), seed, apart)
+            for seed, apart in enumerate(own)
+        ]
+        for name, own in shares.items()
+    }
+    held = heats.rates_held(probes)
+    assert max(held.values()) / min(held.values()) < 1.04
+
+
 def test_predictions_decide_what_loads_cannot() -> None:
-    probes = {"a": [(10.0, 0.02, 0), (14.0, -0.8, 1)], "b": [(10.0, 0.0, 0), (14.0, -0.82, 1)]}
+    probes = {
+        "a": [Probe(10.0, 0.02, 0), Probe(14.0, -0.8, 1)],
+        "b": [Probe(10.0, 0.0, 0), Probe(14.0, -0.82, 1)],
+    }
     assert heats.rates_held(probes)["a"] > heats.rates_held(probes)["b"]
     held = heats.standings(probes, {"a": 20.0, "b": 26.0})
     assert held["b"] > held["a"]
@@ -109,7 +127,10 @@ def test_predictions_decide_what_loads_cannot() -> None:
 
 
 def test_a_common_factor_of_predictions_changes_nothing() -> None:
-    probes = {"a": [(10.0, 0.4, 0), (14.0, -0.4, 1)], "b": [(10.0, 0.1, 0), (14.0, -0.9, 1)]}
+    probes = {
+        "a": [Probe(10.0, 0.4, 0), Probe(14.0, -0.4, 1)],
+        "b": [Probe(10.0, 0.1, 0), Probe(14.0, -0.9, 1)],
+    }
     one = heats.standings(probes, {"a": 20.0, "b": 10.0})
     other = heats.standings(probes, {"a": 2.0, "b": 1.0})
     assert one == pytest.approx(other)
@@ -153,9 +174,12 @@ def test_loads_that_the_client_spoiled_count_for_nobody() -> None:
 
 
 def test_how_fast_margins_fall_is_learned_of_all() -> None:
-    steep = {"a": [(5.0, 1.0, 0), (10.0, -1.0, 1)], "b": [(5.0, 0.5, 0), (10.0, -1.5, 1)]}
+    steep = {
+        "a": [Probe(5.0, 1.0, 0), Probe(10.0, -1.0, 1)],
+        "b": [Probe(5.0, 0.5, 0), Probe(10.0, -1.5, 1)],
+    }
     known = {name: own * 100 for name, own in steep.items()}
     assert heats.steepness_of(known) == pytest.approx(2 / math.log(2), rel=0.02)
-    assert heats.steepness_of({"a": [(5.0, 9.0, 0)]}) == heats.STEEPNESS
-    rising = {"a": [(5.0, -1.0, 0), (10.0, 1.0, 1)] * 100}
+    assert heats.steepness_of({"a": [Probe(5.0, 9.0, 0)]}) == heats.STEEPNESS
+    rising = {"a": [Probe(5.0, -1.0, 0), Probe(10.0, 1.0, 1)] * 100}
     assert heats.steepness_of(rising) == heats.LEAST_STEEPNESS

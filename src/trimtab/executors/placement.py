@@ -20,6 +20,7 @@ from typing import TypeVar
 FAR = 2.5  # times the shortest hand-off
 BUSY = 10.0  # times it, and more: somebody else had a core, which says nothing about where it lies
 POLL_SECONDS = 0.25
+WAIT_SECONDS = 2.0  # at once
 MOST_APART = 0.2  # share of the time: with less, cores count as near
 
 T = TypeVar("T")
@@ -62,10 +63,11 @@ class Placement:
         return seconds <= FAR * self.shortest
 
     def wait(self) -> None:
-        """Until they are near, or patience is spent."""
+        """Until they are near; WAIT_SECONDS at most, and no longer than patience lasts."""
         start = self._clock()
         is_told = False
-        while not self.is_near() and self._clock() - start < self.patience:
+        most = min(self.patience, WAIT_SECONDS)
+        while not self.is_near() and self._clock() - start < most:
             if not is_told:
                 self._progress("  waiting: this machine's cores lie apart for now")
             is_told = True

@@ -5,12 +5,14 @@ scatters more than configurations differ. Here everybody gets the same requests 
 rates, and what is compared is how much room each leaves:
 
     log rate   =   mean over its loads of   log(offered rate) + margin / steepness - kindness
+                                            + slowness * apart
     standing   =   that, and what was predicted, weighed like PREDICTED_LOADS loads
 
 `margin` is log(limit / observed); `steepness`, how fast it falls with log rate, is of all loads
-together; `kindness` is of a load. A third of the field goes on to the next round, around the
-leader's rate. (Successive halving: Jamieson and Talwalkar, AISTATS 2016;
-common random numbers.)
+together; `kindness` is of a load; `apart` is the share of it in which the machine's cores lay apart
+(trimtab.executors.placement), `slowness` what that costs. A third of the field goes on to the next
+round, around the leader's rate. (Successive halving: Jamieson and Talwalkar, AISTATS 2016; common
+random numbers.)
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.served import TrialFailedError
@@ -30,6 +33,8 @@ STEEPNESS = 2.5  # until loads say otherwise, and as much as PRIOR_SPREAD of the
 LEAST_STEEPNESS, MOST_STEEPNESS = 0.5, 8.0
 PRIOR_SPREAD = 0.2
 TURNS = 30
+SLOWNESS = 0.2  # log rate; until loads say otherwise, and as much as SLOWNESS_PRIOR of them
+SLOWNESS_PRIOR = 1.0
 PREDICTED_LOADS = 2
 KEPT = 3  # one in so many goes on
 LAST = 2  # of a round behind which there is none
@@ -37,19 +42,32 @@ AIM_LOADS = 5  # at most, to find the leader's rate
 FAR_STEP = 3.0  # from where it is far
 AIMED = 0.5  # |margin| that is near enough
 
-Probe = tuple[float, float, int]  # offered rate, margin, seed: one load for all who have both
+
+class Probe(NamedTuple):
+    """Of a load. `rate` and `seed` are the same for all who had it."""
+
+    rate: float  # offered
+    margin: float
+    seed: int
+    apart: float = 0.0  # share of the time in which the cores lay apart
 
 
 def steepness_of(probes: Mapping[str, Sequence[Probe]]) -> float:
     """How fast margins fall with log rate, within each one's loads."""
     spread, fall = PRIOR_SPREAD, PRIOR_SPREAD * STEEPNESS
     for own in probes.values():
-        x = [math.log(rate) for rate, _, _ in own]
-        y = [_clipped(margin) for _, margin, _ in own]
+        x = [math.log(one.rate) for one in own]
+        y = [_room(one) for one in own]
         middle, height = _mean(x), _mean(y)
         spread += math.fsum((a - middle) ** 2 for a in x)
         fall -= math.fsum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
     return min(MOST_STEEPNESS, max(LEAST_STEEPNESS, fall / spread))
+
+
+class _Limit(NamedTuple):
+    load: tuple[float, int]
+    apart: float
+    value: float  # log of the rate at which the margin would be 0
 
 
 def rates_held(probes: Mapping[str, Sequence[Probe]]) -> dict[str, float]:
@@ -57,24 +75,35 @@ def rates_held(probes: Mapping[str, Sequence[Probe]]) -> dict[str, float]:
     requests of a load were counts for nobody: it is what all who had it have in common (two-way
     fit, by turns)."""
     steepness = steepness_of(probes)
-    limits = {
-        name: [((rate, seed), math.log(rate) + _clipped(m) / steepness) for rate, m, seed in own]
+    known = {
+        name: [
+            _Limit((one.rate, one.seed), one.apart, math.log(one.rate) + _room(one) / steepness)
+            for one in own
+        ]
         for name, own in probes.items()
     }
-    loads = {load for own in limits.values() for load, _ in own}
+    loads = {one.load for own in known.values() for one in own}
     kind = dict.fromkeys(loads, 0.0)
+    slowness = 0.0
     held: dict[str, float] = {}
     for _ in range(TURNS if loads else 0):
         held = {
-            name: _mean([limit - kind[load] for load, limit in own]) for name, own in limits.items()
+            name: _mean([one.value + slowness * one.apart - kind[one.load] for one in own])
+            for name, own in known.items()
         }
         gaps: dict[tuple[float, int], list[float]] = {load: [] for load in loads}
-        for name, own in limits.items():
-            for load, limit in own:
-                gaps[load].append(limit - held[name])
+        for name, own in known.items():
+            for one in own:
+                gaps[one.load].append(one.value + slowness * one.apart - held[name])
         kind = {load: _mean(values) for load, values in gaps.items()}
         typical = _mean(list(kind.values()))
         kind = {load: value - typical for load, value in kind.items()}
+        weight, sum_ = SLOWNESS_PRIOR, SLOWNESS_PRIOR * SLOWNESS
+        for name, own in known.items():
+            for one in own:
+                weight += one.apart**2
+                sum_ += one.apart * (held[name] + kind[one.load] - one.value)
+        slowness = sum_ / weight
     return {name: math.exp(value) for name, value in held.items()}
 
 
@@ -107,7 +136,11 @@ class Runner:
 
     @property
     def probes(self) -> list[Probe]:
-        return [(point.rate, point.margin, point.seed) for point in self.points if point.valid]
+        return [
+            Probe(point.rate, point.margin, point.seed, point.apart)
+            for point in self.points
+            if point.valid
+        ]
 
 
 Offered = Sequence[tuple[float, int]]  # rates and seeds
@@ -169,8 +202,8 @@ def _aim(runners: Sequence[Runner], rate: float, load: Load, seeds: Iterator[int
     return rate
 
 
-def _clipped(margin: float) -> float:
-    return min(FAR, max(-FAR, margin))
+def _room(probe: Probe) -> float:
+    return min(FAR, max(-FAR, probe.margin))
 
 
 def _mean(values: Sequence[float]) -> float:

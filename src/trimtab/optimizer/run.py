@@ -50,7 +50,7 @@ STEP_TOKENS: dict[Device, tuple[int, ...]] = {
     "torch-cpu": (64, 128, 256, 512, 1024),
 }
 STEPS = 40  # that share the time of a calibration, if all were as long as the longest
-PATIENCE = 0.2  # of the budget, with cores that lie apart
+PATIENCE = 0.05  # of the budget, with cores that lie apart
 SAMPLE_RATE = 1.0
 """Requests a second at which lengths of the workload are looked at."""
 MEASURED_KNOBS = ("threads",)

@@ -20,6 +20,7 @@ from trimtab.simulator.step_times import StepTimes
 
 FORMAT = 1
 CAPTURED_AT_START = 1  # requests: other sizes are captured when they are measured
+PATIENCE = 0.5  # of the seconds of a plan, with cores that lie apart
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def calibrate_model(
         overheads = measure_overheads(executor)
         plan = plan or CalibrationPlan()
         threads = getattr(executor, "threads", 1)
-        placement = placement_of(threads, plan.seconds, progress, plan.shortest_handoff)
+        placement = placement_of(threads, PATIENCE * plan.seconds, progress, plan.shortest_handoff)
         step_times = calibrate(
             executor, scheduler, plan, {"model": str(path)}, progress, placement=placement
         )
