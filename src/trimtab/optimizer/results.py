@@ -53,6 +53,7 @@ def results_json(found: Found) -> dict[str, Any]:
             "read_bytes_per_s": found.machine.read_bytes_per_s,
             "macs_per_s": found.machine.macs_per_s,
             "noise": found.noise,
+            "cores_apart": found.trials.apart,
             "fingerprint": machine.as_json(),
         },
         "need": need_json(found),

@@ -203,6 +203,9 @@ def _sure(results: Results, plan: Candidate) -> Figure:
     notes.append(f"{len(results.candidates):,} configurations considered, {num_measured} measured")
     if results.machine.noise is not None:
         notes.append(f"noise of this machine: {percent(results.machine.noise)}")
+    if results.machine.cores_apart:
+        apart = percent(results.machine.cores_apart)
+        notes.append(f"its cores were moved apart for {apart} of the time, and steps took longer")
     errors = prediction_errors(results)
     rows = [(f"prediction error, {name}", error) for name, error in errors]
     if errors:

@@ -26,6 +26,7 @@ class Machine:
     read_bytes_per_s: float | None = None
     macs_per_s: dict[str, float | None] = field(default_factory=dict)
     noise: float | None = None
+    cores_apart: float | None = None  # share of the time of all loads
     fingerprint: Any = None
     device: str = ""
     gpu: str = ""
