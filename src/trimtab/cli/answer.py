@@ -34,7 +34,7 @@ def stream_answer(
     text = ""
     num_tokens = 0
     reason = "interrupted"
-    with _interruptible() as interrupted, closing(llm.stream(prompt_ids, params)) as deltas:  # type: ignore[type-var]
+    with _interruptible() as interrupted, closing(llm.stream(prompt_ids, params)) as deltas:
         for delta in deltas:
             show(delta.text)
             text += delta.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import fields
 from itertools import count
 from types import TracebackType
@@ -96,7 +96,7 @@ class LLM:
         prompt: Prompt,
         params: SamplingParams | None = None,
         grammar: Grammar | None = None,
-    ) -> Iterator[CompletionDelta]:
+    ) -> Generator[CompletionDelta, None, None]:
         """Complete one prompt step by step; choices interleave. Closing the iterator aborts.
 
         RequestError is raised here, not at the first step.
@@ -187,7 +187,7 @@ class LLM:
         for _ in self._follow(choices):
             pass
 
-    def _follow(self, choices: list[Completion]) -> Iterator[CompletionDelta]:
+    def _follow(self, choices: list[Completion]) -> Generator[CompletionDelta, None, None]:
         """Submit and step until these choices are finished, handing out what they add."""
         self._backlog.extend(choices)
         self._live.update((choice.request.request_id, choice) for choice in choices)

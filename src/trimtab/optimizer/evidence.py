@@ -87,6 +87,22 @@ class Evidence:
     def judge(self, need: QualityNeed) -> list[TermResult]:
         return [self._judge(term) for term in need.terms]
 
+    def is_hopeless(self, need: QualityNeed, num_windows: int) -> bool:
+        """Whether some term of text will not be certain with so many windows either, even if the
+        truth lies at the better end of its interval: that shrinks with the root of their number."""
+        if not self.tokens:
+            return False
+        share = math.sqrt(len(self.tokens) / max(num_windows, 1))
+        for term in need.terms:
+            if term.metric == "tasks" or self._judge(term).status != "undecided":
+                continue
+            found = self.estimate(term)
+            half = share * (found.high - found.low) / 2
+            best = found.low + half if term.smaller_is_better else found.high - half
+            if not term.holds(best):
+                return True
+        return False
+
     def estimate(self, term: QualityTerm) -> Estimate:
         """Of a term over the windows. Needs one."""
         if term.metric == "top1":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -85,7 +86,10 @@ def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> 
             if count < 1:
                 continue
             params = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
-            llm.generate(ids, params)
+            with closing(llm.stream(ids, params)) as answer:
+                for _ in answer:
+                    if time.monotonic() > ends:
+                        break
             if time.monotonic() > ends:
                 break
         stats = llm.engine.stats()

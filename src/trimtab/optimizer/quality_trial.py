@@ -188,7 +188,8 @@ class _Evaluation:
                     continue
                 terms = self.evidence.judge(need)
                 self.progress(f"{seen} windows: {_describe(terms)}")
-                if self._is_over(terms):
+                hopeless = self.evidence.is_hopeless(need, len(self.windows))
+                if self._is_over(terms) or (self.stop_at_failure and hopeless):
                     return True
         finally:
             executor.close()
