@@ -6,6 +6,8 @@ import itertools
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 from trimtab import _native
 from trimtab.executors.placement import Placement, measure_handoff, placement_of
 
@@ -101,8 +103,16 @@ def test_it_looks_while_a_trial_runs() -> None:
     assert Placement(handoff, 0.0).watched(lambda: asked.wait(20.0)) == (True, 0.0)
 
 
-def test_one_thread_is_near_itself() -> None:
-    assert placement_of(1, 5.0).is_near()
+@pytest.mark.parametrize("threads", [0, 1, 64])
+def test_one_thread_is_near_itself_and_of_many_nothing_is_asked(threads: int) -> None:
+    placement = placement_of(threads, 5.0)
+    assert placement.is_near()
+    assert placement.measured(lambda: 3) == (3, 0.0)
+    assert placement.mean_apart == 0.0
+
+
+def test_an_unknown_shortest_is_none() -> None:
+    assert placement_of(2, 0.0, shortest=placement_of(64, 0.0).shortest).shortest > 0
 
 
 def test_a_handoff_takes_nanoseconds_to_microseconds() -> None:

@@ -21,6 +21,7 @@ FAR = 2.5  # times the shortest hand-off
 BUSY = 10.0  # times it, and more: somebody else had a core, which says nothing about where it lies
 POLL_SECONDS = 0.25
 WAIT_SECONDS = 2.0  # at once
+MOST_THREADS = 8
 MOST_APART = 0.2  # share of the time: with less, cores count as near
 
 T = TypeVar("T")
@@ -124,7 +125,9 @@ def placement_of(
     progress: Callable[[str], None] = lambda text: None,
     shortest: float = math.inf,
 ) -> Placement:
-    """For engines with so many threads; one is always near itself."""
-    if threads < 2:
+    """For engines with so many threads. One is always near itself; of many, a line that is passed
+    between wherever the system puts them says little, and takes their time. `shortest`: 0 if it is
+    not known."""
+    if not 2 <= threads <= MOST_THREADS:
         return Placement(lambda: 0.0, 0.0, progress)
-    return Placement(partial(measure_handoff, threads), patience, progress, shortest)
+    return Placement(partial(measure_handoff, threads), patience, progress, shortest or math.inf)
