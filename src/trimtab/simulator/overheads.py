@@ -36,6 +36,7 @@ _STEPS = 48
 _PREFILL = 256  # tokens of a prompt
 _PREFILLS = 5
 _ROUNDS = 3
+_SECONDS = 3.0  # behind which no further one is begun
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,10 @@ def _fitted(
     prompt = min(_PREFILL, executor.spec.max_context - 1, capacity.num_tokens // 2)
     kinds = [(1, batch, batch) for batch in batches] + [(1, 1, prompt)]  # columns of the fit
     measured: list[list[float]] = [[] for _ in kinds]
-    for _ in range(_ROUNDS):
+    started = perf_counter()
+    for number in range(_ROUNDS):
+        if number and perf_counter() - started > _SECONDS:
+            break  # beside steps as long as these a few microseconds more or less are nothing
         for seconds, batch in zip(measured, batches, strict=False):
             seconds.append(measure(batch))
         measured[-1].append(_outside_prefill(executor, prompt, clock))
