@@ -38,6 +38,7 @@ class Trials:
         self.limits = limits
         self.kindness = kindness
         self.loads: list[tuple[Candidate, float, int]] = []
+        self.shortest = math.inf  # seconds of a load
 
     @contextlib.contextmanager
     def server(self, candidate: Candidate, directory: Path) -> Iterator[LazyServer]:
@@ -46,6 +47,7 @@ class Trials:
     def loader(self, candidate: Candidate, seconds_of: Any) -> Any:
         def load(server: LazyServer, rate: float, seed: int) -> LoadPoint:
             self.loads.append((candidate, rate, seed))
+            self.shortest = min(self.shortest, seconds_of(rate))
             limit = self.limits.get(candidate, 3.0)
             if not limit:
                 raise TrialFailedError("the server died under load")
@@ -110,6 +112,14 @@ def test_the_best_is_found_whoever_met_kind_requests() -> None:
         assert one.measured is not None
         known = sum(load[0] == one.candidate for load in trials.loads)
         assert len(one.measured.points) == known
+
+
+def test_no_load_is_over_before_a_queue_could_form() -> None:
+    limits, predicted = field(8)
+    fast = {one: 10 * limit for one, limit in limits.items()}
+    search, trials = played(fast, {one: 10 * rate for one, rate in predicted.items()})
+    assert search.compared
+    assert trials.shortest >= search.least_seconds == 3.0
 
 
 def test_a_server_that_fails_is_a_result() -> None:

@@ -117,9 +117,13 @@ class RateSearch:
         best = max((one.score for one in self._ranked() if not one.censored), default=0.0)
         if need.rate is not None or need.objective == "latency" or not best:
             return 0
-        each = SERVER_SECONDS + 2 * (heats.REQUESTS / best + START_SECONDS)
+        each = SERVER_SECONDS + 2 * (self._heat_seconds(best) + START_SECONDS)
         count = int(self.budget * (1 - RESERVE) * HEATS_SHARE / (ROUNDS_SHARE * each))
         return 0 if count < LEAST_RUNNERS else min(count, MOST_RUNNERS)
+
+    def _heat_seconds(self, rate: float) -> float:
+        """Of a load: what is over before anybody has waited would hold any rate."""
+        return round(max(self.least_seconds, heats.REQUESTS / rate), 3)
 
     def _play_heats(self, finalists: list[Entry]) -> None:
         """The best one is searched; what the others hold follows from how they compare with it."""
@@ -130,7 +134,7 @@ class RateSearch:
         def load(runner: heats.Runner, offered: heats.Offered) -> list[LoadPoint]:
             candidate = by_id[runner.name].candidate
             self.run.progress(f"the same loads for {candidate.label}")
-            run = self.trials.loader(candidate, lambda rate: round(heats.REQUESTS / rate, 3))
+            run = self.trials.loader(candidate, self._heat_seconds)
             with self.trials.server(candidate, self.directory) as server:
                 return [run(server, rate, seed) for rate, seed in offered]
 
