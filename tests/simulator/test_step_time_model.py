@@ -16,6 +16,7 @@ from simulated import LINEAR
 from trimtab.config import SchedulerConfig
 from trimtab.errors import UserError
 from trimtab.executors.base import KVCapacity, StepBatch, StepResult
+from trimtab.executors.placement import Placement
 from trimtab.executors.toy import ToyExecutor
 from trimtab.simulator.calibrate import CalibrationPlan, calibrate
 from trimtab.simulator.grid import design
@@ -83,6 +84,26 @@ def test_a_known_executor_is_recovered(noise: float, error: float) -> None:
     assert times.errors.held_out is not None
     assert times.errors.held_out < error
     assert times.errors.leave_one_out < error
+
+
+@pytest.mark.parametrize(("near_for", "apart"), [(0.3, 0.0), (0.0, 1.0)])
+def test_steps_of_cores_that_lay_apart_do_not_count(near_for: float, apart: float) -> None:
+    """Of each second of the clock the cores lie near for so long; apart, steps take twice as
+    long. If they never were near, what there is counts, and the result says so."""
+    subject = Synthetic()
+    plain = subject.seconds
+
+    def is_near() -> bool:
+        return subject.now % 1.0 < near_for
+
+    subject.seconds = lambda shape: plain(shape) * (1 if is_near() else 2)  # type: ignore[method-assign]
+    placement = Placement(lambda: 1.0 if is_near() else 5.0, 0.0, shortest=1.0)
+    plan = CalibrationPlan(longest=1024, seconds=30.0)
+    times = calibrate(subject, plan=plan, clock=lambda: subject.now, placement=placement)
+    shape = StepShape(64, 4, 4000.0, 1000.0, 4)
+    expected = plain(shape) * (2 if apart else 1)
+    assert times.seconds(shape) == pytest.approx(expected, rel=0.06)
+    assert times.subject["apart"] == pytest.approx(apart, abs=0.1)
 
 
 def test_the_interval_holds_nine_of_ten() -> None:

@@ -63,18 +63,20 @@ class Placement:
         self.shortest = min(self.shortest, seconds)
         return seconds <= FAR * self.shortest
 
-    def wait(self) -> None:
-        """Until they are near; WAIT_SECONDS at most, and no longer than patience lasts."""
+    def wait(self) -> bool:
+        """Until they are near; WAIT_SECONDS at most, and no longer than patience lasts. Whether
+        they are."""
         start = self._clock()
-        is_told = False
         most = min(self.patience, WAIT_SECONDS)
-        while not self.is_near() and self._clock() - start < most:
-            if not is_told:
-                self._progress("  waiting: this machine's cores lie apart for now")
-            is_told = True
+        near = self.is_near()
+        if near or most <= 0:
+            return near
+        self._progress("  waiting: this machine's cores lie apart for now")
+        while not near and self._clock() - start < most:
             self._sleep(POLL_SECONDS)
-        if is_told:
-            self.patience -= self._clock() - start
+            near = self.is_near()
+        self.patience -= self._clock() - start
+        return near
 
     def watched(self, trial: Callable[[], T]) -> tuple[T, float]:
         """What it gives, and in which share of the time the cores lay apart: before, meanwhile and

@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import NamedTuple
 
 from trimtab.optimizer.points import LoadPoint
@@ -58,7 +59,7 @@ def steepness_of(probes: Mapping[str, Sequence[Probe]]) -> float:
     for own in probes.values():
         x = [math.log(one.rate) for one in own]
         y = [_room(one) for one in own]
-        middle, height = _mean(x), _mean(y)
+        middle, height = fmean(x), fmean(y)
         spread += math.fsum((a - middle) ** 2 for a in x)
         fall -= math.fsum((a - middle) * (b - height) for a, b in zip(x, y, strict=True))
     return min(MOST_STEEPNESS, max(LEAST_STEEPNESS, fall / spread))
@@ -88,15 +89,15 @@ def rates_held(probes: Mapping[str, Sequence[Probe]]) -> dict[str, float]:
     held: dict[str, float] = {}
     for _ in range(TURNS if loads else 0):
         held = {
-            name: _mean([one.value + slowness * one.apart - kind[one.load] for one in own])
+            name: fmean([one.value + slowness * one.apart - kind[one.load] for one in own])
             for name, own in known.items()
         }
         gaps: dict[tuple[float, int], list[float]] = {load: [] for load in loads}
         for name, own in known.items():
             for one in own:
                 gaps[one.load].append(one.value + slowness * one.apart - held[name])
-        kind = {load: _mean(values) for load, values in gaps.items()}
-        typical = _mean(list(kind.values()))
+        kind = {load: fmean(values) for load, values in gaps.items()}
+        typical = fmean(list(kind.values()))
         kind = {load: value - typical for load, value in kind.items()}
         weight, sum_ = SLOWNESS_PRIOR, SLOWNESS_PRIOR * SLOWNESS
         for name, own in known.items():
@@ -204,7 +205,3 @@ def _aim(runners: Sequence[Runner], rate: float, load: Load, seeds: Iterator[int
 
 def _room(probe: Probe) -> float:
     return min(FAR, max(-FAR, probe.margin))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -164,7 +164,8 @@ class RateSearch:
             entry.measured = Measured(0.0, points=points, failed=runner.failed)
             entry.drop("measured", runner.failed)
         elif runner.name not in held:
-            entry.drop("measured", "not measured: the time for it was spent")
+            why = points[-1].why if points else "the time for it was spent"
+            entry.drop("measured", f"not measured: {why}")
         elif best is not None:
             rate = best.rate * held[runner.name] / held[best.id]
             entry.measured, entry.stage = Measured(rate, rate, points), "measured"

@@ -115,11 +115,11 @@ class StepMeasurement:
         for place in order:
             known = self._seconds[place] or self._apart[place]
             if len(known) < 2 or (self._elapsed < limit and min(known) < share):
-                self._placement.wait()
+                was_near = self._placement.wait()
                 started = self._clock()
                 seconds = self._stage.run(self._points[place], self._clock)
                 self._elapsed += self._clock() - started
-                near = self._placement.is_near()
+                near = self._placement.is_near() and was_near
                 (self._seconds if near else self._apart)[place].append(seconds)
         self._num_rounds += 1
 
