@@ -11,13 +11,21 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trimtab.errors import UserError
+from trimtab.optimizer import trials as trials_module
+from trimtab.optimizer.artifacts import Artifact
+from trimtab.optimizer.need import make_need
+from trimtab.optimizer.order import Order
 from trimtab.optimizer.plan import read_plan
 from trimtab.optimizer.report import check_results
+from trimtab.optimizer.run import Optimization
+from trimtab.optimizer.variants import Variant
 
 # A load of a few short requests, limits that even a busy machine keeps.
 EASY = ["--slo", "ttft:p50<30s; itl:mean<10s", "--rate", "0.5rps", "--budget", "5s"]
@@ -206,3 +214,26 @@ def test_what_cannot_be_asked_is_one_clear_line(
     assert last.startswith("trimtab: error: ")
     assert said.lower() in last.lower()
     assert "Traceback" not in done.stderr
+
+
+def test_what_cannot_be_built_is_tried_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = []
+
+    def build(model: str, variant: Variant, *rest: object, **more: object) -> Artifact:
+        tried.append(variant)
+        raise UserError(f"{variant.label} cannot be built: it took too long")
+
+    monkeypatch.setattr(trials_module, "find_or_build", build)
+    order = Order("builtin", make_need(), tmp_path / "out", budget_seconds=5.0)
+    run = Optimization(order, lambda line: None)
+    trials = run.found.trials
+    variant = Variant("int4", group_size=64, method="autoround")
+    for same in (variant, replace(variant, kv_cache="int8"), replace(variant, head="bf16")):
+        with pytest.raises(UserError, match="autoround int4-g64 cannot be built: it took too long"):
+            trials.artifact(same)
+    with pytest.raises(UserError, match="g128 cannot"):
+        trials.artifact(replace(variant, group_size=128))
+    assert [one.group_size for one in tried] == [64, 128]
+    run.journal.close()

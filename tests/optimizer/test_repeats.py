@@ -53,6 +53,8 @@ def test_a_rate_that_is_missed_is_lowered_until_it_holds_every_time() -> None:
     assert one.failed is None
     assert 6.0 < one.rate < 8.0
     assert [p.rate for p in one.points] == [one.rate] * LEAST_REPEATS
+    assert one.earlier
+    assert all(p.rate > one.rate for p in one.earlier)
 
 
 def test_the_one_who_misses_does_not_hold_up_the_other() -> None:

@@ -13,6 +13,7 @@ import report_data
 
 from trimtab.errors import UserError
 from trimtab.optimizer.report import check_results, read_document
+from trimtab.optimizer.report.choice import latency_rows, shown_plan
 
 
 def test_a_whole_document_is_understood() -> None:
@@ -117,3 +118,25 @@ def test_files_that_are_not_read(tmp_path: Path) -> None:
             read_document(tmp_path / "bad.json")
     (tmp_path / "good.json").write_text(json.dumps(report_data.minimal_results()))
     assert read_document(tmp_path / "good.json") == report_data.minimal_results()
+
+
+@pytest.mark.parametrize(
+    ("attained", "proven"),
+    [((1.0, 1.0, 1.0), True), ((1.0, 0.96, 1.0), True), ((0.96, 0.94, 0.96), False)],
+)
+def test_repeats_show_together_what_none_shows_by_itself(
+    attained: tuple[float, ...], proven: bool
+) -> None:
+    """50 requests cannot show that 95 % of all keep a limit; 150 can."""
+    document = report_data.make_results(num_candidates=6)
+    chosen = next(one for one in document["candidates"] if one["id"] == document["chosen"])
+    rate = chosen["measured"]["rate"]["value"]
+    repeats = [one for one in chosen["measured"]["points"] if one["rate"] == rate]
+    assert len(repeats) == len(attained)
+    for point, share in zip(repeats, attained, strict=True):
+        term = {"term": "ttft:p95<300ms", "value": 0.2, "limit": 0.3, "attained": share}
+        point["terms"] = [term | {"worth": 50.0, "met": True, "proven": False}]
+    results = check_results(document)
+    plan = shown_plan(results)
+    assert plan is not None
+    assert [row.proven for row in latency_rows(results, plan)] == [proven]

@@ -130,9 +130,8 @@ def scheduler_for(model: str, artifact: Artifact, scheduler: SchedulerConfig) ->
 
 
 def artifact_key(model_hash: str, variant: Variant, calibration_hash: str) -> str:
-    """Hex digest of everything that the checkpoint follows from: not how its head and the KV cache
-    are held, which the executor does."""
-    weights = replace(variant, kv_cache="bf16", head="", calibration="")
+    """Hex digest of everything that the checkpoint follows from."""
+    weights = replace(variant.stored, calibration="")  # whose content has a hash of its own
     parts = ["trimtab artifact", str(REVISION), model_hash, calibration_hash]
     parts.append(json.dumps(weights.as_json(), sort_keys=True))
     parts.append(repr(variant.quantize_settings()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trimtab.optimizer.report.formatting import seconds
+
 TIE = 0.01  # differences of scores that are not worth a change of the defaults
 
 
@@ -90,7 +92,7 @@ def closest(misses: Sequence[Miss]) -> Miss | None:
 
 def _show(value: float, unit: str) -> str:
     if unit == "s":
-        return f"{1000 * value:.3g} ms" if value < 10 else f"{value:.1f} s"
+        return seconds(value)
     if unit == "bytes":
         return f"{value / (1 << 30):.3g} GiB"
     return f"{value:.3g} {unit}".rstrip()

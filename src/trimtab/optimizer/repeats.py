@@ -40,6 +40,7 @@ class Contestant:
     server: LazyServer
     rate: float
     points: list[LoadPoint] = field(default_factory=list)  # at this rate
+    earlier: list[LoadPoint] = field(default_factory=list)  # at those that it did not hold
     num_lowered: int = 0
     failed: str | None = None
 
@@ -57,6 +58,7 @@ class Contestant:
         if point.valid and not point.met:
             if may_lower and self.num_lowered < MAX_ATTEMPTS:
                 self.num_lowered += 1
+                self.earlier += self.points
                 self.points = []
                 self.rate *= lowered(point.margin)
             else:
@@ -144,6 +146,7 @@ class Repeats:
         measured = one.entry.measured
         assert measured is not None
         measured.repeats = one.points
+        measured.points += one.earlier
         measured.rate = 0.0 if one.failed else one.rate
         if one.failed is not None:
             one.entry.drop("measured", one.failed)

@@ -13,6 +13,7 @@ from trimtab.bench.load import run_load
 from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
 from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.errors import UserError
 from trimtab.executors.devices import THE_CPU, DeviceFacts
 from trimtab.executors.placement import Placement, placement_of
 from trimtab.optimizer.artifacts import Artifact, find_or_build, scheduler_for
@@ -24,6 +25,7 @@ from trimtab.optimizer.plan import Plan, now
 from trimtab.optimizer.points import LoadPoint, load_point, void
 from trimtab.optimizer.predict import Known
 from trimtab.optimizer.quality import QualityResult, QualityTexts, measure_quality
+from trimtab.optimizer.report import formatting
 from trimtab.optimizer.served import running_server
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.stages import Progress
@@ -72,6 +74,7 @@ class Trials:
         self._progress = progress
         self.model_hash = model_hash
         self._artifacts: dict[Variant, Artifact] = {}
+        self._not_built: dict[Variant, str] = {}  # as stored -> why not
         self._num_loads = 0
         self._about: dict[str, Any] = {
             "model": model_hash,
@@ -86,11 +89,18 @@ class Trials:
         return self._placement.mean_apart
 
     def artifact(self, variant: Variant, seconds: float | None = None) -> Artifact:
-        """What is to be loaded. UserError if it cannot be built."""
+        """What is to be loaded. UserError if it cannot be built, at once the second time."""
+        known = self._not_built.get(variant.stored)
+        if known is not None:
+            raise UserError(known)
         if variant not in self._artifacts:
-            self._artifacts[variant] = find_or_build(
-                self.order.model, variant, self._progress, seconds=seconds
-            )
+            try:
+                self._artifacts[variant] = find_or_build(
+                    self.order.model, variant, self._progress, seconds=seconds
+                )
+            except UserError as error:
+                self._not_built[variant.stored] = str(error)
+                raise
         return self._artifacts[variant]
 
     def quality(
@@ -293,10 +303,7 @@ def _load_line(candidate: Candidate, point: LoadPoint) -> str:
     verdict = "holds" if point.met else "does not hold"
     if not point.valid:
         verdict = f"void ({point.why}):"
-    ttft, itl = (point.latencies[name]["p95"] for name in ("ttft", "itl"))
-    figures = f"TTFT p95 {_ms(ttft)}, ITL p95 {_ms(itl)}"
+    p95s = (point.latencies[name]["p95"] for name in ("ttft", "itl"))
+    ttft, itl = (formatting.optional(value, formatting.seconds) for value in p95s)
+    figures = f"TTFT p95 {ttft}, ITL p95 {itl}"
     return f"  {candidate.label}: {verdict} {point.rate:.3g} requests/s ({figures})"
-
-
-def _ms(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{1000 * seconds:.3g} ms"

@@ -90,6 +90,12 @@ class Variant:
         return self.method != "none"
 
     @property
+    def stored(self) -> Variant:
+        """With all that a checkpoint does not depend on left out: how its head and the KV cache
+        are held, which the executor does."""
+        return replace(self, kv_cache="bf16", head="")
+
+    @property
     def label(self) -> str:
         """For people: `bf16`, `gptq int4-g64, KV int8`."""
         group = f"-g{self.group_size}" if self.group_size else ""

@@ -41,6 +41,7 @@ class TermResult:
     samples_needed: int | None  # before it can be proven at all; None: no number shows a maximum
     margin: float  # log(limit / observed), each request against its own limit; positive: room
     margin_error: float  # its standard error
+    worth: float = 0.0  # so many independent samples: gaps of one answer are alike
 
     @property
     def has_enough_samples(self) -> bool:
@@ -57,6 +58,7 @@ class TermResult:
             "met": self.met,
             "proven": self.proven,
             "samples": self.num_samples,
+            "worth": self.worth,
             "samples_needed": self.samples_needed,
         }
 
@@ -208,7 +210,7 @@ def evaluate_term(one: TermSamples) -> TermResult:
         margin, margin_error = _margin_of(ratios, term.quantile, effective)
     return TermResult(
         term, count, attained, bound, observed, limit, met, proven, _needed(term), margin,
-        margin_error,
+        margin_error, effective,
     )  # fmt: skip
 
 

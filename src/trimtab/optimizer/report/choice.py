@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from trimtab.optimizer.report.formatting import UNKNOWN, interval, percent, plain, seconds, tick
 from trimtab.optimizer.report.measurements import Candidate, Interval, LoadPoint, Number, Term
 from trimtab.optimizer.report.results import Results
+from trimtab.workloads.statistics import share_at_least
 
 LATENCY_NAMES = {
     "ttft": "Time to first token",
@@ -29,6 +30,7 @@ _NAMES = {
     "rate": "Requests a second",
     "cost": "Cost",
 }
+_PERCENTILE = re.compile(r":\s*p(\d+(?:\.\d+)?)")
 _SHARES = ("attainment", "top1", "tasks")
 _TERM = re.compile(r"\s*(\w+)\s*(?::\s*(\w+))?\s*(<=|>=|<|>|=)\s*(.+?)\s*")
 _NEAR = 0.1  # of the logarithm: what is served within the SLO is less than what is offered
@@ -152,14 +154,32 @@ def asked_in_words(text: str) -> str:
 
 
 def _merge_terms(terms: Sequence[Term]) -> Term:
+    """Of repeats: what no load by itself has enough samples for, all of them together may show."""
+    met = _all_of([one.met for one in terms])
+    bound, proven = _together(terms), _all_of([one.proven for one in terms])
+    share = _PERCENTILE.search(terms[0].term)
+    if proven is False and bound is not None and share is not None:
+        proven = met is True and bound >= float(share[1]) / 100
     return Term(
         term=terms[0].term,
         value=merged([one.value for one in terms]),
         limit=terms[0].limit,
         attained=merged([one.attained for one in terms]),
-        met=_all_of([one.met for one in terms]),
-        proven=_all_of([one.proven for one in terms]),
+        bound=bound,
+        met=met,
+        proven=proven,
     )
+
+
+def _together(terms: Sequence[Term]) -> float | None:
+    """The lower bound of the share of all samples that keep their limits, 95 % one-sided."""
+    successes = trials = 0.0
+    for one in terms:
+        if one.worth is None or one.attained is None:
+            return None
+        successes += one.worth * one.attained.value
+        trials += one.worth
+    return share_at_least(successes, trials)
 
 
 def _all_of(verdicts: Sequence[bool | None]) -> bool | None:

@@ -52,6 +52,7 @@ class Term:
     limit: float | str | None = None
     attained: Number = None  # share of requests
     bound: float | None = None  # one-sided lower confidence bound of that share
+    worth: float | None = None  # of how many independent samples the share is
     met: bool | None = None
     proven: bool | None = None  # not only of this sample, with confidence
 
