@@ -136,5 +136,10 @@ def test_the_parts_of_the_steps_add_up() -> None:
     assert stats.step_size_counts[:2] == [2, 3]  # of one token, of two to eight
     assert stats.execute_seconds >= 5 * 0.002
     parts = (stats.schedule_seconds, stats.build_seconds, stats.commit_seconds)
+    parts += (stats.between_seconds,)
     assert all(part > 0 for part in parts)
     assert stats.execute_seconds + sum(parts) <= elapsed
+    time.sleep(0.05)  # nobody waits for a step
+    engine.add_request(EngineRequest("s", [1], GREEDY))
+    engine.step()
+    assert engine.stats().between_seconds == stats.between_seconds

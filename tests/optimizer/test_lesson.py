@@ -28,13 +28,18 @@ def replay(predictor: Predictor, point: LoadPoint, lesson: Lesson) -> LoadPoint:
 
 @pytest.mark.parametrize(
     "truth",
-    [Lesson(1.4), Lesson(1.0, token=0.004), Lesson(0.9, token=0.002, request=0.05)],
-    ids=["slower steps", "delayed by tokens", "all three"],
+    [Lesson(1.4), Lesson(1.0, request=0.05), Lesson(0.9, around=3.0, request=0.05)],
+    ids=["slower steps", "late requests", "all three"],
 )
-def test_a_server_that_differs_is_predicted_after_a_few_loads(truth: Lesson) -> None:
+@pytest.mark.parametrize("is_counted", [True, False])
+def test_a_server_that_differs_is_predicted_after_a_few_loads(
+    truth: Lesson, is_counted: bool
+) -> None:
     predictor = predictor_of({SLOW: known(1.0)})
     loads = [predictor.play(SLOW, rate, 5, 60.0, truth) for rate in RATES]
     points = [load for load in loads if load is not None]
+    if not is_counted:
+        points = [replace(point, work=None) for point in points]
     found = learn([(point, partial(replay, predictor)) for point in points], never)
     fresh = predictor.play(SLOW, 0.4, 99, 60.0, truth)
     assert fresh is not None
@@ -67,21 +72,40 @@ def test_guesses_that_are_worse_under_load_are_seen_to_be() -> None:
     assert abs(guess / real - 1) < 0.5 * abs(before / real - 1)
 
 
-def test_cores_that_lay_apart_are_told_from_a_slower_server() -> None:
+def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
+    """Half of the loads on a machine of half the speed: late requests are not mistaken for it."""
     predictor = predictor_of({SLOW: known(1.0)})
-    truth = Lesson(1.1, apart=1.5)
     points = []
-    for number, share in enumerate((0.0, 1.0, 0.0, 1.0)):
-        point = predictor.play(SLOW, 0.2, 5 + number, 60.0, truth, apart=share)
+    for number, pace in enumerate((1.0, 2.0, 1.0, 2.0)):
+        point = predictor.play(SLOW, 0.1, 5 + number, 60.0, Lesson(pace, request=0.05))
         assert point is not None
-        points.append(replace(point, apart=share))
+        points.append(point)
     found = learn([(point, partial(replay, predictor)) for point in points], never)
-    assert 1.2 < found.apart < 1.6
-    predictor.teach(found, apart=1.0)
-    one, other = predictor.point(SLOW, 0.2), predictor.play(SLOW, 0.2, 0, 60.0, apart=0.0)
-    assert one is not None
-    assert other is not None
-    assert (one.latencies["itl"]["mean"] or 0) > 1.2 * (other.latencies["itl"]["mean"] or 1)
+    assert 1.25 < found.pace < 1.75
+    assert found.request == pytest.approx(0.05, rel=0.3)
+    predictor.teach(found)
+    for number, pace in enumerate((1.0, 2.0)):
+        fresh = predictor.play(SLOW, 0.1, 99 + number, 60.0, Lesson(pace, request=0.05))
+        assert fresh is not None
+        informed = predictor.replay_at_pace(SLOW, fresh)
+        assert informed is not None
+        for metric, key in METRICS:
+            real, guess = fresh.latencies[metric][key], informed.latencies[metric][key]
+            assert guess == pytest.approx(real, rel=0.1), metric
+
+
+def test_what_was_counted_is_done_again() -> None:
+    predictor = predictor_of({SLOW: known(1.0, SpeculationModel((0.9, 0.95, 0.95), share=0.7))})
+    truth = Lesson(1.3, guessing=0.4)
+    point = predictor.play(SLOW, 0.2, 5, 60.0, truth)
+    assert point is not None
+    found = Lesson().at_pace_of(point, partial(replay, predictor))
+    assert found.pace == pytest.approx(1.3, rel=0.05)
+    assert found.guessing == pytest.approx(0.4, rel=0.25)
+    bare = replace(point, work=None)
+    assert Lesson().at_pace_of(bare, partial(replay, predictor)) == Lesson()
+    assert LoadPoint.from_json(point.as_json()) == point
+    assert LoadPoint.from_json(bare.as_json()) == bare
 
 
 def test_nothing_is_learned_from_what_a_client_spoiled_or_a_queue_drowned() -> None:

@@ -16,6 +16,7 @@ import report_data
 
 from trimtab.errors import UserError
 from trimtab.optimizer.report import write_report
+from trimtab.optimizer.report.formatting import percent
 from trimtab.optimizer.report.page import render
 
 VOID = {"meta", "link", "input", "br", "img"}
@@ -155,6 +156,14 @@ def test_the_first_screen_says_what_the_data_says(pages: dict[str, str]) -> None
     accuracy = document["accuracy"]
     assert f"prediction error, throughput {100 * accuracy['throughput']:.1f} %" in text
     assert "~" not in text.replace("with a ~ is predicted", "")
+
+
+def test_errors_are_said_at_the_pace_of_the_machine_too(pages: dict[str, str]) -> None:
+    text = Parsed(pages["met"]).text()
+    errors = DOCUMENTS["met"]["accuracy"]["at_pace"]
+    said = f"during each load: median time to first token {percent(errors['ttft_p50'])}"
+    assert said in text
+    assert "during each load" not in Parsed(pages["minimal"]).text()
 
 
 def test_loads_at_the_rate_that_was_asked(pages: dict[str, str]) -> None:

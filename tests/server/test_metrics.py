@@ -240,7 +240,7 @@ def test_the_real_engine_tells_everything(tmp_path: Path) -> None:
             if sample.name == "trimtab:engine_step_seconds_total"
         }
         assert parts.pop("draft") == 0
-        assert set(parts) == {"schedule", "build", "execute", "commit"}
+        assert set(parts) == {"schedule", "build", "execute", "commit", "between"}
         assert all(seconds > 0 for seconds in parts.values())
     finally:
         end(server)

@@ -211,4 +211,4 @@ def test_overheads_of_a_real_engine() -> None:
         Overheads.from_json({"steps": 1})
     with pytest.raises(UserError, match="too small"):
         measure_overheads(ToyExecutor(num_blocks=2))
-    assert dataclasses.replace(overheads, token=1.0).token == 1.0
+    assert dataclasses.replace(overheads, row=1.0).row == 1.0

@@ -129,6 +129,8 @@ async def _run(
         endpoint = await resolve(pool, endpoint)
         prompts = Prompts(endpoint, make_text)
         num_warm_up = await _warm_up(pool, pacer, prompts, workload, options)
+        if options.on_start is not None:
+            options.on_start()
         await _open_ahead(pool, workload)
         meter = LatenessMeter(pacer)
         client = LoadClient(pool, pacer, prompts, workload, options, meter, count_tokens, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from trimtab.bench.saturation import Saturation
@@ -18,6 +19,7 @@ class LoadOptions:
     obey_retry_after: bool = False  # 429 and 503: ask again when the server says, else an error
     stop_when_saturated: bool = True
     token_ids: bool = False  # asked for: exact counts for each event, more work for the server
+    on_start: Callable[[], None] | None = None  # called behind the warm-up
 
 
 @dataclass(frozen=True)

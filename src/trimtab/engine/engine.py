@@ -101,6 +101,7 @@ class Engine:
         self._num_step_tokens = 0
         self._step_size_counts = [0] * (len(STEP_SIZES) + 1)
         self._clock = StepClock()
+        self._goes_on = False  # the latest step left somebody waiting for the next one
         self._ahead: StepsAhead | None = None
         if hasattr(executor, "execute_async") and speculator is None:  # drafts need its tokens
             asynchronous = cast(AsyncExecutor, executor)
@@ -177,7 +178,8 @@ class Engine:
     def step(self) -> list[TokenOutput]:
         """Plan, execute, commit. Empty if nothing is live, or nothing was chosen."""
         clock = self._clock
-        clock.start()
+        clock.start(self._goes_on)
+        self._goes_on = False
         ended = self._settle_grammars() if self._follower.has_work else []
         plan = (self._ahead and self._ahead.plan) or self.scheduler.schedule()
         clock.lap(StepPart.SCHEDULE)
@@ -207,6 +209,7 @@ class Engine:
         self._step_size_counts[bisect_left(STEP_SIZES, plan.num_rows)] += 1
         if self._ahead is not None and not self._requests:
             self._ahead.land()
+        self._goes_on = bool(self._requests)
         if self.debug:
             self.check()
         return ended + outputs
@@ -241,6 +244,7 @@ class Engine:
             draft_seconds=self._clock.seconds[StepPart.DRAFT],
             execute_seconds=self._clock.seconds[StepPart.EXECUTE],
             commit_seconds=self._clock.seconds[StepPart.COMMIT],
+            between_seconds=self._clock.seconds[StepPart.BETWEEN],
             step_size_counts=list(self._step_size_counts),
             num_non_finite_requests=self._num_non_finite_requests,
             executor_progress=getattr(self.executor, "progress", 0),

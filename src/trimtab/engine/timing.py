@@ -29,6 +29,7 @@ class StepPart:
     EXECUTE = 2
     COMMIT = 3
     DRAFT = 4
+    BETWEEN = 5  # from the end of a step to the next one, while somebody waits for it
 
 
 class StepClock:
@@ -36,11 +37,14 @@ class StepClock:
     at the last `lap`."""
 
     def __init__(self) -> None:
-        self.seconds = [0.0] * 5
-        self.latest = [0.0] * 5  # of the latest step, as far as it has got
+        self.seconds = [0.0] * 6
+        self.latest = [0.0] * 6  # of the latest step, as far as it has got
         self.started = self.last = perf_counter()  # of the step; of the last part that ended
 
-    def start(self) -> None:
+    def start(self, goes_on: bool) -> None:
+        """`goes_on`: the step before left requests that are not complete."""
+        if goes_on:
+            self.lap(StepPart.BETWEEN)
         self.started = self.last = perf_counter()
         self.latest[StepPart.DRAFT] = 0.0
 

@@ -136,7 +136,7 @@ class Finals:
         ends = time.monotonic() + max(3.0, 0.05 * self.order.budget_seconds)
         self.run.progress("fitting predictions to the loads")
         lesson = learn(points, lambda: time.monotonic() > ends)
-        self.found.predictor.teach(lesson, self.trials.apart)
+        self.found.predictor.teach(lesson)
 
     def _replay(self, candidate: Candidate, point: LoadPoint, lesson: Lesson) -> LoadPoint:
         found = self.found.predictor.replay(candidate, point, lesson)

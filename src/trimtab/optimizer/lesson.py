@@ -1,10 +1,21 @@
 """What loads on the real server taught about it, beyond the steps of an engine at rest.
 
 Steps are measured while nothing else runs. Under load the front process, the client and whoever
-else shares the cores take their part, and guesses are right more or less often than on a few
-prompts. Five numbers say how much, fitted to loads of the search, each replayed request by request:
-residuals are logs of predicted over measured TTFT (median), ITL and E2E (means), and the numbers
-are found by Levenberg's method, held near "no difference" by as much as one load of medium trust.
+else shares the cores take their part, the engine's own code is not in the caches, and guesses are
+right more or less often than on a few prompts. Near its limit a server multiplies such
+differences: steps that are 5 % longer can make waiting 30 % longer. So what the engine counts for
+itself is taken from there, load by load, and only the rest from latencies:
+
+    pace        executor's seconds, counted over simulated         of each load, and on the average
+    around      the engine's own seconds around steps, likewise
+    guessing    tokens that were guessed right, likewise
+    request     seconds until the engine has a request: fitted to TTFT (median), ITL and E2E
+                (means); residuals are logs of predicted over measured, by Levenberg's method
+
+Where nobody counted, the pace is fitted, too.
+
+Each load is simulated request by request, at its own pace; what is expected of others is the
+average, weighted by the executor's seconds.
 """
 
 from __future__ import annotations
@@ -16,15 +27,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.optimizer.points import LoadPoint
+from trimtab.optimizer.points import LoadPoint, Work
 from trimtab.simulator.simulate import SimulatedServer
 
 ROUNDS = 5
+TURNS = 3  # until counted and simulated work agree
 MOST_LOADS = 8
-FACTOR_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
-GUESSING_TRUST = 2.0
-APART_TRUST = 1.0
-REACHES = (0.05, 0.05, 0.5, -0.3, 0.1)  # of finite differences
+PACE_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
+REACHES = (0.5, 0.05)  # of finite differences
+MOST_FACTOR = 8.0  # of a pace and its like: beyond it something else is wrong
 METRICS = (("ttft", "p50"), ("itl", "mean"), ("e2e", "mean"))
 Floats = npt.NDArray[np.float64]
 Replay = Callable[[LoadPoint, "Lesson"], LoadPoint]  # measured -> simulated
@@ -32,26 +43,42 @@ Replay = Callable[[LoadPoint, "Lesson"], LoadPoint]  # measured -> simulated
 
 @dataclass(frozen=True)
 class Lesson:
-    factor: float = 1.0  # on the seconds of a step
-    token: float = 0.0  # seconds by which each token that goes out delays the steps
-    request: float = 0.0  # seconds until the engine has a request
+    pace: float = 1.0  # factor on the seconds of a step
+    around: float = 1.0  # factor on what the engine does around one
     guessing: float = 1.0  # factor on the share of steps in which there is something to guess
-    apart: float = 1.0  # factor on the seconds of a step while the cores lie apart
+    request: float = 0.0  # seconds until the engine has a request
 
-    def applied(self, server: SimulatedServer, apart: float = 0.0) -> SimulatedServer:
-        """`apart`: the share of the time of it, beyond that of the calibration."""
+    def applied(self, server: SimulatedServer) -> SimulatedServer:
+        known = server.overheads
         overheads = replace(
-            server.overheads,
-            token=server.overheads.token + self.token,
-            request=server.overheads.request + self.request,
+            known,
+            step=known.step * self.around,
+            sequence=known.sequence * self.around,
+            row=known.row * self.around,
+            request=known.request + self.request,
         )
         speculation = server.speculation
         if speculation is not None:
             share = min(1.0, speculation.share * self.guessing)
             speculation = replace(speculation, share=share)
-        factor = self.factor * self.apart**apart
-        times = server.step_times if factor == 1 else server.step_times.scaled(factor)
+        times = server.step_times if self.pace == 1 else server.step_times.scaled(self.pace)
         return replace(server, step_times=times, overheads=overheads, speculation=speculation)
+
+    def at_pace_of(self, point: LoadPoint, replay: Replay) -> Lesson:
+        """With the factors under which a simulation does the work that was counted in this load;
+        the same if nobody counted."""
+        found = self
+        for _ in range(TURNS if point.work is not None else 0):
+            done = replay(point, found).work
+            if done is None or point.work is None:
+                break
+            found = replace(
+                found,
+                pace=_bounded(found.pace * _ratio(point.work, done, "execute_seconds")),
+                around=_bounded(found.around * _ratio(point.work, done, "around_seconds")),
+                guessing=_bounded(found.guessing * _ratio(point.work, done, "num_accepted")),
+            )
+        return found
 
 
 def is_instructive(point: LoadPoint) -> bool:
@@ -65,17 +92,15 @@ def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) 
     able = sorted((one for one in points if is_instructive(one[0])), key=_size)[:MOST_LOADS]
     if not able or stop():
         return Lesson()
-    scale = math.fsum(point.latencies["itl"]["mean"] or 0.0 for point, _ in able) / len(able)
-    count = len(REACHES)
-    place, here = np.zeros(count), _residuals(able, Lesson(), np.zeros(count))
+    fit = _Fit(able)
+    place, here = np.zeros(len(REACHES)), fit.residuals(np.zeros(len(REACHES)))
     damping = 0.1
     for _ in range(ROUNDS):
-        slopes = np.stack([_slope(able, place, here, scale, axis) for axis in range(count)], axis=1)
-        matrix = slopes.T @ slopes + damping * np.eye(count)
-        step = -np.linalg.solve(matrix, slopes.T @ here)
-        there = place + step
-        there[1:3] = np.maximum(there[1:3], 0.0)
-        found = _residuals(able, _lesson(there, scale), there)
+        slopes = np.stack([fit.slope(place, here, axis) for axis in range(len(REACHES))], axis=1)
+        matrix = slopes.T @ slopes + damping * np.eye(len(REACHES))
+        there = place - np.linalg.solve(matrix, slopes.T @ here)
+        there[0] = max(there[0], 0.0)
+        found = fit.residuals(there)
         if found @ found < here @ here:
             settled = here @ here - found @ found < 0.01 * (here @ here)
             place, here, damping = there, found, damping / 4
@@ -85,45 +110,65 @@ def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) 
             damping *= 8
         if stop():
             break
-    return _lesson(place, scale)
+    return fit.lesson(place)
 
 
-def _lesson(place: Floats, scale: float) -> Lesson:
-    """`place`: log factor, the seconds of a token and of a request as shares of an ITL, logs of the
-    factors on guessing and of cores that lie apart."""
-    log_factor, token, request, log_guessing, log_apart = place.tolist()
-    return Lesson(
-        math.exp(min(2.0, max(-1.0, log_factor))),
-        token * scale,
-        request * scale,
-        math.exp(min(1.0, max(-4.0, log_guessing))),
-        math.exp(min(1.0, max(-1.0, log_apart))),
-    )
+class _Fit:
+    """Places are: seconds of a request, as a share of an ITL; the log of the pace where nobody
+    counted."""
+
+    def __init__(self, points: Sequence[tuple[LoadPoint, Replay]]) -> None:
+        self._points = points
+        means = [point.latencies["itl"]["mean"] or 0.0 for point, _ in points]
+        self._scale = math.fsum(means) / len(means)
+        self._paces = [Lesson().at_pace_of(point, replay) for point, replay in points]
+        self._weights = [p.work.execute_seconds if p.work else 0.0 for p, _ in points]
+
+    def lesson(self, place: Floats) -> Lesson:
+        """What to expect of a load that nothing is known of."""
+        counted = [one for one, weight in zip(self._paces, self._weights, strict=True) if weight]
+        weights = [weight for weight in self._weights if weight]
+        means = {
+            name: _mean([getattr(one, name) for one in counted], weights)
+            for name in ("pace", "around", "guessing")
+        }
+        return self._with(place, Lesson(**means), is_counted=bool(counted))
+
+    def residuals(self, place: Floats) -> Floats:
+        found = [place[0] / 10.0, place[1] / PACE_TRUST]
+        for (point, replay), own in zip(self._points, self._paces, strict=True):
+            predicted = replay(point, self._with(place, own, point.work is not None))
+            for metric, key in METRICS:
+                guess, real = predicted.latencies[metric][key], point.latencies[metric][key]
+                found.append(math.log(guess / real) if guess and real else 0.0)
+        return np.array(found, float)
+
+    def slope(self, place: Floats, here: Floats, axis: int) -> Floats:
+        there = place.copy()
+        there[axis] += REACHES[axis]
+        change: Floats = (self.residuals(there) - here) / REACHES[axis]
+        return change
+
+    def _with(self, place: Floats, own: Lesson, is_counted: bool) -> Lesson:
+        request, log_pace = place.tolist()
+        pace = own.pace if is_counted else _bounded(math.exp(min(3.0, max(-3.0, log_pace))))
+        return replace(own, pace=pace, request=request * self._scale)
 
 
-def _slope(
-    points: Sequence[tuple[LoadPoint, Replay]],
-    place: Floats,
-    here: Floats,
-    scale: float,
-    axis: int,
-) -> Floats:
-    reach = REACHES[axis]
-    there = place.copy()
-    there[axis] += reach
-    change: Floats = (_residuals(points, _lesson(there, scale), there) - here) / reach
-    return change
+def _ratio(counted: Work, simulated: Work, name: str) -> float:
+    """1 where one of the two has nothing of it."""
+    real, guess = getattr(counted, name), getattr(simulated, name)
+    return real / guess if real > 0 and guess > 0 else 1.0
 
 
-def _residuals(points: Sequence[tuple[LoadPoint, Replay]], lesson: Lesson, place: Floats) -> Floats:
-    trusts = (FACTOR_TRUST, 1.0, 10.0, GUESSING_TRUST, APART_TRUST)
-    found = [value / trust for value, trust in zip(place.tolist(), trusts, strict=True)]
-    for point, replay in points:
-        predicted = replay(point, lesson)
-        for metric, key in METRICS:
-            guess, real = predicted.latencies[metric][key], point.latencies[metric][key]
-            found.append(math.log(guess / real) if guess and real else 0.0)
-    return np.array(found, float)
+def _bounded(factor: float) -> float:
+    return min(MOST_FACTOR, max(1 / MOST_FACTOR, factor))
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """Geometric; 1 of nothing."""
+    total = math.fsum(w * math.log(v) for v, w in zip(values, weights, strict=True))
+    return math.exp(total / (math.fsum(weights) or 1.0))
 
 
 def _size(one: tuple[LoadPoint, Replay]) -> int:

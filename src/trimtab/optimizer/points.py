@@ -17,6 +17,22 @@ LATENCIES = ("ttft", "itl", "e2e", "tpot", "stall")
 
 
 @dataclass(frozen=True)
+class Work:
+    """What an engine did in a load, measured or simulated."""
+
+    execute_seconds: float  # its executor's
+    around_seconds: float  # of its own, before and behind each step
+    num_accepted: int  # tokens that were guessed right
+
+    def since(self, before: Work) -> Work:
+        return Work(
+            self.execute_seconds - before.execute_seconds,
+            self.around_seconds - before.around_seconds,
+            self.num_accepted - before.num_accepted,
+        )
+
+
+@dataclass(frozen=True)
 class LoadPoint:
     """Latencies in seconds. `margin`: log(limit / observed) of the term that is closest to its
     limit; positive: room."""
@@ -38,13 +54,17 @@ class LoadPoint:
     valid: bool = True
     why: str = ""  # it is not
     apart: float = 0.0  # share of the time: the cores (trimtab.executors.placement)
+    work: Work | None = None  # None: nobody counted it
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.__dict__, "traffic": dict(self.traffic.__dict__)}
+        work = None if self.work is None else dict(self.work.__dict__)
+        return {**self.__dict__, "traffic": dict(self.traffic.__dict__), "work": work}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> LoadPoint:
-        return cls(**{**value, "traffic": Traffic(**value["traffic"])})
+        work = value.get("work")
+        read = {"traffic": Traffic(**value["traffic"]), "work": work and Work(**work)}
+        return cls(**{**value, **read})
 
     def for_report(self, is_repeat: bool = False) -> dict[str, Any]:
         """`is_repeat`: one of those at the chosen rate, with a seed that nothing else had."""
@@ -66,7 +86,12 @@ class LoadPoint:
 
 
 def load_point(
-    rate: float, seed: int, seconds: float, records: Sequence[RequestRecord], slo: Slo
+    rate: float,
+    seed: int,
+    seconds: float,
+    records: Sequence[RequestRecord],
+    slo: Slo,
+    work: Work | None = None,
 ) -> LoadPoint:
     """Over the whole load: it begins on an idle server, as real ones do not, and ends with the last
     answer, so that nothing that was asked is left out. A queue that grows through a long load is an
@@ -100,6 +125,7 @@ def load_point(
             cached_input=cached / count,
             output=sum(r.num_output_tokens for r in complete) / count,
         ),
+        work=work,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.optimizer.cost import TokenSeconds
 from trimtab.optimizer.lesson import Lesson
-from trimtab.optimizer.points import LoadPoint, load_point
+from trimtab.optimizer.points import LoadPoint, Work, load_point
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
 from trimtab.simulator.calibrate import CalibrationPlan
@@ -145,7 +145,6 @@ class Predictor:
         self._points: dict[tuple[Candidate, float], LoadPoint] = {}
         self._limits: dict[Variant, float] = {}
         self._lesson = Lesson()
-        self._apart = 0.0
 
     def under(self, make: MakeWorkload) -> Predictor:
         """The same steps under another load."""
@@ -153,14 +152,11 @@ class Predictor:
         other._known = self._known
         other._limits = self._limits
         other._lesson = self._lesson
-        other._apart = self._apart
         return other
 
-    def teach(self, lesson: Lesson, apart: float = 0.0) -> None:
-        """What loads have taught; predictions from now on heed it. `apart`: the share of the time
-        in which the cores will lie apart."""
+    def teach(self, lesson: Lesson) -> None:
+        """What loads have taught; predictions from now on heed it."""
         self._lesson = lesson
-        self._apart = apart
         self._points.clear()
 
     def learn(self, candidate: Candidate, known: Known) -> None:
@@ -180,12 +176,11 @@ class Predictor:
         known = self._known.get((candidate.variant, candidate.threads))
         return None if known is None else known.calibration
 
-    def _server(self, candidate: Candidate, lesson: Lesson, apart: float) -> SimulatedServer | None:
+    def _server(self, candidate: Candidate, lesson: Lesson) -> SimulatedServer | None:
         known = self._known.get((candidate.variant, candidate.threads))
         if known is None:
             return None
-        server = known.server(candidate.scheduler, candidate.memory_share)
-        return lesson.applied(server, apart - known.calibration.step_times.subject.get("apart", 0))
+        return lesson.applied(known.server(candidate.scheduler, candidate.memory_share))
 
     def point(self, candidate: Candidate, rate: float) -> LoadPoint | None:
         """None where the steps of such a candidate were not measured."""
@@ -204,25 +199,34 @@ class Predictor:
         seed: int,
         seconds: float,
         lesson: Lesson | None = None,
-        apart: float | None = None,
     ) -> LoadPoint | None:
-        """One simulated load. `lesson` instead of what was taught, `apart` instead of what is to be
-        expected; None where the steps of such a candidate were not measured."""
-        apart = self._apart if apart is None else apart
-        server = self._server(candidate, lesson or self._lesson, apart)
+        """One simulated load. `lesson` instead of what was taught; None where the steps of such a
+        candidate were not measured."""
+        server = self._server(candidate, lesson or self._lesson)
         if server is None:
             return None
-        records = simulate(server, self._make(rate, seed, seconds)).records
-        return load_point(rate, seed, seconds, records, self._slo)
+        done = simulate(server, self._make(rate, seed, seconds))
+        found = done.occupancy
+        work = Work(found.execute_seconds, found.around_seconds, found.num_accepted)
+        return load_point(rate, seed, seconds, done.records, self._slo, work)
 
     def replay(
         self, candidate: Candidate, point: LoadPoint, lesson: Lesson | None = None
     ) -> LoadPoint | None:
-        """The load of a measured point, simulated: the very same requests, on cores that lay apart
-        for as long."""
-        return self.play(
-            candidate, point.rate, point.seed, point.seconds, lesson, apart=point.apart
-        )
+        """The load of a measured point, simulated: the very same requests."""
+        return self.play(candidate, point.rate, point.seed, point.seconds, lesson)
+
+    def replay_at_pace(self, candidate: Candidate, point: LoadPoint) -> LoadPoint | None:
+        """The same, on a machine as fast as it was during that load."""
+
+        def replay(point: LoadPoint, lesson: Lesson) -> LoadPoint:
+            found = self.replay(candidate, point, lesson)
+            assert found is not None
+            return found
+
+        if self.calibration(candidate) is None:
+            return None
+        return replay(point, self._lesson.at_pace_of(point, replay))
 
     def exceeds(self, candidate: Candidate, score: float) -> bool:
         point = self.point(candidate, max(score, LOWEST_RATE))

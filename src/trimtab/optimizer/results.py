@@ -190,8 +190,8 @@ def _searched(entry: Entry | None) -> float:
 
 
 def accuracy_json(found: Found) -> dict[str, Any] | None:
-    """Predictions against loads that nothing was fitted to: the same requests, simulated, on cores
-    that lay apart for as long."""
+    """Predictions against loads that nothing was fitted to: the same requests, simulated, on a
+    machine that is as fast as usual, and on one as fast as it was meanwhile (`at_pace`)."""
     pairs: list[dict[str, Any]] = []
     for entry in found.entries.all:
         if entry.measured is None or found.predictor.calibration(entry.candidate) is None:
@@ -203,9 +203,8 @@ def accuracy_json(found: Found) -> dict[str, Any] | None:
     if not pairs:
         return None
     errors: dict[str, Any] = {"loads": len({(p["id"], p["rate"], p["seed"]) for p in pairs})}
-    for metric in ("ttft_p50", "itl", "e2e", "throughput"):
-        own = [abs(p["predicted"] / p["measured"] - 1) for p in pairs if p["metric"] == metric]
-        errors[metric] = sum(own) / len(own) if own else None
+    errors |= _mean_errors(pairs, "predicted")
+    errors["at_pace"] = _mean_errors(pairs, "at_pace")
     held_out = [
         calibration.step_times.errors.held_out
         for one in found.entries.all
@@ -216,20 +215,27 @@ def accuracy_json(found: Found) -> dict[str, Any] | None:
     return {**errors, "pairs": pairs}
 
 
+METRICS = {
+    "ttft_p50": ("ttft", "p50"),
+    "itl": ("itl", "mean"),
+    "e2e": ("e2e", "mean"),
+}
+
+
+def _mean_errors(pairs: list[dict[str, Any]], which: str) -> dict[str, float | None]:
+    found: dict[str, float | None] = {}
+    for metric in (*METRICS, "throughput"):
+        own = [abs(p[which] / p["measured"] - 1) for p in pairs if p["metric"] == metric]
+        found[metric] = sum(own) / len(own) if own else None
+    return found
+
+
 def _pairs(found: Found, entry: Entry, point: LoadPoint) -> list[dict[str, Any]]:
     predicted = found.predictor.replay(entry.candidate, point)
-    if predicted is None:
+    at_pace = found.predictor.replay_at_pace(entry.candidate, point)
+    if predicted is None or at_pace is None:
         return []
-    metrics = {
-        "ttft_p50": ("ttft", "p50"),
-        "itl": ("itl", "mean"),
-        "e2e": ("e2e", "mean"),
-    }
-    values = {
-        name: (predicted.latencies[metric][key], point.latencies[metric][key])
-        for name, (metric, key) in metrics.items()
-    }
-    values["throughput"] = (predicted.output_tokens_per_s, point.output_tokens_per_s)
+    values = {name: _values(name, predicted, at_pace, point) for name in (*METRICS, "throughput")}
     return [
         {
             "id": entry.id,
@@ -237,11 +243,19 @@ def _pairs(found: Found, entry: Entry, point: LoadPoint) -> list[dict[str, Any]]
             "rate": point.rate,
             "seed": point.seed,
             "predicted": guess,
+            "at_pace": informed,
             "measured": real,
         }
-        for name, (guess, real) in values.items()
-        if guess and real
+        for name, (guess, informed, real) in values.items()
+        if guess and informed and real
     ]
+
+
+def _values(name: str, *points: LoadPoint) -> list[float | None]:
+    if name == "throughput":
+        return [point.output_tokens_per_s for point in points]
+    metric, key = METRICS[name]
+    return [point.latencies[metric][key] for point in points]
 
 
 def roofline_json(found: Found) -> dict[str, Any] | None:

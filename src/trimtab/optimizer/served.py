@@ -17,6 +17,7 @@ from typing import Any
 
 from trimtab.bench.energy import EnergyMeter
 from trimtab.errors import TrimtabError
+from trimtab.optimizer.points import Work
 
 START_SECONDS = 600.0  # a large model may have to be packed first
 STOP_SECONDS = 20.0
@@ -63,6 +64,17 @@ class Server:
         joules = None if self._energy is None else self._energy.lap()
         return Usage(joules=joules, **differences)
 
+    def work(self) -> Work:
+        """Of its engine since the start."""
+        stats = self._stats()
+        around = ("schedule_seconds", "build_seconds", "commit_seconds", "between_seconds")
+        guessing = stats["speculation"]
+        return Work(
+            execute_seconds=stats["execute_seconds"],
+            around_seconds=sum(stats[name] for name in around),
+            num_accepted=sum(guessing["accepted_by_position"]) if guessing else 0,
+        )
+
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -76,13 +88,17 @@ class Server:
         known = [peak for peak in peaks if peak is not None]
         return 1024 * sum(known) if known else None
 
-    def _counts(self) -> dict[str, Any]:
+    def _stats(self) -> dict[str, Any]:
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
         try:
             connection.request("GET", "/stats")
-            stats = json.loads(connection.getresponse().read())
+            found: dict[str, Any] = json.loads(connection.getresponse().read())
         finally:
             connection.close()
+        return found
+
+    def _counts(self) -> dict[str, Any]:
+        stats = self._stats()
         return {
             "seconds": time.monotonic(),
             "cpu_seconds": sum(map(_cpu_seconds, self._pids())),

@@ -22,7 +22,7 @@ from trimtab.optimizer.journal import Journal
 from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.order import Order
 from trimtab.optimizer.plan import Plan, now
-from trimtab.optimizer.points import LoadPoint, load_point, void
+from trimtab.optimizer.points import LoadPoint, Work, load_point, void
 from trimtab.optimizer.predict import Known
 from trimtab.optimizer.quality import QualityResult, QualityTexts, measure_quality
 from trimtab.optimizer.report import formatting
@@ -263,16 +263,23 @@ class Trials:
         def make_text(pieces: Sequence[Piece]) -> str:
             return self._texts.prompt([replace(one, key=salt + one.key) for one in pieces]).text
 
+        before: list[Work] = []
         run = run_load(
             Target(server.get().url, route="completions"),
             self.workload(rate, seed, seconds),
             make_text=make_text,
             slo=need.slo,
-            options=LoadOptions(warm_up=WARM_UP, request_seconds=REQUEST_SECONDS),
+            options=LoadOptions(
+                warm_up=WARM_UP,
+                request_seconds=REQUEST_SECONDS,
+                on_start=lambda: before.append(server.get().work()),
+            ),
         )
         if run.interrupted:
             raise KeyboardInterrupt  # what is in the journal is kept: --resume goes on
-        point = load_point(rate, seed, seconds, run.records, need.slo)
+        # On a GPU the engine plans while a step runs: its parts do not add up.
+        work = server.get().work().since(before[0]) if self.device.device == "cpu" else None
+        point = load_point(rate, seed, seconds, run.records, need.slo, work)
         return point if run.valid else void(point, run.why)
 
     def loader(self, candidate: Candidate, seconds_of: Any) -> Any:

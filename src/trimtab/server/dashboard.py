@@ -69,6 +69,7 @@ def parts_of(stats: EngineStats) -> dict[str, float]:
         "build": stats.build_seconds,
         "execute": stats.execute_seconds,
         "commit": stats.commit_seconds,
+        "between": stats.between_seconds,
     }
 
 

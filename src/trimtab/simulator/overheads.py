@@ -4,7 +4,7 @@
                                  `- step + sequences * sequence + rows * row -'
 
 `measure_overheads` takes them from a real engine in this process. A front process of its own adds
-to `request` and `delivery`, and, where it shares the cores with the executor, to `token`.
+to `request` and `delivery`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,6 @@ class Overheads:
     sequence: float = 0.0  # of each sequence in a step
     request: float = 0.0  # from when a request is sent until the engine has it
     delivery: float = 0.0  # from the end of a step until the client has its tokens
-    token: float = 0.0  # by which each token that goes out delays the steps
     row: float = 0.0  # of each token row: hashes and blocks of prompts, above all
 
     def as_json(self) -> dict[str, float]:

@@ -215,7 +215,10 @@ class _Run:
         if self.speculator is not None:
             guessing = self.speculator.extend(plan, self._seconds_with(plan))
         shape = self.reach.of_step(plan.chunks)
-        seconds = self._seconds(shape) + guessing
+        execute, around = self._execute(shape), self._around(shape)
+        seconds = execute + around + guessing
+        self.occupancy.execute_seconds += execute
+        self.occupancy.around_seconds += around
         if self.on_step is not None:
             self.on_step(self.now, plan.chunks)
         self._count(self.now, seconds, shape)
@@ -269,10 +272,10 @@ class _Run:
         count = len(running)
         times, overheads = self.server.step_times, self.server.overheads
         base = StepShape(count, count, 0.0, 0.0, count)
-        around = overheads.step + overheads.sequence * count + overheads.token * count
-        around += overheads.row * count
-        seconds = times.seconds(base) + times.attended_seconds * attended
-        seconds = seconds + times.context_seconds * context + around
+        around = self._around(base)
+        execute = times.seconds(base) + times.attended_seconds * attended
+        execute = execute + times.context_seconds * context
+        seconds = execute + around
         ends = np.cumsum(np.concatenate([[self.now], seconds]))
         # Only steps that begin before somebody arrives are certain.
         steps = min(steps, int(np.searchsorted(ends[:-1], self._next_arrival, side="left")))
@@ -290,6 +293,8 @@ class _Run:
         waiting = self.scheduler.num_waiting
         occupancy = self.occupancy
         occupancy.add_steps(starts, seconds[:steps], count, waiting, used)
+        occupancy.execute_seconds += float(execute[:steps].sum())
+        occupancy.around_seconds += steps * around
         occupancy.num_steps += steps
         occupancy.num_bulk_steps += steps
         occupancy.num_step_tokens += steps * count
@@ -297,22 +302,29 @@ class _Run:
         return True
 
     def _seconds(self, shape: StepShape) -> float:
-        times, overheads = self.server.step_times, self.server.overheads
-        tokens = shape.logit_rows
-        around = overheads.step + overheads.sequence * shape.sequences + overheads.token * tokens
-        around += overheads.row * shape.rows
+        return self._execute(shape) + self._around(shape)
+
+    def _execute(self, shape: StepShape) -> float:
+        times = self.server.step_times
         base = times.seconds(shape._replace(attended=0.0, context=0.0))
         seconds = base + times.attended_seconds * shape.attended
-        return seconds + times.context_seconds * shape.context + around
+        return seconds + times.context_seconds * shape.context
+
+    def _around(self, shape: StepShape) -> float:
+        overheads = self.server.overheads
+        around = overheads.step + overheads.sequence * shape.sequences
+        return around + overheads.row * shape.rows
 
     def _seconds_with(self, plan: StepPlan) -> Callable[[int], float]:
         """Of the plan, with so many more rows that need logits, and without what prompts take."""
         shape = self.reach.of_step(plan.chunks)
-        given = self._seconds(shape) - self._seconds(shape._replace(rows=shape.logit_rows))
+        part, each = self.server.step_times.row_part, self.server.overheads.row
+        rows, logit_rows = shape.rows, shape.logit_rows
+        alone = shape._replace(rows=logit_rows)  # its prompts' rows left out
+        rest = self._seconds(alone) - part(rows, logit_rows)
 
         def seconds(extra: int) -> float:
-            more = shape._replace(rows=shape.rows + extra, logit_rows=shape.logit_rows + extra)
-            return self._seconds(more) - given
+            return rest + part(rows + extra, logit_rows + extra) + each * extra
 
         return seconds
 

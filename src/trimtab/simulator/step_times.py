@@ -66,17 +66,19 @@ class StepTimes:
     samples: tuple[StepSample, ...] = ()
 
     def seconds(self, shape: StepShape) -> float:
-        rows = _interpolate(shape.rows, self.row_knots, self.row_seconds)
-        head = 0.0
-        if shape.logit_rows:
-            head = _interpolate(shape.logit_rows, self.head_knots, self.head_seconds)
         return (
-            rows
-            + head
+            self.row_part(shape.rows, shape.logit_rows)
             + self.sequence_seconds * shape.sequences
             + self.attended_seconds * shape.attended
             + self.context_seconds * shape.context
         )
+
+    def row_part(self, rows: int, logit_rows: int) -> float:
+        """Of those seconds, what follows from the numbers of rows."""
+        seconds = _interpolate(rows, self.row_knots, self.row_seconds)
+        if logit_rows:
+            seconds += _interpolate(logit_rows, self.head_knots, self.head_seconds)
+        return seconds
 
     def bounds(self, shape: StepShape) -> tuple[float, float]:
         """Between which the seconds of such a step lie nine times out of ten; twice as wide, each

@@ -94,6 +94,13 @@ def prediction_errors(results: Results) -> list[tuple[str, str]]:
     return [(name, percent(error)) for name, error in found if error is not None]
 
 
+def errors_at_pace(results: Results) -> list[tuple[str, str]]:
+    """The same of predictions that know how fast the machine was during each load."""
+    known = (results.accuracy.at_pace if results.accuracy else None) or {}
+    found = [(name, known.get(attribute)) for attribute, name in _ERRORS]
+    return [(name, percent(error)) for name, error in found if error is not None]
+
+
 def _serves(results: Results, plan: Candidate, default: Candidate | None) -> Figure:
     rate = plan.rate
     predicted = not plan.is_measured

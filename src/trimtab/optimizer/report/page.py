@@ -83,6 +83,7 @@ def _content(results: Results) -> dict[str, Any]:
         "headline": first_screen.headline(results),
         "figures": first_screen.figures(results),
         "errors": first_screen.prediction_errors(results),
+        "errors_at_pace": first_screen.errors_at_pace(results),
         "command": serve_command(results),
         "quality_cost": quality_against_cost(results),
         "latency_throughput": [

@@ -67,7 +67,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Mean absolute errors of the predictions, as shares."""
+    """Mean absolute errors of the predictions, as shares. `at_pace`: of those, by name, that know
+    how fast the machine was during each load."""
 
     loads: int | None = None
     ttft_p50: float | None = None
@@ -75,6 +76,7 @@ class Accuracy:
     e2e: float | None = None
     throughput: float | None = None
     steps_held_out: float | None = None
+    at_pace: dict[str, float | None] | None = None
     pairs: list[Pair] = field(default_factory=list)
 
 

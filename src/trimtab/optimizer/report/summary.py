@@ -7,7 +7,12 @@ from typing import Any
 
 from trimtab.optimizer.report.check import check_results
 from trimtab.optimizer.report.choice import TermRow, latency_rows, shown_plan
-from trimtab.optimizer.report.first_screen import figures, headline, prediction_errors
+from trimtab.optimizer.report.first_screen import (
+    errors_at_pace,
+    figures,
+    headline,
+    prediction_errors,
+)
 from trimtab.optimizer.report.formatting import interval, relaxed, times
 from trimtab.optimizer.report.page import serve_command
 from trimtab.optimizer.report.results import Results, Rung
@@ -50,6 +55,9 @@ def _facts(results: Results) -> list[tuple[str, str]]:
     errors = ", ".join(f"{name} {error}" for name, error in prediction_errors(results)[:4])
     if errors:
         facts.append(("error", f"of the predictions here: {errors}"))
+    at_pace = ", ".join(error for _, error in errors_at_pace(results)[:4])
+    if errors and at_pace:
+        facts.append(("", f"at the speed that the machine had meanwhile: {at_pace}"))
     return [(name, text) for name, text in facts if text]
 
 
