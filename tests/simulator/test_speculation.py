@@ -67,15 +67,32 @@ def test_the_model_is_read_off_an_engines_counts() -> None:
     model = SpeculationModel.from_stats(stats, num_decodes=200, draft_seconds=0.32)
     assert model is not None
     assert model.acceptance == pytest.approx((0.8, 0.625))
+    assert model.lengths == pytest.approx((1.0, 0.6))
     assert model.share == 0.5
     assert model.guess_seconds == pytest.approx(0.002)
     assert SpeculationModel.from_stats(SpeculationStats(0, [0], [0], {}, {}), 10) is None
+
+
+def test_a_proposer_has_not_always_so_much_to_say() -> None:
+    """Half of the drafts have one token, the others four; each is right."""
+    model = SpeculationModel((1.0,) * 4, lengths=(1.0, 0.5, 0.5, 0.5))
+    free = dataclasses.replace(LINEAR, head_seconds=(0.002, 0.002), attended_seconds=0.0)
+    done = simulate(guessing(model, free, max_num_requests=1), open_loop(0.01, 120, seed=5))
+    counts = [count for record in done.records for count in record.token_counts[1:-2]]
+    assert set(counts) == {2, 5}
+    assert statistics.fmean(counts) == pytest.approx(3.5, rel=0.05)
 
 
 @pytest.mark.parametrize("rates", [(), (1.2,), (-0.1,)])
 def test_rates_are_checked(rates: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError):
         SpeculationModel(rates)
+
+
+@pytest.mark.parametrize("lengths", [(1.0,), (0.5, 1.0), (1.2, 0.5)])
+def test_lengths_are_checked(lengths: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError):
+        SpeculationModel((0.9, 0.9), lengths=lengths)
 
 
 def test_the_same_seed_gives_the_same_records() -> None:

@@ -112,7 +112,8 @@ class Known:
     def from_json(cls, value: dict[str, Any]) -> Known:
         guessing = value["speculation"]
         if guessing is not None:
-            guessing = SpeculationModel(**{**guessing, "acceptance": tuple(guessing["acceptance"])})
+            rates = {name: tuple(guessing[name]) for name in ("acceptance", "lengths")}
+            guessing = SpeculationModel(**{**guessing, **rates})
         return cls(Calibration.from_json(value["calibration"]), guessing)
 
     def server(self, scheduler: SchedulerConfig, memory_share: float) -> SimulatedServer:

@@ -1,9 +1,10 @@
 """Guessing tokens ahead, in a simulation: how long drafts are, and how many of their tokens hold.
 
-The engine's Speculator asks real proposers about real text. Here the rates are given, by position;
-the length is the one that it would choose, for most expected tokens over time of the step:
+The engine's Speculator asks real proposers about real text. Here the rates are given, by position:
+l of drafts that have a token there, s of such tokens that are right if those before them were. The
+most tokens of a draft are what it would choose, for most expected tokens over time of the step:
 
-    N + drafts * (s1 + s1 s2 + ...)  /  seconds(rows + drafts * length) + guessing
+    N + drafts * (l1 s1 + l2 s1 s2 + ...)  /  seconds(rows + drafts * (l1 + l2 + ...)) + guessing
 """
 
 from __future__ import annotations
@@ -24,16 +25,23 @@ from trimtab.errors import ConfigError
 @dataclass(frozen=True)
 class SpeculationModel:
     """`acceptance[i]`: how often token i of a draft is right if those before it were; no draft is
-    longer than that."""
+    longer than that. `lengths[i]`: how often a draft has a token i, if tokens are to be had; empty:
+    always."""
 
     acceptance: tuple[float, ...]
     share: float = 1.0  # of a request's decode steps in which its proposer has anything to guess
     guess_seconds: float = 0.0  # for one token of one draft
+    lengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        rates = (*self.acceptance, self.share)
+        if not self.lengths:
+            object.__setattr__(self, "lengths", (1.0,) * len(self.acceptance))
+        rates = (*self.acceptance, *self.lengths, self.share)
         if not self.acceptance or not all(0 <= rate <= 1 for rate in rates):
             raise ConfigError("speculation needs acceptance rates by position, each in [0, 1]")
+        falling = sorted(self.lengths, reverse=True)
+        if len(self.lengths) != len(self.acceptance) or list(self.lengths) != falling:
+            raise ConfigError("lengths must be as many as acceptance rates, and not rise")
         if self.guess_seconds < 0:
             raise ConfigError("guess_seconds must not be negative")
 
@@ -55,18 +63,21 @@ class SpeculationModel:
         before = [1.0, *survivals[:-1]]
         rates = [min(1.0, s / b) if b else 0.0 for s, b in zip(survivals, before, strict=True)]
         share = min(1.0, stats.num_drafts / max(1, num_decodes))
-        return cls(tuple(rates), share, draft_seconds / max(1, stats.num_drafted))
+        most = max(stats.num_drafts, stats.drafted_by_position[0])
+        lengths = [drafted / most for drafted in stats.drafted_by_position[: len(rates)]]
+        guessing = draft_seconds / max(1, stats.num_drafted)
+        return cls(tuple(rates), share, guessing, tuple(lengths))
 
     def length(self, num_tokens: int, num_drafts: int, seconds_with: Callable[[int], float]) -> int:
         """Of each draft, in a step that gives `num_tokens` without; `seconds_with`: the step's
         seconds with so many more rows."""
         best, best_rate = 0, num_tokens / seconds_with(0)
-        tokens, survival = float(num_tokens), 1.0
-        for length, rate in enumerate(self.acceptance, 1):
+        tokens, survival, drafted = float(num_tokens), 1.0, 0.0
+        for length, (rate, have) in enumerate(zip(self.acceptance, self.lengths, strict=True), 1):
             survival *= rate
-            tokens += num_drafts * survival
-            drafted = num_drafts * length
-            reached = tokens / (seconds_with(drafted) + drafted * self.guess_seconds)
+            tokens += num_drafts * survival * have
+            drafted += num_drafts * have
+            reached = tokens / (seconds_with(round(drafted)) + drafted * self.guess_seconds)
             if reached > best_rate:
                 best, best_rate = length, reached
         return best
@@ -96,7 +107,8 @@ class SimulatedSpeculator:
         length = self.model.length(num_tokens, len(chunks), seconds_with)
         count = 0
         for chunk in chunks:
-            room = self._room(chunk.request, min(length, budget), len(plan.chunks))
+            most = min(length, budget, self._draw_length())
+            room = self._room(chunk.request, most, len(plan.chunks))
             if room:
                 chunk.draft = _draft(chunk.request, room)
                 budget -= room
@@ -114,6 +126,14 @@ class SimulatedSpeculator:
     def _has_draft(self, chunk: Chunk) -> bool:
         takes = chunk.emits and chunk.count <= MAX_KNOWN_ROWS
         return takes and self._draw.random() < self.model.share
+
+    def _draw_length(self) -> int:
+        """What a proposer has to say. Drawn only where drafts differ."""
+        lengths = self.model.lengths
+        if lengths[-1] == 1:
+            return len(lengths)
+        chance = self._draw.random()
+        return sum(have > chance for have in lengths)
 
     def _room(self, request: Request, limit: int, spare: int) -> int:
         limit = min(limit, request.max_total_tokens - request.num_tokens - 1)
