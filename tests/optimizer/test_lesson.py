@@ -28,7 +28,7 @@ def replay(predictor: Predictor, point: LoadPoint, lesson: Lesson) -> LoadPoint:
 
 @pytest.mark.parametrize(
     "truth",
-    [Lesson(1.4), Lesson(1.0, request=0.05), Lesson(0.9, around=3.0, request=0.05)],
+    [Lesson(1.4, 1.4), Lesson(request=0.05), Lesson(0.9, 1.1, around=3.0, request=0.05)],
     ids=["slower steps", "late requests", "all three"],
 )
 @pytest.mark.parametrize("is_counted", [True, False])
@@ -77,15 +77,16 @@ def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
     predictor = predictor_of({SLOW: known(1.0)})
     points = []
     for number, pace in enumerate((1.0, 2.0, 1.0, 2.0)):
-        point = predictor.play(SLOW, 0.1, 5 + number, 60.0, Lesson(pace, request=0.05))
+        point = predictor.play(SLOW, 0.1, 5 + number, 60.0, Lesson(pace, pace, request=0.05))
         assert point is not None
         points.append(point)
     found = learn([(point, partial(replay, predictor)) for point in points], never)
-    assert 1.25 < found.pace < 1.75
+    assert 1.25 < found.small < 1.75
+    assert 1.25 < found.large < 1.75
     assert found.request == pytest.approx(0.05, rel=0.3)
     predictor.teach(found)
     for number, pace in enumerate((1.0, 2.0)):
-        fresh = predictor.play(SLOW, 0.1, 99 + number, 60.0, Lesson(pace, request=0.05))
+        fresh = predictor.play(SLOW, 0.1, 99 + number, 60.0, Lesson(pace, pace, request=0.05))
         assert fresh is not None
         informed = predictor.replay_at_pace(SLOW, fresh)
         assert informed is not None
@@ -96,11 +97,12 @@ def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
 
 def test_what_was_counted_is_done_again() -> None:
     predictor = predictor_of({SLOW: known(1.0, SpeculationModel((0.9, 0.95, 0.95), share=0.7))})
-    truth = Lesson(1.3, guessing=0.4)
+    truth = Lesson(1.3, 0.9, guessing=0.4)
     point = predictor.play(SLOW, 0.2, 5, 60.0, truth)
     assert point is not None
     found = Lesson().at_pace_of(point, partial(replay, predictor))
-    assert found.pace == pytest.approx(1.3, rel=0.05)
+    assert found.small == pytest.approx(1.3, rel=0.1)
+    assert found.large == pytest.approx(0.9, rel=0.05)
     assert found.guessing == pytest.approx(0.4, rel=0.25)
     bare = replace(point, work=None)
     assert Lesson().at_pace_of(bare, partial(replay, predictor)) == Lesson()
@@ -110,7 +112,7 @@ def test_what_was_counted_is_done_again() -> None:
 
 def test_nothing_is_learned_from_what_a_client_spoiled_or_a_queue_drowned() -> None:
     predictor = predictor_of({SLOW: known(1.0)})
-    point = predictor.play(SLOW, 0.3, 5, 60.0, Lesson(2.0))
+    point = predictor.play(SLOW, 0.3, 5, 60.0, Lesson(2.0, 2.0))
     assert point is not None
     spoiled = [replace(point, valid=False), replace(point, margin=-2.0)]
     assert learn([(one, partial(replay, predictor)) for one in spoiled], never) == Lesson()
@@ -120,5 +122,5 @@ def test_nothing_is_learned_from_what_a_client_spoiled_or_a_queue_drowned() -> N
 def test_what_was_taught_holds_for_later_predictions() -> None:
     predictor = predictor_of({SLOW: known(1.0)})
     before = predictor.score(SLOW, 0.0)
-    predictor.teach(Lesson(1.5))
+    predictor.teach(Lesson(1.5, 1.5))
     assert predictor.score(SLOW, 0.0) < 0.85 * before

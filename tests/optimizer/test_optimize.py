@@ -82,6 +82,13 @@ def test_a_plan_a_report_and_a_summary(run: Run) -> None:
     assert "<html" in (run.out / "report.html").read_text()
     assert "".join(results["headline"].split()) in "".join(done.stdout.split())
     assert len(done.stdout.splitlines()) <= 24
+    rows = [json.loads(line) for line in (run.out / "journal.jsonl").read_text().splitlines()]
+    loads = [row["result"] for row in rows if row["kind"] == "load"]
+    assert loads
+    for load in loads:  # the engine's own counts, without the warm-up
+        work = load["work"]
+        executing = work["small_seconds"] + work["large_seconds"]
+        assert 0 < work["around_seconds"] < executing < load["seconds"] + 60
 
 
 def test_what_was_found_is_kept_for_the_same_need_only(run: Run) -> None:

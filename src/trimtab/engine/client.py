@@ -140,6 +140,7 @@ class EngineStats:
     commit_seconds: float = 0.0
     between_seconds: float = 0.0  # from step to step, while requests are live
     step_size_counts: list[int] = field(default_factory=list)  # see engine.timing.STEP_SIZES
+    step_size_seconds: list[float] = field(default_factory=list)  # the executor's, likewise
     num_non_finite_requests: int = 0  # ended with an error: the model's numbers were not finite
     executor_progress: int = 0  # grows within a step, too, where the executor can tell
     speculation: SpeculationStats | None = None

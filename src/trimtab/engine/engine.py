@@ -100,6 +100,7 @@ class Engine:
         self._num_generated_tokens = 0
         self._num_step_tokens = 0
         self._step_size_counts = [0] * (len(STEP_SIZES) + 1)
+        self._step_size_seconds = [0.0] * (len(STEP_SIZES) + 1)
         self._clock = StepClock()
         self._goes_on = False  # the latest step left somebody waiting for the next one
         self._ahead: StepsAhead | None = None
@@ -206,7 +207,9 @@ class Engine:
             self.speculator.stepped(plan, clock.latest)
         self._num_steps += 1
         self._num_step_tokens += plan.num_rows
-        self._step_size_counts[bisect_left(STEP_SIZES, plan.num_rows)] += 1
+        size = bisect_left(STEP_SIZES, plan.num_rows)
+        self._step_size_counts[size] += 1
+        self._step_size_seconds[size] += clock.latest[StepPart.EXECUTE]
         if self._ahead is not None and not self._requests:
             self._ahead.land()
         self._goes_on = bool(self._requests)
@@ -246,6 +249,7 @@ class Engine:
             commit_seconds=self._clock.seconds[StepPart.COMMIT],
             between_seconds=self._clock.seconds[StepPart.BETWEEN],
             step_size_counts=list(self._step_size_counts),
+            step_size_seconds=list(self._step_size_seconds),
             num_non_finite_requests=self._num_non_finite_requests,
             executor_progress=getattr(self.executor, "progress", 0),
             speculation=None if self.speculator is None else self.speculator.stats(),

@@ -6,16 +6,17 @@ right more or less often than on a few prompts. Near its limit a server multipli
 differences: steps that are 5 % longer can make waiting 30 % longer. So what the engine counts for
 itself is taken from there, load by load, and only the rest from latencies:
 
-    pace        executor's seconds, counted over simulated         of each load, and on the average
+    small       executor's seconds, counted over simulated, in steps of at most SMALL_ROWS rows
+    large       and in larger ones: of each load, and on the average
     around      the engine's own seconds around steps, likewise
     guessing    tokens that were guessed right, likewise
     request     seconds until the engine has a request: fitted to TTFT (median), ITL and E2E
                 (means); residuals are logs of predicted over measured, by Levenberg's method
 
-Where nobody counted, the pace is fitted, too.
+Where nobody counted, one factor on all steps is fitted, too.
 
 Each load is simulated request by request, at its own pace; what is expected of others is the
-average, weighted by the executor's seconds.
+average. The longest loads teach: servers begin slowly, and short ones hardly see more than that.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ MOST_LOADS = 8
 PACE_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
 REACHES = (0.5, 0.05)  # of finite differences
 MOST_FACTOR = 8.0  # of a pace and its like: beyond it something else is wrong
+COUNTED = {
+    "small": "small_seconds",
+    "large": "large_seconds",
+    "around": "around_seconds",
+    "guessing": "num_accepted",
+}
 METRICS = (("ttft", "p50"), ("itl", "mean"), ("e2e", "mean"))
 Floats = npt.NDArray[np.float64]
 Replay = Callable[[LoadPoint, "Lesson"], LoadPoint]  # measured -> simulated
@@ -43,8 +50,9 @@ Replay = Callable[[LoadPoint, "Lesson"], LoadPoint]  # measured -> simulated
 
 @dataclass(frozen=True)
 class Lesson:
-    pace: float = 1.0  # factor on the seconds of a step
-    around: float = 1.0  # factor on what the engine does around one
+    small: float = 1.0  # factor on the seconds of steps of at most SMALL_ROWS rows
+    large: float = 1.0  # and of larger ones
+    around: float = 1.0  # factor on what the engine does around a step
     guessing: float = 1.0  # factor on the share of steps in which there is something to guess
     request: float = 0.0  # seconds until the engine has a request
 
@@ -61,8 +69,13 @@ class Lesson:
         if speculation is not None:
             share = min(1.0, speculation.share * self.guessing)
             speculation = replace(speculation, share=share)
-        times = server.step_times if self.pace == 1 else server.step_times.scaled(self.pace)
-        return replace(server, step_times=times, overheads=overheads, speculation=speculation)
+        return replace(
+            server,
+            overheads=overheads,
+            speculation=speculation,
+            small_pace=server.small_pace * self.small,
+            large_pace=server.large_pace * self.large,
+        )
 
     def at_pace_of(self, point: LoadPoint, replay: Replay) -> Lesson:
         """With the factors under which a simulation does the work that was counted in this load;
@@ -72,12 +85,11 @@ class Lesson:
             done = replay(point, found).work
             if done is None or point.work is None:
                 break
-            found = replace(
-                found,
-                pace=_bounded(found.pace * _ratio(point.work, done, "execute_seconds")),
-                around=_bounded(found.around * _ratio(point.work, done, "around_seconds")),
-                guessing=_bounded(found.guessing * _ratio(point.work, done, "num_accepted")),
-            )
+            factors = {
+                name: _bounded(getattr(found, name) * _ratio(point.work, done, counted))
+                for name, counted in COUNTED.items()
+            }
+            found = replace(found, **factors)
         return found
 
 
@@ -88,8 +100,9 @@ def is_instructive(point: LoadPoint) -> bool:
 
 
 def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) -> Lesson:
-    """Of at most MOST_LOADS of them, the shortest first. Without any: nothing was taught."""
-    able = sorted((one for one in points if is_instructive(one[0])), key=_size)[:MOST_LOADS]
+    """Of at most MOST_LOADS of them, the longest first. Without any: nothing was taught."""
+    able = [one for one in points if is_instructive(one[0])]
+    able = sorted(able, key=lambda one: -one[0].seconds)[:MOST_LOADS]
     if not able or stop():
         return Lesson()
     fit = _Fit(able)
@@ -122,16 +135,13 @@ class _Fit:
         means = [point.latencies["itl"]["mean"] or 0.0 for point, _ in points]
         self._scale = math.fsum(means) / len(means)
         self._paces = [Lesson().at_pace_of(point, replay) for point, replay in points]
-        self._weights = [p.work.execute_seconds if p.work else 0.0 for p, _ in points]
+        self._weights = [0.0 if p.work is None else p.seconds for p, _ in points]
 
     def lesson(self, place: Floats) -> Lesson:
         """What to expect of a load that nothing is known of."""
         counted = [one for one, weight in zip(self._paces, self._weights, strict=True) if weight]
         weights = [weight for weight in self._weights if weight]
-        means = {
-            name: _mean([getattr(one, name) for one in counted], weights)
-            for name in ("pace", "around", "guessing")
-        }
+        means = {name: _mean([getattr(one, name) for one in counted], weights) for name in COUNTED}
         return self._with(place, Lesson(**means), is_counted=bool(counted))
 
     def residuals(self, place: Floats) -> Floats:
@@ -151,8 +161,11 @@ class _Fit:
 
     def _with(self, place: Floats, own: Lesson, is_counted: bool) -> Lesson:
         request, log_pace = place.tolist()
-        pace = own.pace if is_counted else _bounded(math.exp(min(3.0, max(-3.0, log_pace))))
-        return replace(own, pace=pace, request=request * self._scale)
+        found = replace(own, request=request * self._scale)
+        if is_counted:
+            return found
+        pace = _bounded(math.exp(min(3.0, max(-3.0, log_pace))))
+        return replace(found, small=pace, large=pace)
 
 
 def _ratio(counted: Work, simulated: Work, name: str) -> float:
@@ -169,7 +182,3 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     """Geometric; 1 of nothing."""
     total = math.fsum(w * math.log(v) for v, w in zip(values, weights, strict=True))
     return math.exp(total / (math.fsum(weights) or 1.0))
-
-
-def _size(one: tuple[LoadPoint, Replay]) -> int:
-    return one[0].num_requests

@@ -20,13 +20,15 @@ LATENCIES = ("ttft", "itl", "e2e", "tpot", "stall")
 class Work:
     """What an engine did in a load, measured or simulated."""
 
-    execute_seconds: float  # its executor's
-    around_seconds: float  # of its own, before and behind each step
+    small_seconds: float  # its executor's, in steps of at most `simulate.SMALL_ROWS` rows
+    large_seconds: float  # in larger ones
+    around_seconds: float  # the engine's own, before and behind each step
     num_accepted: int  # tokens that were guessed right
 
     def since(self, before: Work) -> Work:
         return Work(
-            self.execute_seconds - before.execute_seconds,
+            self.small_seconds - before.small_seconds,
+            self.large_seconds - before.large_seconds,
             self.around_seconds - before.around_seconds,
             self.num_accepted - before.num_accepted,
         )

@@ -208,7 +208,9 @@ class Predictor:
             return None
         done = simulate(server, self._make(rate, seed, seconds))
         found = done.occupancy
-        work = Work(found.execute_seconds, found.around_seconds, found.num_accepted)
+        work = Work(
+            found.small_seconds, found.large_seconds, found.around_seconds, found.num_accepted
+        )
         return load_point(rate, seed, seconds, done.records, self._slo, work)
 
     def replay(

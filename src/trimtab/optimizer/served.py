@@ -10,14 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trimtab.bench.energy import EnergyMeter
+from trimtab.engine.timing import STEP_SIZES
 from trimtab.errors import TrimtabError
 from trimtab.optimizer.points import Work
+from trimtab.simulator.simulate import SMALL_ROWS
 
 START_SECONDS = 600.0  # a large model may have to be packed first
 STOP_SECONDS = 20.0
@@ -69,8 +72,10 @@ class Server:
         stats = self._stats()
         around = ("schedule_seconds", "build_seconds", "commit_seconds", "between_seconds")
         guessing = stats["speculation"]
+        small = bisect_left(STEP_SIZES, SMALL_ROWS) + 1
         return Work(
-            execute_seconds=stats["execute_seconds"],
+            small_seconds=sum(stats["step_size_seconds"][:small]),
+            large_seconds=sum(stats["step_size_seconds"][small:]),
             around_seconds=sum(stats[name] for name in around),
             num_accepted=sum(guessing["accepted_by_position"]) if guessing else 0,
         )

@@ -17,8 +17,9 @@ class Occupancy:
     num_blocks: int
     seconds: float = 0.0  # of the virtual clock
     busy_seconds: float = 0.0
-    execute_seconds: float = 0.0  # of these, the executor's; then the engine's around its steps
-    around_seconds: float = 0.0
+    small_seconds: float = 0.0  # of these, the executor's in steps of at most SMALL_ROWS rows
+    large_seconds: float = 0.0  # and of more
+    around_seconds: float = 0.0  # the engine's around steps
     num_steps: int = 0
     num_bulk_steps: int = 0  # of these, those that were not planned one by one
     num_step_tokens: int = 0  # rows of all steps

@@ -36,6 +36,7 @@ from trimtab.workloads.requests import PlannedRequest, Workload
 
 QUEUE_FULL = "HTTP 429: too many requests are running or waiting"
 NOT_SENT = "not sent: the turn before it failed"
+SMALL_ROWS = 64  # steps of at most so many are decodes, nearly all of them
 TOO_LONG = "HTTP 400: prompt and completion are longer than the model's context or the KV cache"
 
 
@@ -48,6 +49,11 @@ class SimulatedServer:
     max_context: int  # prompt + completion
     overheads: Overheads = field(default_factory=Overheads)
     speculation: SpeculationModel | None = None  # None: each step gives a request one token
+    small_pace: float = 1.0  # factor on the seconds of steps of at most SMALL_ROWS rows
+    large_pace: float = 1.0  # and of more
+
+    def pace(self, rows: int) -> float:
+        return self.small_pace if rows <= SMALL_ROWS else self.large_pace
 
 
 @dataclass
@@ -217,8 +223,7 @@ class _Run:
         shape = self.reach.of_step(plan.chunks)
         execute, around = self._execute(shape), self._around(shape)
         seconds = execute + around + guessing
-        self.occupancy.execute_seconds += execute
-        self.occupancy.around_seconds += around
+        self._add(shape.rows, execute, around)
         if self.on_step is not None:
             self.on_step(self.now, plan.chunks)
         self._count(self.now, seconds, shape)
@@ -274,7 +279,7 @@ class _Run:
         base = StepShape(count, count, 0.0, 0.0, count)
         around = self._around(base)
         execute = times.seconds(base) + times.attended_seconds * attended
-        execute = execute + times.context_seconds * context
+        execute = (execute + times.context_seconds * context) * self.server.pace(count)
         seconds = execute + around
         ends = np.cumsum(np.concatenate([[self.now], seconds]))
         # Only steps that begin before somebody arrives are certain.
@@ -293,8 +298,7 @@ class _Run:
         waiting = self.scheduler.num_waiting
         occupancy = self.occupancy
         occupancy.add_steps(starts, seconds[:steps], count, waiting, used)
-        occupancy.execute_seconds += float(execute[:steps].sum())
-        occupancy.around_seconds += steps * around
+        self._add(count, float(execute[:steps].sum()), steps * around)
         occupancy.num_steps += steps
         occupancy.num_bulk_steps += steps
         occupancy.num_step_tokens += steps * count
@@ -308,7 +312,8 @@ class _Run:
         times = self.server.step_times
         base = times.seconds(shape._replace(attended=0.0, context=0.0))
         seconds = base + times.attended_seconds * shape.attended
-        return seconds + times.context_seconds * shape.context
+        seconds = seconds + times.context_seconds * shape.context
+        return seconds * self.server.pace(shape.rows)
 
     def _around(self, shape: StepShape) -> float:
         overheads = self.server.overheads
@@ -319,12 +324,12 @@ class _Run:
         """Of the plan, with so many more rows that need logits, and without what prompts take."""
         shape = self.reach.of_step(plan.chunks)
         part, each = self.server.step_times.row_part, self.server.overheads.row
-        rows, logit_rows = shape.rows, shape.logit_rows
+        rows, logit_rows, pace = shape.rows, shape.logit_rows, self.server.pace(shape.rows)
         alone = shape._replace(rows=logit_rows)  # its prompts' rows left out
-        rest = self._seconds(alone) - part(rows, logit_rows)
+        rest = self._seconds(alone) - pace * part(rows, logit_rows)
 
         def seconds(extra: int) -> float:
-            return rest + part(rows + extra, logit_rows + extra) + each * extra
+            return rest + pace * part(rows + extra, logit_rows + extra) + each * extra
 
         return seconds
 
@@ -336,6 +341,13 @@ class _Run:
         occupancy.num_step_tokens += shape.rows
         if self.server.step_times.provenance(shape) != "interpolated":
             occupancy.extrapolated_seconds += seconds
+
+    def _add(self, rows: int, execute: float, around: float) -> None:
+        if rows <= SMALL_ROWS:
+            self.occupancy.small_seconds += execute
+        else:
+            self.occupancy.large_seconds += execute
+        self.occupancy.around_seconds += around
 
     def _close_books(self) -> None:
         occupancy, scheduler = self.occupancy, self.scheduler

@@ -99,24 +99,6 @@ class StepTimes:
     def reach(self) -> Reach:
         return Reach(self.windows)
 
-    def scaled(self, factor: float) -> StepTimes:
-        """The same on a machine that is so many times slower."""
-        return StepTimes(
-            self.row_knots,
-            tuple(one * factor for one in self.row_seconds),
-            self.head_knots,
-            tuple(one * factor for one in self.head_seconds),
-            self.sequence_seconds * factor,
-            self.attended_seconds * factor,
-            self.context_seconds * factor,
-            self.largest,
-            self.errors,
-            self.interval,
-            self.windows,
-            {**self.subject, "scaled": factor * self.subject.get("scaled", 1.0)},
-            self.samples,
-        )
-
     def as_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}
 
