@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 
 import pytest
@@ -81,6 +82,19 @@ def test_a_proposer_has_not_always_so_much_to_say() -> None:
     counts = [count for record in done.records for count in record.token_counts[1:-2]]
     assert set(counts) == {2, 5}
     assert statistics.fmean(counts) == pytest.approx(3.5, rel=0.05)
+
+
+def test_what_has_been_repeated_is_repeated_further() -> None:
+    """Drafts come in runs, which begin rarely and end rarely."""
+    model = SpeculationModel((1.0,), share=0.1, stay=0.9)
+    free = dataclasses.replace(LINEAR, head_seconds=(0.002, 0.002), attended_seconds=0.0)
+    done = simulate(guessing(model, free, max_num_requests=1), open_loop(0.01, 400, seed=5))
+    runs = [record.token_counts[1:-2] for record in done.records]
+    assert runs
+    pairs = [pair for counts in runs for pair in itertools.pairwise(counts)]
+    behind = {had: [now == 2 for before, now in pairs if before == had] for had in (1, 2)}
+    assert statistics.fmean(behind[1]) == pytest.approx(0.1, abs=0.03)
+    assert statistics.fmean(behind[2]) == pytest.approx(0.9, abs=0.03)
 
 
 @pytest.mark.parametrize("rates", [(), (1.2,), (-0.1,)])

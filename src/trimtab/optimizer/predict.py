@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
+from trimtab.engine.client import EngineStats
 from trimtab.optimizer.cost import TokenSeconds
 from trimtab.optimizer.lesson import Lesson
 from trimtab.optimizer.points import LoadPoint, Work, load_point
@@ -79,6 +80,7 @@ def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> 
 
     scheduler = SchedulerConfig(**arguments["guessing"])
     ends = time.monotonic() + arguments["seconds"] / 2
+    runs = _Runs()
     with LLM(model, **asdict(config), **asdict(scheduler)) as llm:
         for prompt, num_tokens in arguments["prompts"]:
             ids = llm.tokenizer.encode(prompt)
@@ -87,7 +89,9 @@ def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> 
                 continue
             params = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
             with closing(llm.stream(ids, params)) as answer:
+                runs.begin()
                 for _ in answer:
+                    runs.step(_num_drafts(llm.engine.stats()))
                     if time.monotonic() > ends:
                         break
             if time.monotonic() > ends:
@@ -97,7 +101,39 @@ def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> 
         return None
     num_decodes = stats.num_generated_tokens - stats.speculation.num_accepted
     found = SpeculationModel.from_stats(stats.speculation, num_decodes, stats.draft_seconds)
-    return None if found is None else asdict(found)
+    return None if found is None else asdict(runs.applied(found))
+
+
+def _num_drafts(stats: EngineStats) -> int:
+    return 0 if stats.speculation is None else stats.speculation.num_drafts
+
+
+class _Runs:
+    """How often a step with a draft follows one without, and one with a draft."""
+
+    def __init__(self) -> None:
+        self._followed = [[0, 0], [0, 0]]  # [had a draft before][has one now]
+        self._had = 0
+        self._num_drafts = 0
+
+    def begin(self) -> None:
+        self._had = 0
+
+    def step(self, num_drafts: int) -> None:
+        """`num_drafts` since the start."""
+        has = int(num_drafts > self._num_drafts)
+        self._num_drafts = num_drafts
+        self._followed[self._had][has] += 1
+        self._had = has
+
+    def applied(self, model: SpeculationModel) -> SpeculationModel:
+        """Drawn to the share of all steps by as much as one step of each kind."""
+        (never, begun), (ended, stayed) = self._followed
+        return replace(
+            model,
+            share=(begun + model.share) / (never + begun + 1),
+            stay=(stayed + model.share) / (ended + stayed + 1),
+        )
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,8 @@ class _Run:
             return
         self.scheduler.finish(request, reason)
         del self.lives[request]
+        if self.speculator is not None:
+            self.speculator.forget(request)
         record.ended = delivered
         record.num_output_tokens = request.num_generated
         record.num_cached_tokens = request.num_cached_tokens or 0

@@ -26,17 +26,18 @@ from trimtab.errors import ConfigError
 class SpeculationModel:
     """`acceptance[i]`: how often token i of a draft is right if those before it were; no draft is
     longer than that. `lengths[i]`: how often a draft has a token i, if tokens are to be had; empty:
-    always."""
+    always. Answers that repeat something go on doing so, hence `stay`."""
 
     acceptance: tuple[float, ...]
-    share: float = 1.0  # of a request's decode steps in which its proposer has anything to guess
+    share: float = 1.0  # of a request's decode steps in which its proposer has anything to guess,
+    stay: float | None = None  # and of those behind a step in which it had; None: no difference
     guess_seconds: float = 0.0  # for one token of one draft
     lengths: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.lengths:
             object.__setattr__(self, "lengths", (1.0,) * len(self.acceptance))
-        rates = (*self.acceptance, *self.lengths, self.share)
+        rates = (*self.acceptance, *self.lengths, self.share, self.stay or 0.0)
         if not self.acceptance or not all(0 <= rate <= 1 for rate in rates):
             raise ConfigError("speculation needs acceptance rates by position, each in [0, 1]")
         falling = sorted(self.lengths, reverse=True)
@@ -66,7 +67,7 @@ class SpeculationModel:
         most = max(stats.num_drafts, stats.drafted_by_position[0])
         lengths = [drafted / most for drafted in stats.drafted_by_position[: len(rates)]]
         guessing = draft_seconds / max(1, stats.num_drafted)
-        return cls(tuple(rates), share, guessing, tuple(lengths))
+        return cls(tuple(rates), share, None, guessing, tuple(lengths))
 
     def length(self, num_tokens: int, num_drafts: int, seconds_with: Callable[[int], float]) -> int:
         """Of each draft, in a step that gives `num_tokens` without; `seconds_with`: the step's
@@ -93,6 +94,7 @@ class SimulatedSpeculator:
         self._kv_cache = kv_cache
         self._max_batch_tokens = max_batch_tokens
         self._draw = random.Random(seed)
+        self._had: set[Request] = set()  # something to guess, in their latest step
         kv_cache.max_draft_tokens = len(model.acceptance)
         self.num_drafted = 0
         self.num_accepted = 0
@@ -123,9 +125,19 @@ class SimulatedSpeculator:
             count += 1
         return count
 
+    def forget(self, request: Request) -> None:
+        """It is complete."""
+        self._had.discard(request)
+
     def _has_draft(self, chunk: Chunk) -> bool:
-        takes = chunk.emits and chunk.count <= MAX_KNOWN_ROWS
-        return takes and self._draw.random() < self.model.share
+        if not chunk.emits or chunk.count > MAX_KNOWN_ROWS:
+            return False
+        chance, stay = self.model.share, self.model.stay
+        if stay is not None and chunk.request in self._had:
+            chance = stay
+        has = self._draw.random() < chance
+        (self._had.add if has else self._had.discard)(chunk.request)
+        return has
 
     def _draw_length(self) -> int:
         """What a proposer has to say. Drawn only where drafts differ."""
