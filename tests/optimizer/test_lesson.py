@@ -88,7 +88,7 @@ def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
     for number, pace in enumerate((1.0, 2.0)):
         fresh = predictor.play(SLOW, 0.1, 99 + number, 60.0, Lesson(pace, pace, request=0.05))
         assert fresh is not None
-        informed = predictor.replay_at_pace(SLOW, fresh)
+        informed = predictor.replay(SLOW, fresh, predictor.lesson_at_pace(SLOW, fresh))
         assert informed is not None
         for metric, key in METRICS:
             real, guess = fresh.latencies[metric][key], informed.latencies[metric][key]

@@ -21,6 +21,22 @@ def one(length: int, output: int, at: float = 0.0, index: int = 0) -> PlannedReq
     return PlannedRequest(index, at, (Piece(f"one {index}", length),), output)
 
 
+@pytest.mark.parametrize("in_bulk", [True, False])
+def test_a_slower_machine_is_a_factor_on_its_steps(step_times: StepTimes, in_bulk: bool) -> None:
+    """One on decodes, another on steps of more than 64 rows; nothing on what is around them."""
+    usual = server(step_times, max_batch_tokens=128, overheads=Overheads(step=0.001))
+    slow = dataclasses.replace(usual, small_pace=2.0, large_pace=3.0)
+    alone = Workload("one", (one(100, 40),), 1.0, None, 0)
+    before, after = (simulate(each, alone, in_bulk).occupancy for each in (usual, slow))
+    assert after.small_seconds == pytest.approx(2 * before.small_seconds)
+    assert after.large_seconds > 0
+    assert after.large_seconds == pytest.approx(3 * before.large_seconds)
+    assert after.around_seconds == pytest.approx(before.around_seconds)
+    assert after.around_seconds == pytest.approx(40 * 0.001)
+    parts = after.small_seconds + after.large_seconds + after.around_seconds
+    assert after.busy_seconds == pytest.approx(parts)
+
+
 def test_zero_load_latency_is_the_sum_of_its_steps(step_times: StepTimes) -> None:
     overheads = Overheads(step=0.001, sequence=0.0005, request=0.003, delivery=0.002, row=1e-5)
     alone = Workload("one", (one(100, 5),), 1.0, None, 0)

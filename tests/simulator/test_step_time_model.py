@@ -145,11 +145,6 @@ def test_json_brings_it_back() -> None:
             StepTimes.from_json(broken)
 
 
-def test_a_slower_machine_is_a_factor(step_times: StepTimes) -> None:
-    shape = StepShape(20, 4, 500.0, 300.0, 4)
-    assert step_times.scaled(1.5).seconds(shape) == pytest.approx(1.5 * step_times.seconds(shape))
-
-
 def test_too_few_steps_are_refused() -> None:
     sample = StepSample(StepShape(1, 1, 1, 1, 1), 0.1)
     with pytest.raises(UserError, match="too few"):

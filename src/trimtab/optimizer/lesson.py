@@ -32,7 +32,8 @@ from trimtab.optimizer.points import LoadPoint, Work
 from trimtab.simulator.simulate import SimulatedServer
 
 ROUNDS = 5
-TURNS = 3  # until counted and simulated work agree
+TURNS = 6  # at most, until counted and simulated work agree
+AGREED = 0.02
 MOST_LOADS = 8
 PACE_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
 REACHES = (0.5, 0.05)  # of finite differences
@@ -85,10 +86,10 @@ class Lesson:
             done = replay(point, found).work
             if done is None or point.work is None:
                 break
-            factors = {
-                name: _bounded(getattr(found, name) * _ratio(point.work, done, counted))
-                for name, counted in COUNTED.items()
-            }
+            ratios = {name: _ratio(point.work, done, counted) for name, counted in COUNTED.items()}
+            if all(abs(ratio - 1) < AGREED for ratio in ratios.values()):
+                break
+            factors = {name: _bounded(getattr(found, name) * ratios[name]) for name in ratios}
             found = replace(found, **factors)
         return found
 

@@ -236,13 +236,14 @@ class Predictor:
         seed: int,
         seconds: float,
         lesson: Lesson | None = None,
+        draw: int = 0,
     ) -> LoadPoint | None:
         """One simulated load. `lesson` instead of what was taught; None where the steps of such a
-        candidate were not measured."""
+        candidate were not measured. `draw`: of the guesses that are right."""
         server = self._server(candidate, lesson or self._lesson)
         if server is None:
             return None
-        done = simulate(server, self._make(rate, seed, seconds))
+        done = simulate(server, self._make(rate, seed, seconds), draw=draw)
         found = done.occupancy
         work = Work(
             found.small_seconds, found.large_seconds, found.around_seconds, found.num_accepted
@@ -250,22 +251,20 @@ class Predictor:
         return load_point(rate, seed, seconds, done.records, self._slo, work)
 
     def replay(
-        self, candidate: Candidate, point: LoadPoint, lesson: Lesson | None = None
+        self, candidate: Candidate, point: LoadPoint, lesson: Lesson | None = None, draw: int = 0
     ) -> LoadPoint | None:
         """The load of a measured point, simulated: the very same requests."""
-        return self.play(candidate, point.rate, point.seed, point.seconds, lesson)
+        return self.play(candidate, point.rate, point.seed, point.seconds, lesson, draw)
 
-    def replay_at_pace(self, candidate: Candidate, point: LoadPoint) -> LoadPoint | None:
-        """The same, on a machine as fast as it was during that load."""
+    def lesson_at_pace(self, candidate: Candidate, point: LoadPoint) -> Lesson:
+        """For a machine as fast as it was during that load."""
 
         def replay(point: LoadPoint, lesson: Lesson) -> LoadPoint:
             found = self.replay(candidate, point, lesson)
             assert found is not None
             return found
 
-        if self.calibration(candidate) is None:
-            return None
-        return replay(point, self._lesson.at_pace_of(point, replay))
+        return self._lesson.at_pace_of(point, replay)
 
     def exceeds(self, candidate: Candidate, score: float) -> bool:
         point = self.point(candidate, max(score, LOWEST_RATE))

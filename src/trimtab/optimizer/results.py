@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,6 +216,7 @@ def accuracy_json(found: Found) -> dict[str, Any] | None:
     return {**errors, "pairs": pairs}
 
 
+DRAWS = 3
 METRICS = {
     "ttft_p50": ("ttft", "p50"),
     "itl": ("itl", "mean"),
@@ -231,11 +233,16 @@ def _mean_errors(pairs: list[dict[str, Any]], which: str) -> dict[str, float | N
 
 
 def _pairs(found: Found, entry: Entry, point: LoadPoint) -> list[dict[str, Any]]:
-    predicted = found.predictor.replay(entry.candidate, point)
-    at_pace = found.predictor.replay_at_pace(entry.candidate, point)
-    if predicted is None or at_pace is None:
-        return []
-    values = {name: _values(name, predicted, at_pace, point) for name in (*METRICS, "throughput")}
+    """What is to be expected of guesses is the mean of several draws."""
+    predictor, candidate = found.predictor, entry.candidate
+    lesson = predictor.lesson_at_pace(candidate, point)
+    draws = range(DRAWS if candidate.scheduler.speculative != "off" else 1)
+    predicted = [predictor.replay(candidate, point, None, draw) for draw in draws]
+    at_pace = [predictor.replay(candidate, point, lesson, draw) for draw in draws]
+    values = {
+        name: (_mean(name, predicted), _mean(name, at_pace), _mean(name, [point]))
+        for name in (*METRICS, "throughput")
+    }
     return [
         {
             "id": entry.id,
@@ -251,11 +258,20 @@ def _pairs(found: Found, entry: Entry, point: LoadPoint) -> list[dict[str, Any]]
     ]
 
 
-def _values(name: str, *points: LoadPoint) -> list[float | None]:
-    if name == "throughput":
-        return [point.output_tokens_per_s for point in points]
-    metric, key = METRICS[name]
-    return [point.latencies[metric][key] for point in points]
+def _mean(name: str, points: Sequence[LoadPoint | None]) -> float | None:
+    """None if one has no such value."""
+    total = 0.0
+    for point in points:
+        value = None
+        if point is not None and name == "throughput":
+            value = point.output_tokens_per_s
+        elif point is not None:
+            metric, key = METRICS[name]
+            value = point.latencies[metric][key]
+        if value is None:
+            return None
+        total += value
+    return total / len(points)
 
 
 def roofline_json(found: Found) -> dict[str, Any] | None:

@@ -75,15 +75,16 @@ def simulate(
     until: float = math.inf,
     check: bool = False,
     on_step: Callable[[float, list[Chunk]], None] | None = None,
+    draw: int = 0,
 ) -> Simulation:
     """Run the workload to its end, or to `until` (seconds; what still runs then is marked `cut`).
 
     Without `in_bulk` every step is planned by itself, to the same records. `check` verifies the
     invariants of scheduler and cache after every step; `on_step` is told of each that is planned,
-    with its start, before it is committed.
+    with its start, before it is committed. Another `draw`: guesses are right at other places.
     """
     started = perf_counter()
-    run = _Run(server, workload, in_bulk and on_step is None, check, on_step)
+    run = _Run(server, workload, in_bulk and on_step is None, check, on_step, draw)
     run.to_the_end(until)
     run.records.sort(key=lambda record: record.index)
     return Simulation(run.records, run.occupancy, perf_counter() - started)
@@ -104,6 +105,7 @@ class _Run:
         in_bulk: bool,
         check: bool,
         on_step: Callable[[float, list[Chunk]], None] | None,
+        draw: int,
     ) -> None:
         self.server = server
         self.seed = workload.seed
@@ -118,7 +120,7 @@ class _Run:
         self.speculator: SimulatedSpeculator | None = None
         if server.speculation is not None:
             self.speculator = SimulatedSpeculator(
-                server.speculation, self.kv_cache, config.max_batch_tokens, workload.seed
+                server.speculation, self.kv_cache, config.max_batch_tokens, (workload.seed, draw)
             )
         self.reach = server.step_times.reach
         self.now = 0.0

@@ -88,12 +88,16 @@ class SimulatedSpeculator:
     """Gives the chunks of a plan drafts, and draws how many of their tokens are accepted."""
 
     def __init__(
-        self, model: SpeculationModel, kv_cache: KVCacheManager, max_batch_tokens: int, seed: int
+        self,
+        model: SpeculationModel,
+        kv_cache: KVCacheManager,
+        max_batch_tokens: int,
+        seed: tuple[int, int],
     ) -> None:
         self.model = model
         self._kv_cache = kv_cache
         self._max_batch_tokens = max_batch_tokens
-        self._draw = random.Random(seed)
+        self._draw = random.Random(repr(seed))
         self._had: set[Request] = set()  # something to guess, in their latest step
         kv_cache.max_draft_tokens = len(model.acceptance)
         self.num_drafted = 0
