@@ -110,9 +110,10 @@ def learn(points: Sequence[tuple[LoadPoint, Replay]], stop: Callable[[], bool]) 
     place, here = np.zeros(len(REACHES)), fit.residuals(np.zeros(len(REACHES)))
     damping = 0.1
     for _ in range(ROUNDS):
-        slopes = np.stack([fit.slope(place, here, axis) for axis in range(len(REACHES))], axis=1)
-        matrix = slopes.T @ slopes + damping * np.eye(len(REACHES))
-        there = place - np.linalg.solve(matrix, slopes.T @ here)
+        slopes = np.stack([fit.slope(place, here, axis) for axis in range(fit.axes)], axis=1)
+        matrix = slopes.T @ slopes + damping * np.eye(fit.axes)
+        there = place.copy()
+        there[: fit.axes] -= np.linalg.solve(matrix, slopes.T @ here)
         there[0] = max(there[0], 0.0)
         found = fit.residuals(there)
         if found @ found < here @ here:
@@ -137,6 +138,7 @@ class _Fit:
         self._scale = math.fsum(means) / len(means)
         self._paces = [Lesson().at_pace_of(point, replay) for point, replay in points]
         self._weights = [0.0 if p.work is None else p.seconds for p, _ in points]
+        self.axes = 1 if all(self._weights) else 2  # that there is anything to fit on
 
     def lesson(self, place: Floats) -> Lesson:
         """What to expect of a load that nothing is known of."""
