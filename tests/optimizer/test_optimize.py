@@ -20,11 +20,14 @@ import pytest
 from trimtab.errors import UserError
 from trimtab.optimizer import trials as trials_module
 from trimtab.optimizer.artifacts import Artifact
+from trimtab.optimizer.measure import Measured
 from trimtab.optimizer.need import make_need
 from trimtab.optimizer.order import Order
 from trimtab.optimizer.plan import read_plan
 from trimtab.optimizer.report import check_results
+from trimtab.optimizer.results import ladder_json
 from trimtab.optimizer.run import Optimization
+from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
 
 # A load of a few short requests, limits that even a busy machine keeps.
@@ -243,4 +246,29 @@ def test_what_cannot_be_built_is_tried_once(
     with pytest.raises(UserError, match="g128 cannot"):
         trials.artifact(replace(variant, group_size=128))
     assert [one.group_size for one in tried] == [64, 128]
+    run.journal.close()
+
+
+@pytest.mark.parametrize(
+    ("searched", "labels"),
+    [
+        ({"int8": 3.0}, ["default", "+ int8", "+ 256 tokens a step"]),
+        ({}, ["default", "+ int8; 256 tokens a step"]),
+    ],
+)
+def test_each_rung_of_the_ladder_says_what_is_new(
+    tmp_path: Path, searched: dict[str, float], labels: list[str]
+) -> None:
+    run = Optimization(Order("builtin", make_need(), tmp_path / "out"), lambda line: None)
+    found = run.found
+    int8 = Candidate.plain(Variant("int8"), run.defaults)
+    turned = replace(int8, scheduler=replace(int8.scheduler, max_batch_tokens=256))
+    found.default, found.chosen = found.entries.of(run.default), found.entries.of(turned)
+    found.default.measured = Measured(2.0, searched=2.0)
+    found.chosen.measured = Measured(4.0, searched=4.0)
+    for rate in searched.values():
+        found.entries.of(int8).measured = Measured(rate, searched=rate)
+    rungs = ladder_json(found)
+    assert [rung["label"] for rung in rungs] == labels
+    assert [rung["rate"]["value"] for rung in rungs] == [2.0, *searched.values(), 4.0]
     run.journal.close()

@@ -181,8 +181,9 @@ def ladder_json(found: Found) -> list[dict[str, Any]]:
 
 
 def _last_label(before: Entry, chosen: Entry) -> str:
-    if before.candidate.variant != chosen.candidate.variant and not chosen.candidate.run_changes:
-        return chosen.candidate.variant.label
+    """What is new in it."""
+    if before.candidate.variant != chosen.candidate.variant:
+        return chosen.candidate.label
     return chosen.candidate.label.partition("; ")[2] or chosen.candidate.label
 
 
