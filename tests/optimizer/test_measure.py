@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from load_points import point
 
 from trimtab.optimizer.measure import LazyServer, Measured, lowered, measure_rate
 from trimtab.optimizer.points import LoadPoint
-from trimtab.optimizer.served import TrialFailedError
+from trimtab.optimizer.served import Server, TrialFailedError
 
 
 class Machine:
@@ -77,3 +79,22 @@ def test_the_interval_is_of_the_repeats_that_count() -> None:
     assert interval["value"] == pytest.approx(4.2)
     assert interval["low"] < 4.0 < 4.4 < interval["high"]
     assert Measured(3.0).interval == {"value": 3.0, "low": 3.0, "high": 3.0}
+
+
+def test_a_server_that_stops_answering_is_a_result() -> None:
+    class Down(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = Server.__new__(Server)
+    with HTTPServer(("127.0.0.1", 0), Down) as front:
+        threading.Thread(target=front.serve_forever, daemon=True).start()
+        server.url = f"http://127.0.0.1:{front.server_port}"
+        with pytest.raises(TrialFailedError, match="HTTP 503"):
+            server.work()
+        front.shutdown()
+    with pytest.raises(TrialFailedError, match="Connection"):
+        server.work()

@@ -13,7 +13,6 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +20,11 @@ from trimtab.bench.energy import EnergyMeter
 from trimtab.errors import UserError
 from trimtab.optimizer.decide import Standing, choose, frontier
 from trimtab.optimizer.entries import Entry
-from trimtab.optimizer.lesson import Lesson, Replay, learn
+from trimtab.optimizer.lesson import Replay, learn
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.rate_search import RateSearch
 from trimtab.optimizer.reliable import reliable_rate
 from trimtab.optimizer.repeats import Repeats
-from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.trials import simulated_seeds
 
 if TYPE_CHECKING:
@@ -130,18 +128,13 @@ class Finals:
         for entry in self.found.entries.all:
             if entry.measured is None or self.found.predictor.calibration(entry.candidate) is None:
                 continue
-            replay = partial(self._replay, entry.candidate)
+            replay = self.found.predictor.replayer(entry.candidate)
             points += [(point, replay) for point in entry.measured.points if point.met]
             self.found.taught |= {(entry.id, p.rate, p.seed) for p in entry.measured.points}
         ends = time.monotonic() + max(3.0, 0.05 * self.order.budget_seconds)
         self.run.progress("fitting predictions to the loads")
         lesson = learn(points, lambda: time.monotonic() > ends)
         self.found.predictor.teach(lesson)
-
-    def _replay(self, candidate: Candidate, point: LoadPoint, lesson: Lesson) -> LoadPoint:
-        found = self.found.predictor.replay(candidate, point, lesson)
-        assert found is not None
-        return found
 
     # ---- latencies at one rate
 

@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.engine.client import EngineStats
 from trimtab.optimizer.cost import TokenSeconds
-from trimtab.optimizer.lesson import Lesson
+from trimtab.optimizer.lesson import Lesson, Replay
 from trimtab.optimizer.points import LoadPoint, Work, load_point
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
@@ -258,13 +258,17 @@ class Predictor:
 
     def lesson_at_pace(self, candidate: Candidate, point: LoadPoint) -> Lesson:
         """For a machine as fast as it was during that load."""
+        return self._lesson.at_pace_of(point, self.replayer(candidate))
+
+    def replayer(self, candidate: Candidate) -> Replay:
+        """Of a candidate whose steps were measured."""
 
         def replay(point: LoadPoint, lesson: Lesson) -> LoadPoint:
             found = self.replay(candidate, point, lesson)
             assert found is not None
             return found
 
-        return self._lesson.at_pace_of(point, replay)
+        return replay
 
     def exceeds(self, candidate: Candidate, score: float) -> bool:
         point = self.point(candidate, max(score, LOWEST_RATE))

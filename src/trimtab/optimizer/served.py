@@ -13,6 +13,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,16 @@ class Server:
         return 1024 * sum(known) if known else None
 
     def _stats(self) -> dict[str, Any]:
+        """TrialFailedError if it does not answer: its engine may just have died."""
         connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=60)
         try:
             connection.request("GET", "/stats")
-            found: dict[str, Any] = json.loads(connection.getresponse().read())
+            answer = connection.getresponse()
+            if answer.status != HTTPStatus.OK:
+                raise TrialFailedError(f"the server stopped answering (HTTP {answer.status})")
+            found: dict[str, Any] = json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise TrialFailedError(f"the server stopped answering ({error!r})") from None
         finally:
             connection.close()
         return found
