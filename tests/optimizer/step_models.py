@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from trimtab.executors.base import KVCapacity
+from trimtab.optimizer.guesses import Guesses
 from trimtab.optimizer.predict import Known, Predictor
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
 from trimtab.simulator.calibration import Calibration
 from trimtab.simulator.overheads import Overheads
-from trimtab.simulator.speculation import SpeculationModel
 from trimtab.simulator.step_shape import StepShape
 from trimtab.simulator.step_times import FitErrors, StepTimes
 from trimtab.workloads.make import make_workload
@@ -20,7 +22,19 @@ SLOW = Candidate(Variant())
 FAST = Candidate(Variant("int8"))
 
 
-def known(factor: float, speculation: SpeculationModel | None = None) -> Known:
+def guesses(
+    acceptance: tuple[float, ...], share: float = 1.0, num_decodes: int = 100_000
+) -> Guesses:
+    """Drafts as long as can be, in any step as often as in any other."""
+    num_drafts = round(share * num_decodes)
+    accepted = [round(num_drafts * math.prod(acceptance[: n + 1])) for n in range(len(acceptance))]
+    row = [num_decodes - num_drafts, num_drafts]
+    return Guesses(
+        num_decodes, num_drafts, [num_drafts] * len(acceptance), accepted, 0.0, [row, row]
+    )
+
+
+def known(factor: float, guesses: Guesses | None = None) -> Known:
     """A step takes 20 ms and 0.2 ms a row, times `factor`."""
     times = StepTimes(
         row_knots=(1, 512),
@@ -35,7 +49,7 @@ def known(factor: float, speculation: SpeculationModel | None = None) -> Known:
     )
     capacity = KVCapacity(16, 2048, 1)
     overheads = Overheads(sequence=1.6e-5)
-    return Known(Calibration(times, overheads, "m", "bf16", "bf16", 1, capacity, 2048), speculation)
+    return Known(Calibration(times, overheads, "m", "bf16", "bf16", 1, capacity, 2048), guesses)
 
 
 def workload(rate: float, seed: int, seconds: float) -> Workload:

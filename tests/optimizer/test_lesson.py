@@ -6,12 +6,11 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from step_models import SLOW, known, predictor_of
+from step_models import SLOW, guesses, known, predictor_of
 
 from trimtab.optimizer.lesson import METRICS, Lesson, learn
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import Predictor
-from trimtab.simulator.speculation import SpeculationModel
 
 RATES = (0.1, 0.3, 0.5)
 
@@ -55,7 +54,7 @@ def test_a_server_that_differs_is_predicted_after_a_few_loads(
 
 
 def test_guesses_that_are_worse_under_load_are_seen_to_be() -> None:
-    predictor = predictor_of({SLOW: known(1.0, SpeculationModel((0.9, 0.95, 0.95), share=0.7))})
+    predictor = predictor_of({SLOW: known(1.0, guesses((0.9, 0.95, 0.95), share=0.7))})
     truth = Lesson(guessing=0.25)
     loads = [predictor.play(SLOW, rate, 5, 60.0, truth) for rate in RATES]
     points = [load for load in loads if load is not None]
@@ -70,6 +69,19 @@ def test_guesses_that_are_worse_under_load_are_seen_to_be() -> None:
     assert guess
     assert before
     assert abs(guess / real - 1) < 0.5 * abs(before / real - 1)
+
+
+def test_guesses_of_all_loads_count_together_also_where_none_was_right() -> None:
+    predictor = predictor_of({SLOW: known(1.0, guesses((0.9, 0.95, 0.95), share=0.3))})
+    points = []
+    for number, guessing in enumerate((0.0, 0.0, 0.0, 2.0)):
+        point = predictor.play(SLOW, 0.1, 5 + number, 60.0, Lesson(guessing=guessing))
+        assert point is not None
+        assert point.work is not None
+        assert (point.work.num_accepted > 0) == (guessing > 0)
+        points.append(point)
+    found = learn([(point, partial(replay, predictor)) for point in points], never)
+    assert 0.3 < found.guessing < 0.75
 
 
 def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
@@ -96,7 +108,7 @@ def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
 
 
 def test_what_was_counted_is_done_again() -> None:
-    predictor = predictor_of({SLOW: known(1.0, SpeculationModel((0.9, 0.95, 0.95), share=0.7))})
+    predictor = predictor_of({SLOW: known(1.0, guesses((0.9, 0.95, 0.95), share=0.7))})
     truth = Lesson(1.3, 0.9, guessing=0.4)
     point = predictor.play(SLOW, 0.2, 5, 60.0, truth)
     assert point is not None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from step_models import FAST, SLOW, known, predictor_of, workload
+from step_models import FAST, SLOW, guesses, known, predictor_of, workload
 
 from trimtab.config import SchedulerConfig
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import LOWEST_RATE, RESOLUTION, Predictor, token_seconds
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
-from trimtab.simulator.speculation import SpeculationModel
 from trimtab.workloads.slo import parse_slo
 
 
@@ -43,12 +42,25 @@ def test_a_need_that_no_rate_meets_scores_nothing() -> None:
 
 
 def test_good_guesses_are_faster_and_only_where_they_are_on(predictor: Predictor) -> None:
-    predictor.learn(SLOW, known(1.0, SpeculationModel((0.9, 0.9, 0.9))))
+    predictor.learn(SLOW, known(1.0, guesses((0.9, 0.9, 0.9))))
     off = replace(SLOW, scheduler=SchedulerConfig(speculative="off"))
     guessed, plain = predictor.point(SLOW, 0.2), predictor.point(off, 0.2)
     assert guessed is not None
     assert plain is not None
     assert guessed.latencies["e2e"]["mean"] < 0.7 * plain.latencies["e2e"]["mean"]
+
+
+def test_what_few_answers_say_of_guesses_goes_together(predictor: Predictor) -> None:
+    """Otherwise whoever had the answers that repeat themselves would seem faster."""
+    lucky, unlucky = guesses((0.9, 0.9), 0.5, 1000), guesses((0.5, 0.5), 0.0, 1000)
+    predictor.learn(SLOW, known(1.0, lucky))
+    alone = predictor.point(SLOW, 0.2)
+    predictor.learn(FAST, known(1.0, unlucky))
+    slow, fast = predictor.point(SLOW, 0.2), predictor.point(FAST, 0.2)
+    assert slow == fast
+    assert alone is not None
+    assert slow is not None
+    assert slow.latencies["e2e"]["mean"] > alone.latencies["e2e"]["mean"]  # type: ignore[operator]
 
 
 def test_a_measured_load_is_replayed_request_by_request(predictor: Predictor) -> None:

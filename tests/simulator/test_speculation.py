@@ -45,6 +45,20 @@ def test_the_tokens_of_a_step_are_as_many_as_expected() -> None:
     assert statistics.fmean(counts) == pytest.approx(1 + 0.8 + 0.8 * 0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.25, 1.0, 2.0])
+@pytest.mark.parametrize("stay", [None, 0.7])
+def test_scaled_guesses_are_as_many_times_as_many(factor: float, stay: float | None) -> None:
+    free = dataclasses.replace(LINEAR, head_seconds=(0.002, 0.002), attended_seconds=0.0)
+    workload = open_loop(0.01, 240, seed=5)
+    model = SpeculationModel((0.8, 0.5), share=0.1, stay=stay)
+    shares = []
+    for one in (model, model.scaled(factor)):
+        found = simulate(guessing(one, free, max_num_requests=1), workload).occupancy
+        shares.append(found.num_drafted / found.num_steps)
+    assert shares[1] == pytest.approx(factor * shares[0], rel=0.1)
+    assert model.scaled(99.0).share == 1.0
+
+
 def test_guesses_that_do_not_pay_are_not_made() -> None:
     workload = open_loop(1.0, 30)
     plain = simulate(guessing(None), workload)

@@ -14,7 +14,7 @@ from typing import Any
 
 from trimtab.errors import UserError
 
-FORMAT = 2  # another one means: done again
+FORMAT = 3  # another one means: done again
 
 
 class Journal:

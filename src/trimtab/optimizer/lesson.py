@@ -9,7 +9,8 @@ itself is taken from there, load by load, and only the rest from latencies:
     small       executor's seconds, counted over simulated, in steps of at most SMALL_ROWS rows
     large       and in larger ones: of each load, and on the average
     around      the engine's own seconds around steps, likewise
-    guessing    tokens that were guessed right, likewise
+    guessing    tokens that were guessed right, likewise; on the average: of all loads together,
+                since in most of them it is a few, and in some many
     request     seconds until the engine has a request: fitted to TTFT (median), ITL and E2E
                 (means); residuals are logs of predicted over measured, by Levenberg's method
 
@@ -36,6 +37,7 @@ TURNS = 6  # at most, until counted and simulated work agree
 AGREED = 0.02
 MOST_LOADS = 8
 PACE_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
+GUESSES_TRUST = 20.0
 REACHES = (0.5, 0.05)  # of finite differences
 MOST_FACTOR = 8.0  # of a pace and its like: beyond it something else is wrong
 COUNTED = {
@@ -54,7 +56,7 @@ class Lesson:
     small: float = 1.0  # factor on the seconds of steps of at most SMALL_ROWS rows
     large: float = 1.0  # and of larger ones
     around: float = 1.0  # factor on what the engine does around a step
-    guessing: float = 1.0  # factor on the share of steps in which there is something to guess
+    guessing: float = 1.0  # factor on how many steps have something to guess
     request: float = 0.0  # seconds until the engine has a request
 
     def applied(self, server: SimulatedServer) -> SimulatedServer:
@@ -67,13 +69,10 @@ class Lesson:
             request=known.request + self.request,
         )
         speculation = server.speculation
-        if speculation is not None:
-            share = min(1.0, speculation.share * self.guessing)
-            speculation = replace(speculation, share=share)
         return replace(
             server,
             overheads=overheads,
-            speculation=speculation,
+            speculation=speculation and speculation.scaled(self.guessing),
             small_pace=server.small_pace * self.small,
             large_pace=server.large_pace * self.large,
         )
@@ -145,7 +144,18 @@ class _Fit:
         counted = [one for one, weight in zip(self._paces, self._weights, strict=True) if weight]
         weights = [weight for weight in self._weights if weight]
         means = {name: _mean([getattr(one, name) for one in counted], weights) for name in COUNTED}
-        return self._with(place, Lesson(**means), is_counted=bool(counted))
+        expected = Lesson(**means | {"guessing": self._guessing()})
+        return self._with(place, expected, is_counted=bool(counted))
+
+    def _guessing(self) -> float:
+        """Drawn to 1 by as much as GUESSES_TRUST tokens."""
+        real = expected = GUESSES_TRUST
+        for point, replay in self._points:
+            done = replay(point, Lesson()).work
+            if point.work is not None and done is not None:
+                real += point.work.num_accepted
+                expected += done.num_accepted
+        return _bounded(real / expected)
 
     def residuals(self, place: Floats) -> Floats:
         found = [place[0] / 10.0, place[1] / PACE_TRUST]

@@ -10,7 +10,8 @@ from trimtab.optimizer.cost import Traffic
 from trimtab.workloads.records import RequestRecord
 from trimtab.workloads.slo import Slo
 from trimtab.workloads.statistics import finite
-from trimtab.workloads.summary import LoadSummary, summarize
+from trimtab.workloads.summary import LoadSummary, load_rates, summarize
+from trimtab.workloads.window import Window, steady_window, whole_load
 
 LONG_SECONDS = 30.0
 LATENCIES = ("ttft", "itl", "e2e", "tpot", "stall")
@@ -57,6 +58,7 @@ class LoadPoint:
     why: str = ""  # it is not
     apart: float = 0.0  # share of the time: the cores (trimtab.executors.placement)
     work: Work | None = None  # None: nobody counted it
+    window: tuple[float, float] | None = None  # seconds; of the two rates
 
     def as_json(self) -> dict[str, Any]:
         work = None if self.work is None else dict(self.work.__dict__)
@@ -65,7 +67,12 @@ class LoadPoint:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> LoadPoint:
         work = value.get("work")
-        read = {"traffic": Traffic(**value["traffic"]), "work": work and Work(**work)}
+        window = value.get("window")
+        read = {
+            "traffic": Traffic(**value["traffic"]),
+            "work": work and Work(**work),
+            "window": window and tuple(window),
+        }
         return cls(**{**value, **read})
 
     def for_report(self, is_repeat: bool = False) -> dict[str, Any]:
@@ -94,32 +101,36 @@ def load_point(
     records: Sequence[RequestRecord],
     slo: Slo,
     work: Work | None = None,
+    window: tuple[float, float] | None = None,
 ) -> LoadPoint:
-    """Over the whole load: it begins on an idle server, as real ones do not, and ends with the last
-    answer, so that nothing that was asked is left out. A queue that grows through a long load is an
-    SLO that is missed.
+    """The SLO and latencies are of the whole load: it begins on an idle server, as real ones do
+    not, and ends with the last answer, so that nothing that was asked is left out. Rates are of its
+    steady part; `window`: of that of the measured load, if this is its simulation. A queue that
+    grows through a long load is an SLO that is missed.
     """
     found = slo.evaluate(records)
-    summary = summarize(records, slo)
+    summary = summarize(records, slo, whole_load(records))
+    steady = steady_window(records)
+    rates = load_rates(records, Window(*window) if window else steady)
     complete = [record for record in records if record.is_complete]
     count = max(len(complete), 1)
     cached = sum(record.num_cached_tokens for record in complete)
     good = sum(slo.met_by(record) for record in complete)
     # Of a short load a burst looks like a queue that grows; what it does to users, the SLO says.
-    grows = summary.is_overloaded and seconds >= LONG_SECONDS
+    grows = seconds >= LONG_SECONDS and load_rates(records, steady).is_overloaded
     margin = min(found.margin, -0.05) if grows else found.margin
     return LoadPoint(
         rate=rate,
         seed=seed,
         seconds=seconds,
-        achieved=summary.achieved_rate,
+        achieved=rates.achieved_rate,
         goodput=good / seconds if seconds else 0.0,
         attainment=found.attainment.as_json(),
         met=found.met and not grows,
         margin=margin,
         margin_error=found.margin_error,
         latencies={name: _percentiles(summary, name) for name in LATENCIES},
-        output_tokens_per_s=summary.output_tokens_per_second,
+        output_tokens_per_s=rates.output_tokens_per_second,
         num_requests=found.num_requests,
         terms=[term.as_json() for term in found.terms],
         traffic=Traffic(
@@ -128,6 +139,7 @@ def load_point(
             output=sum(r.num_output_tokens for r in complete) / count,
         ),
         work=work,
+        window=(rates.window.start, rates.window.end),
     )
 
 

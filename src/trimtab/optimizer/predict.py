@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.config import ExecutorConfig, SchedulerConfig
-from trimtab.engine.client import EngineStats
 from trimtab.optimizer.cost import TokenSeconds
+from trimtab.optimizer.guesses import Guesses, count_guesses, together
 from trimtab.optimizer.lesson import Lesson, Replay
 from trimtab.optimizer.points import LoadPoint, Work, load_point
 from trimtab.optimizer.space import Candidate
@@ -28,7 +26,6 @@ FIRST_RATE = 1.0
 LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e5
 RESOLUTION = 0.03  # of a predicted rate
 MAX_PROBES = 24
-MOST_GUESSED_TOKENS = 512  # of an answer on which guessing is tried
 CHUNK = 256  # tokens of a prefill, for what one of them costs
 
 
@@ -66,74 +63,13 @@ def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]
     config = ExecutorConfig(**arguments["executor"])
     model = arguments["model"]
     calibration = calibrate_model(model, config, scheduler, plan, progress)
-    guessing = None
+    guesses = None
     if arguments["prompts"] and config.device == "cpu":  # elsewhere `auto` guesses nothing
-        guessing = _guessing(model, config, arguments)
-    return {"calibration": calibration.as_json(), "speculation": guessing}
-
-
-def _guessing(model: str, config: ExecutorConfig, arguments: dict[str, Any]) -> Any:
-    """How good the guesses of `speculative auto` are on the prompts, one by one, in answers as long
-    as the workload's: models repeat themselves in long ones. None if nobody guesses."""
-    from trimtab.engine.llm import LLM
-    from trimtab.engine.sampling_params import SamplingParams
-
-    scheduler = SchedulerConfig(**arguments["guessing"])
-    ends = time.monotonic() + arguments["seconds"] / 2
-    runs = _Runs()
-    with LLM(model, **asdict(config), **asdict(scheduler)) as llm:
-        for prompt, num_tokens in arguments["prompts"]:
-            ids = llm.tokenizer.encode(prompt)
-            count = min(num_tokens, MOST_GUESSED_TOKENS, llm.engine.info.max_context - len(ids))
-            if count < 1:
-                continue
-            params = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
-            with closing(llm.stream(ids, params)) as answer:
-                runs.begin()
-                for _ in answer:
-                    runs.step(_num_drafts(llm.engine.stats()))
-                    if time.monotonic() > ends:
-                        break
-            if time.monotonic() > ends:
-                break
-        stats = llm.engine.stats()
-    if stats.speculation is None:
-        return None
-    num_decodes = stats.num_generated_tokens - stats.speculation.num_accepted
-    found = SpeculationModel.from_stats(stats.speculation, num_decodes, stats.draft_seconds)
-    return None if found is None else asdict(runs.applied(found))
-
-
-def _num_drafts(stats: EngineStats) -> int:
-    return 0 if stats.speculation is None else stats.speculation.num_drafts
-
-
-class _Runs:
-    """How often a step with a draft follows one without, and one with a draft."""
-
-    def __init__(self) -> None:
-        self._followed = [[0, 0], [0, 0]]  # [had a draft before][has one now]
-        self._had = 0
-        self._num_drafts = 0
-
-    def begin(self) -> None:
-        self._had = 0
-
-    def step(self, num_drafts: int) -> None:
-        """`num_drafts` since the start."""
-        has = int(num_drafts > self._num_drafts)
-        self._num_drafts = num_drafts
-        self._followed[self._had][has] += 1
-        self._had = has
-
-    def applied(self, model: SpeculationModel) -> SpeculationModel:
-        """Drawn to the share of all steps by as much as one step of each kind."""
-        (never, begun), (ended, stayed) = self._followed
-        return replace(
-            model,
-            share=(begun + model.share) / (never + begun + 1),
-            stay=(stayed + model.share) / (ended + stayed + 1),
-        )
+        guessing = SchedulerConfig(**arguments["guessing"])
+        seconds = arguments["seconds"] / 2
+        guesses = count_guesses(model, config, guessing, arguments["prompts"], seconds)
+    found = guesses and guesses.as_json()
+    return {"calibration": calibration.as_json(), "guesses": found}
 
 
 @dataclass(frozen=True)
@@ -141,26 +77,24 @@ class Known:
     """Of a variant with one number of threads."""
 
     calibration: Calibration
-    speculation: SpeculationModel | None
+    guesses: Guesses | None
     memory_share: float = ExecutorConfig.memory_share  # that its KV cache was sized by
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Known:
-        guessing = value["speculation"]
-        if guessing is not None:
-            rates = {name: tuple(guessing[name]) for name in ("acceptance", "lengths")}
-            guessing = SpeculationModel(**{**guessing, **rates})
-        return cls(Calibration.from_json(value["calibration"]), guessing)
+        guesses = value["guesses"]
+        return cls(
+            Calibration.from_json(value["calibration"]), guesses and Guesses.from_json(guesses)
+        )
 
     def server(self, scheduler: SchedulerConfig, memory_share: float) -> SimulatedServer:
-        """With another share of a GPU's memory the KV cache is as much larger or smaller."""
+        """That guesses nothing. With another share of a GPU's memory the KV cache is as much larger
+        or smaller."""
         server = self.calibration.server(scheduler)
         memory_bytes = self.calibration.machine.get("memory_bytes", 0)
         more = (memory_share - self.memory_share) * memory_bytes
         blocks = round(more) // max(self.calibration.capacity.bytes_per_block, 1)
-        server = replace(server, num_blocks=max(1, server.num_blocks + blocks))
-        guesses = self.speculation is not None and scheduler.speculative != "off"
-        return replace(server, speculation=self.speculation) if guesses else server
+        return replace(server, num_blocks=max(1, server.num_blocks + blocks))
 
 
 MakeWorkload = Callable[[float, int, float], Workload]  # rate, seed, seconds
@@ -181,12 +115,14 @@ class Predictor:
         self._known: dict[tuple[Variant, int], Known] = {}
         self._points: dict[tuple[Candidate, float], LoadPoint] = {}
         self._limits: dict[Variant, float] = {}
+        self._speculation: SpeculationModel | None = None
         self._lesson = Lesson()
 
     def under(self, make: MakeWorkload) -> Predictor:
         """The same steps under another load."""
         other = Predictor(self._slo, make, self._seed, self._num_requests)
         other._known = self._known
+        other._speculation = self._speculation
         other._limits = self._limits
         other._lesson = self._lesson
         return other
@@ -197,9 +133,13 @@ class Predictor:
         self._points.clear()
 
     def learn(self, candidate: Candidate, known: Known) -> None:
-        """Of all candidates with this variant and number of threads."""
+        """Of all candidates with this variant and number of threads; what is known of guesses, of
+        all that are known."""
         known = replace(known, memory_share=candidate.memory_share)
         self._known[candidate.variant, candidate.threads] = known
+        guesses = [one.guesses for one in self._known.values() if one.guesses is not None]
+        self._speculation = together(guesses).model()
+        self._points.clear()
 
     def limit(self, variant: Variant, rate: float) -> None:
         """No run of it can hold more: a load that ends before anybody has waited for long would
@@ -217,7 +157,10 @@ class Predictor:
         known = self._known.get((candidate.variant, candidate.threads))
         if known is None:
             return None
-        return lesson.applied(known.server(candidate.scheduler, candidate.memory_share))
+        server = known.server(candidate.scheduler, candidate.memory_share)
+        if known.guesses is not None and candidate.scheduler.speculative != "off":
+            server = replace(server, speculation=self._speculation)
+        return lesson.applied(server)
 
     def point(self, candidate: Candidate, rate: float) -> LoadPoint | None:
         """None where the steps of such a candidate were not measured."""
@@ -237,9 +180,11 @@ class Predictor:
         seconds: float,
         lesson: Lesson | None = None,
         draw: int = 0,
+        window: tuple[float, float] | None = None,
     ) -> LoadPoint | None:
         """One simulated load. `lesson` instead of what was taught; None where the steps of such a
-        candidate were not measured. `draw`: of the guesses that are right."""
+        candidate were not measured. `draw`: of the guesses that are right. `window`: see
+        `load_point`."""
         server = self._server(candidate, lesson or self._lesson)
         if server is None:
             return None
@@ -248,13 +193,14 @@ class Predictor:
         work = Work(
             found.small_seconds, found.large_seconds, found.around_seconds, found.num_accepted
         )
-        return load_point(rate, seed, seconds, done.records, self._slo, work)
+        return load_point(rate, seed, seconds, done.records, self._slo, work, window)
 
     def replay(
         self, candidate: Candidate, point: LoadPoint, lesson: Lesson | None = None, draw: int = 0
     ) -> LoadPoint | None:
         """The load of a measured point, simulated: the very same requests."""
-        return self.play(candidate, point.rate, point.seed, point.seconds, lesson, draw)
+        at = (point.rate, point.seed, point.seconds)
+        return self.play(candidate, *at, lesson, draw, point.window)
 
     def lesson_at_pace(self, candidate: Candidate, point: LoadPoint) -> Lesson:
         """For a machine as fast as it was during that load."""

@@ -75,7 +75,7 @@ class Trials:
         self.model_hash = model_hash
         self._artifacts: dict[Variant, Artifact] = {}
         self._not_built: dict[Variant, str] = {}  # as stored -> why not
-        self._num_loads = 0
+        self._num_loads = self._num_samples = 0
         self._about: dict[str, Any] = {
             "model": model_hash,
             "machine": machine.as_json(),
@@ -169,8 +169,9 @@ class Trials:
         return scheduler_for(self.order.model, artifact, SchedulerConfig(max_num_requests=4))
 
     def _sample_prompts(self) -> list[tuple[str, int]]:
-        """A few of the workload's, as texts, and the tokens of their answers."""
-        sample = self.workload(1.0, self.order.seed + 1, 4.0 * SAMPLE_PROMPTS)
+        """A few of the workload's, as texts, and the tokens of their answers: others each time."""
+        self._num_samples += 1
+        sample = self.workload(1.0, self.order.seed + self._num_samples, 4.0 * SAMPLE_PROMPTS)
         prompts = []
         for request in sample.requests:
             if request.follows is None and request.messages is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trimtab.engine.client import SpeculationStats
 from trimtab.engine.kv_cache import KVCacheManager
@@ -68,6 +68,14 @@ class SpeculationModel:
         lengths = [drafted / most for drafted in stats.drafted_by_position[: len(rates)]]
         guessing = draft_seconds / max(1, stats.num_drafted)
         return cls(tuple(rates), share, None, guessing, tuple(lengths))
+
+    def scaled(self, factor: float) -> SpeculationModel:
+        """With something to guess in `factor` times as many steps, in runs as long as before."""
+        if self.stay is None:
+            return replace(self, share=min(1.0, factor * self.share))
+        wanted = min(1.0, factor * self.share / max(1 + self.share - self.stay, 1e-9))
+        ended = (1 - self.stay) * wanted
+        return replace(self, share=1.0 if ended >= 1 - wanted else ended / (1 - wanted))
 
     def length(self, num_tokens: int, num_drafts: int, seconds_with: Callable[[int], float]) -> int:
         """Of each draft, in a step that gives `num_tokens` without; `seconds_with`: the step's

@@ -34,24 +34,13 @@ SHOWN = ("ttft", "itl", "tpot", "tpot_inclusive", "e2e", "stall")
 
 
 @dataclass(frozen=True)
-class LoadSummary:
-    """Rates are of events inside the window; latencies of the requests scheduled inside it."""
+class LoadRates:
+    """Of events inside the window."""
 
     window: Window
-    num_requests: int  # scheduled inside the window
-    num_complete: int
-    num_cut: int
-    errors: dict[str, int]  # message -> how often
     offered_rate: float  # requests scheduled a second
     achieved_rate: float  # requests completed a second
     output_tokens_per_second: float
-    prompt_tokens_per_second: float  # of requests whose first token came inside the window
-    cached_tokens_per_second: float  # of those, found in the prefix cache
-    mean_concurrency: float  # requests in flight, averaged over time
-    littles_concurrency: float  # achieved rate x mean E2E; far from the above: not steady
-    latencies: dict[str, Distribution]  # by metric, seconds
-    slo: SloResult | None
-    goodput: Estimate | None  # requests a second that keep the SLO
 
     @property
     def is_overloaded(self) -> bool:
@@ -60,6 +49,23 @@ class LoadSummary:
         missing = (self.offered_rate - self.achieved_rate) * self.window.length
         expected = self.offered_rate * self.window.length
         return self.window.is_steady and missing > max(2 * math.sqrt(expected), 0.05 * expected)
+
+
+@dataclass(frozen=True)
+class LoadSummary(LoadRates):
+    """Rates are of events inside the window; latencies of the requests scheduled inside it."""
+
+    num_requests: int  # scheduled inside the window
+    num_complete: int
+    num_cut: int
+    errors: dict[str, int]  # message -> how often
+    prompt_tokens_per_second: float  # of requests whose first token came inside the window
+    cached_tokens_per_second: float  # of those, found in the prefix cache
+    mean_concurrency: float  # requests in flight, averaged over time
+    littles_concurrency: float  # achieved rate x mean E2E; far from the above: not steady
+    latencies: dict[str, Distribution]  # by metric, seconds
+    slo: SloResult | None
+    goodput: Estimate | None  # requests a second that keep the SLO
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -129,8 +135,7 @@ def summarize(
         key=lambda record: record.scheduled,
     )
     complete = [record for record in inside if record.is_complete]
-    ended = sum(record.is_complete and window.holds(record.ended) for record in records)
-    achieved = _per_second(ended, window)
+    rates = load_rates(records, window)
     prompts = [one for one in records if one.token_times and window.holds(one.token_times[0])]
     latencies = {
         name: distribution([value(record)] for record in complete)
@@ -142,23 +147,31 @@ def summarize(
     result = None if slo is None else slo.evaluate(inside)
     counted = [record for record in inside if not record.cut]
     return LoadSummary(
-        window=window,
+        **vars(rates),
         num_requests=len(inside),
         num_complete=len(complete),
         num_cut=sum(record.cut for record in inside),
         errors=dict(Counter(one.error for one in inside if one.error is not None).most_common()),
-        offered_rate=_per_second(len(inside), window),
-        achieved_rate=achieved,
-        output_tokens_per_second=_per_second(_tokens_inside(records, window), window),
         prompt_tokens_per_second=_per_second(sum(one.num_prompt_tokens for one in prompts), window),
         cached_tokens_per_second=_per_second(sum(one.num_cached_tokens for one in prompts), window),
         mean_concurrency=mean_in_flight(records, window),
-        littles_concurrency=achieved * latencies["e2e"].mean,
+        littles_concurrency=rates.achieved_rate * latencies["e2e"].mean,
         latencies=latencies,
         slo=result,
         goodput=None
         if result is None
         else result.attainment.scaled(_per_second(len(counted), window)),
+    )
+
+
+def load_rates(records: Sequence[RequestRecord], window: Window) -> LoadRates:
+    offered = sum(window.holds(record.scheduled) for record in records)
+    achieved = sum(record.is_complete and window.holds(record.ended) for record in records)
+    return LoadRates(
+        window,
+        _per_second(offered, window),
+        _per_second(achieved, window),
+        _per_second(_tokens_inside(records, window), window),
     )
 
 
