@@ -193,7 +193,7 @@ def test_steps_and_loads_are_measured_on_it(run: Optimization, tmp_path: Path) -
     assert failed is None
     assert known is not None
     assert known.calibration.device == "torch-cpu"
-    assert known.speculation is None
+    assert known.guesses is None
     run.found.predictor.learn(candidate, known)
     assert run.found.predictor.score(candidate, 0.0) > 0
     with trials.server(candidate, tmp_path) as server:

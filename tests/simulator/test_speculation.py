@@ -49,7 +49,7 @@ def test_the_tokens_of_a_step_are_as_many_as_expected() -> None:
 @pytest.mark.parametrize("stay", [None, 0.7])
 def test_scaled_guesses_are_as_many_times_as_many(factor: float, stay: float | None) -> None:
     free = dataclasses.replace(LINEAR, head_seconds=(0.002, 0.002), attended_seconds=0.0)
-    workload = open_loop(0.01, 240, seed=5)
+    workload = open_loop(0.01, 1500, seed=5)
     model = SpeculationModel((0.8, 0.5), share=0.1, stay=stay)
     shares = []
     for one in (model, model.scaled(factor)):
