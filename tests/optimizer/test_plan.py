@@ -172,6 +172,12 @@ fuzz = settings(
 )
 
 
+@pytest.mark.parametrize("text", ["a\x85b", "\x85", "a\u2028b", "\u2029", "a\r\nb", "\ufeffé"])
+def test_line_ends_of_any_kind_in_a_text_are_kept(plan: Plan, text: str) -> None:
+    odd = replace(plan, created=text)
+    assert plan_from_yaml(odd.to_yaml(), "p.yaml") == odd
+
+
 @fuzz
 @given(data=st.data())
 def test_any_value_anywhere_is_read_or_refused(plan: Plan, data: st.DataObject) -> None:

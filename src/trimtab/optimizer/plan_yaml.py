@@ -27,14 +27,13 @@ _COMMENTS = {
     "measured": "on that machine, with the interval of each",
     "predicted": "before it was measured",
 }
+_LINE_ENDS = frozenset("\x85\u2028\u2029")
 _HEAD = "# A trimtab plan: trimtab serve THIS_FILE\n"
 
 
 def dump_plan(plan: Plan) -> str:
     """YAML of plain scalars, in the order of `Plan.as_json`; settings that are not at their default
     are marked."""
-    import yaml
-
     changed = plan.changed()
     lines = [_HEAD]
     if plan.headline:
@@ -48,9 +47,7 @@ def dump_plan(plan: Plan) -> str:
                 mark = "  # not the default" if name in changed else ""
                 lines.append(f"  {name}: {_scalar(setting)}{mark}\n")
             continue
-        text = yaml.safe_dump(
-            {key: value}, sort_keys=False, allow_unicode=True, width=100, default_flow_style=False
-        )
+        text = _dump({key: value}, width=100, default_flow_style=False)
         if key == "measured" and value:
             text = "measured:\n" + "".join(
                 f"  {_scalar(name)}: {_scalar(one)}\n" for name, one in value.items()
@@ -61,12 +58,18 @@ def dump_plan(plan: Plan) -> str:
 
 def _scalar(value: Any) -> str:
     """On one line. Not JSON: YAML 1.1 takes 1e-05 for a text."""
+    text = _dump(value, width=1 << 20, default_flow_style=True)
+    return text.removesuffix("\n...\n").strip()
+
+
+def _dump(value: Any, **options: Any) -> str:
+    """PyYAML writes line ends of Unicode as they are, and reads some of them as spaces."""
     import yaml
 
-    text: str = yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True, width=1 << 20, default_flow_style=True
-    )
-    return text.removesuffix("\n...\n").strip()
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, **options)
+    if not _LINE_ENDS.isdisjoint(text):
+        text = yaml.safe_dump(value, sort_keys=False, **options)
+    return text
 
 
 def plan_from_yaml(text: str, where: str) -> Plan:
