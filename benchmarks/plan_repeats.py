@@ -57,9 +57,11 @@ def main() -> None:
     seeds = itertools.count(FIRST_SEED)
     with running_server(args.plan) as server:
         load = Loads(plan, server.url, seconds, seeds)
-        repeats = [load(rate) for _ in range(args.repeats)]
-        num_theirs = args.repeats if args.guidellm else 0
-        theirs = [load.by_guidellm(args.guidellm, rate) for _ in range(num_theirs)]
+        repeats, theirs = [], []
+        for _ in range(args.repeats):  # in turn: a machine that drifts does so for both
+            repeats.append(load(rate))
+            if args.guidellm:
+                theirs.append(load.by_guidellm(args.guidellm, rate))
         found = None
         if args.probes:
             found = highest_rate(

@@ -71,7 +71,7 @@ class Finals:
             self.run.progress,
             lambda: time.monotonic() > ends,
         )
-        repeats.play()
+        repeats.play(with_default=not self.run.is_brief or self.run.budget.left > 0)
 
     # ---- luck
 

@@ -26,6 +26,7 @@ FIRST_RATE = 1.0
 LOWEST_RATE, HIGHEST_RATE = 1e-3, 1e5
 RESOLUTION = 0.03  # of a predicted rate
 MAX_PROBES = 24
+GUESSING_SHARE = 0.5  # of the time in which steps are measured, for guesses besides
 CHUNK = 256  # tokens of a prefill, for what one of them costs
 
 
@@ -66,7 +67,7 @@ def calibration_trial(arguments: dict[str, Any], progress: Callable[[str], None]
     guesses = None
     if arguments["prompts"] and config.device == "cpu":  # elsewhere `auto` guesses nothing
         guessing = SchedulerConfig(**arguments["guessing"])
-        seconds = arguments["seconds"] / 2
+        seconds = arguments["seconds"] * GUESSING_SHARE
         guesses = count_guesses(model, config, guessing, arguments["prompts"], seconds)
     found = guesses and guesses.as_json()
     return {"calibration": calibration.as_json(), "guesses": found}

@@ -49,7 +49,7 @@ class RateSearch:
         self.order = run.order
         self.started = time.monotonic()
         self.budget = run.budget.left
-        self.least_seconds = min(3.0, max(0.5, self.order.budget_seconds / 20))  # of a load
+        self.least_seconds = min(3.0, max(0.5, self.order.budget_seconds / 25))  # of a load
         self.compared: dict[str, str] = {}  # ids of those who only ran heats -> whose search counts
         self.correction = 1.0  # measured over predicted, of what was measured so far
 

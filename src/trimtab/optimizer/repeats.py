@@ -5,7 +5,8 @@
     lowered   the rate of whoever missed one, by how far it missed; its repeats begin again
 
 What a client spoiled counts neither way, and without at least two that count nothing was verified.
-Two that held are enough, too, when the run is over its time.
+Two that held are enough, too, when the run is over its time; a run of a minute that is over it
+repeats the choice alone.
 """
 
 from __future__ import annotations
@@ -108,12 +109,13 @@ class Repeats:
         self.is_late = is_late
         self.seeds = repeat_seeds(found.order.seed)
 
-    def play(self) -> None:
+    def play(self, with_default: bool = True) -> None:
+        """Without the default its rate is what nearly every load should hold, unverified."""
         chosen, default = self.found.chosen, self.found.default
         if chosen is None or chosen.measured is None:
             return
         entries = [chosen]
-        if default is not None and default is not chosen and default.rate > 0:
+        if default is not None and default is not chosen and default.rate > 0 and with_default:
             entries.append(default)
         asked = self.found.order.need.rate
         first = [asked or one.rate for one in entries]

@@ -32,7 +32,7 @@ from trimtab.optimizer.found import Found
 from trimtab.optimizer.journal import Journal
 from trimtab.optimizer.memory import predict_memory
 from trimtab.optimizer.order import Order
-from trimtab.optimizer.predict import Predictor
+from trimtab.optimizer.predict import GUESSING_SHARE, Predictor
 from trimtab.optimizer.quality import quality_texts
 from trimtab.optimizer.search import search_runs
 from trimtab.optimizer.space import Candidate, Defaults, run_knobs
@@ -115,13 +115,13 @@ class Optimization:
                 order.need.slo,
                 trials.workload,
                 order.seed,
-                SIMULATED_REQUESTS[order.budget_seconds >= LARGE_BUDGET],
+                SIMULATED_REQUESTS[not self.is_brief],
             ),
             max_context=spec.max_context,
             num_cores=cores,
             memory_limit=limit,
         )
-        methods = has_torch() and order.budget_seconds >= LARGE_BUDGET
+        methods = has_torch() and not self.is_brief
         self.variants = variants_for(self.checkpoint, methods=methods, device=order.device)
         most = base.memory_share if order.need.memory_bytes else 1.0
         self.knobs = run_knobs(cores, spec.max_context, order.device, most)
@@ -141,10 +141,14 @@ class Optimization:
     def vary(self) -> None:
         from trimtab.optimizer.sensitivity import sensitivity
 
-        ends = time.monotonic() + max(2.0, 0.05 * self.order.budget_seconds)
+        ends = time.monotonic() + max(1.0, 0.05 * self.order.budget_seconds)
         with self.budget.stage("vary") as stage:
             self.found.sensitivity = sensitivity(self.found, lambda: time.monotonic() > ends)
             stage.tried = stage.left = len(self.found.sensitivity)
+
+    @property
+    def is_brief(self) -> bool:
+        return self.order.budget_seconds < LARGE_BUDGET
 
     @property
     def default(self) -> Candidate:
@@ -202,7 +206,7 @@ class Optimization:
                 stage.tried += 1
                 try:
                     each = max(left / (len(alive) - number), 5.0)
-                    ceiling = 32 if self.order.budget_seconds < LARGE_BUDGET else 96
+                    ceiling = 32 if self.is_brief else 96
                     entry.quality = found.trials.quality(
                         entry.candidate.variant, self.texts, 4 * each + 20, ceiling
                     )
@@ -237,7 +241,10 @@ class Optimization:
                 stage.tried += 1
                 try:
                     chunk = self._largest_step(entry, each)
-                    known, failed = found.trials.calibration(entry.candidate, each, longest, chunk)
+                    seconds = each / (1 + GUESSING_SHARE)
+                    known, failed = found.trials.calibration(
+                        entry.candidate, seconds, longest, chunk
+                    )
                 except UserError as error:
                     known, failed = None, str(error)
                 if known is None:
