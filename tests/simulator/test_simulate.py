@@ -12,9 +12,16 @@ from simulated import LINEAR, closed_loop, open_loop, server
 
 from trimtab.simulator.overheads import Overheads
 from trimtab.simulator.simulate import simulate
+from trimtab.simulator.speculation import SpeculationModel
 from trimtab.simulator.step_shape import StepShape
 from trimtab.simulator.step_times import StepTimes
 from trimtab.workloads.requests import Piece, PlannedRequest, Workload
+
+GUESSES = (
+    None,
+    SpeculationModel((0.9,), share=0.02),
+    SpeculationModel((0.8, 0.7, 0.6), 0.05, stay=0.6, guess_seconds=1e-5, lengths=(1.0, 0.8, 0.3)),
+)
 
 
 def one(length: int, output: int, at: float = 0.0, index: int = 0) -> PlannedRequest:
@@ -105,6 +112,7 @@ def test_a_server_without_queue_gives_everybody_the_same(step_times: StepTimes) 
     requests=st.sampled_from([2, 8, 64]),
     budget=st.sampled_from([3, 8, 64]),
     prefix_cache=st.booleans(),
+    speculation=st.sampled_from(GUESSES),
     seed=st.integers(0, 99),
 )
 def test_in_bulk_is_step_by_step(
@@ -114,10 +122,11 @@ def test_in_bulk_is_step_by_step(
     requests: int,
     budget: int,
     prefix_cache: bool,
+    speculation: SpeculationModel | None,
     seed: int,
 ) -> None:
     workload = open_loop(rate, 30, seed, turns)
-    subject = server(
+    plain = server(
         LINEAR,
         num_blocks=blocks,
         max_num_requests=requests,
@@ -125,10 +134,12 @@ def test_in_bulk_is_step_by_step(
         prefix_cache=prefix_cache,
         max_queued_requests=20,
     )
+    subject = dataclasses.replace(plain, speculation=speculation)
     slow = simulate(subject, workload, in_bulk=False, check=True)
     fast = simulate(subject, workload)
     assert fast.records == slow.records
-    for name in ("num_steps", "num_step_tokens", "num_preemptions", "num_cached_prompt_tokens"):
+    counts = ("num_steps", "num_step_tokens", "num_preemptions", "num_cached_prompt_tokens")
+    for name in (*counts, "num_drafted", "num_accepted"):
         assert getattr(fast.occupancy, name) == getattr(slow.occupancy, name)
     for name in ("mean_running", "mean_waiting", "mean_blocks", "busy_share", "peak_blocks"):
         assert getattr(fast.occupancy, name) == pytest.approx(getattr(slow.occupancy, name))

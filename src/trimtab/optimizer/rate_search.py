@@ -30,7 +30,8 @@ MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
 NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measurement
 HEADROOM = 3.0  # times the rate that was asked for: what is beyond it is of no interest
-START_SECONDS = 1.0  # of a server, a load's share of it
+START_SECONDS = 1.0  # of a server, a load's share of it; before the warm-up and the last answers
+LONGER = 1.25  # times its share of the time, that a load may take for the sake of REQUESTS
 SERVER_SECONDS = 2.0  # of one that is started for two short loads
 HEATS_SHARE = 0.65  # of the time for the search
 ROUNDS_SHARE = 1.5  # all rounds of heats, over the first
@@ -52,6 +53,7 @@ class RateSearch:
         self.least_seconds = min(3.0, max(0.5, self.order.budget_seconds / 25))  # of a load
         self.compared: dict[str, str] = {}  # ids of those who only ran heats -> whose search counts
         self.correction = 1.0  # measured over predicted, of what was measured so far
+        self.around = START_SECONDS  # a load's arrivals
 
     def play(self) -> None:
         found = self.found
@@ -61,10 +63,13 @@ class RateSearch:
         # Those that are predicted to be far behind the first are hardly asked anything.
         near = sum(self._expected(e) >= NEAR_BEST * self._expected(finalists[0]) for e in finalists)
         loads = PROBES * (near + 1) + 2 * LEAST_REPEATS
+        if finalists and finalists[0].predicted is not None:
+            answer = finalists[0].predicted.latencies["e2e"]["mean"] or 0.0
+            self.around += 2 * answer  # in the warm-up, and until the last one has come
         self.load_seconds = min(
-            MOST_SECONDS, max(self.least_seconds, self.budget / loads - START_SECONDS)
+            MOST_SECONDS, max(self.least_seconds, self.budget / loads - self.around)
         )
-        affordable = self.budget * (1 - RESERVE) / (near + 1) / (self.load_seconds + START_SECONDS)
+        affordable = self.budget * (1 - RESERVE) / (near + 1) / (self.load_seconds + self.around)
         self.max_probes = int(min(MAX_PROBES, max(LEAST_PROBES, affordable)))
         if count:
             self._play_heats(finalists)
@@ -223,7 +228,7 @@ class RateSearch:
 
     def seconds_of(self, rate: float) -> float:
         """Of a load: long enough for REQUESTS of them, within what the budget allows."""
-        most = max(self.least_seconds, min(MOST_SECONDS, 2 * self.load_seconds))
+        most = max(self.least_seconds, min(MOST_SECONDS, LONGER * self.load_seconds))
         return round(min(max(self.load_seconds, REQUESTS / rate), most), 3)
 
     def _expected(self, entry: Entry) -> float:
@@ -246,5 +251,5 @@ class RateSearch:
         """What time is left makes the loads that verify longer."""
         left = self.budget - (time.monotonic() - self.started)
         self.load_seconds = max(
-            self.load_seconds, min(MOST_SECONDS, left / (2 * LEAST_REPEATS) - START_SECONDS)
+            self.load_seconds, min(MOST_SECONDS, left / (2 * LEAST_REPEATS) - self.around)
         )

@@ -109,7 +109,7 @@ class _Run:
     ) -> None:
         self.server = server
         self.seed = workload.seed
-        self.in_bulk = in_bulk and server.speculation is None
+        self.in_bulk = in_bulk
         self.check = check
         self.on_step = on_step
         self.timetable = Timetable(workload)
@@ -221,7 +221,7 @@ class _Run:
             raise RuntimeError("the scheduler planned nothing although requests are live")
         guessing = 0.0
         if self.speculator is not None:
-            guessing = self.speculator.extend(plan, self._seconds_with(plan))
+            guessing = self.speculator.extend(plan, self._seconds_with)
         shape = self.reach.of_step(plan.chunks)
         execute, around = self._execute(shape), self._around(shape)
         seconds = execute + around + guessing
@@ -275,7 +275,9 @@ class _Run:
         """As many steps as are certain to be alike; False if that is none."""
         running = self.decoding
         steps = bulk.num_steps(self.scheduler, running)
-        if not steps:
+        if steps and self.speculator is not None:
+            steps = min(steps, self.speculator.quiet_steps(running))
+        if steps < bulk.MIN_STEPS:
             return False
         attended, context = bulk.shapes(running, steps, self.reach)
         count = len(running)
@@ -293,6 +295,8 @@ class _Run:
         starts, ends = ends[:steps], ends[1 : steps + 1]
         answers = [self.lives[request].answer for request in running]
         used = bulk.apply(self.kv_cache, running, answers, steps)
+        if self.speculator is not None:
+            self.speculator.skip(running, steps)
         delivered = (ends + overheads.delivery).tolist()
         ones = [1] * steps
         for request in running:

@@ -9,8 +9,9 @@ most tokens of a draft are what it would choose, for most expected tokens over t
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from trimtab.engine.client import SpeculationStats
@@ -20,6 +21,9 @@ from trimtab.engine.scheduler import Chunk, StepPlan
 from trimtab.engine.speculation.draft import Draft
 from trimtab.engine.speculation.speculator import MAX_KNOWN_ROWS
 from trimtab.errors import ConfigError
+
+
+NEVER = 1 << 40  # steps
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,14 @@ class SpeculationModel:
         return best
 
 
+@dataclass(slots=True)
+class _Luck:
+    """Of one request: the same whatever runs beside it, and however its steps are planned."""
+
+    draw: random.Random
+    quiet: int  # decode steps until it has something to guess
+
+
 class SimulatedSpeculator:
     """Gives the chunks of a plan drafts, and draws how many of their tokens are accepted."""
 
@@ -105,23 +117,35 @@ class SimulatedSpeculator:
         self.model = model
         self._kv_cache = kv_cache
         self._max_batch_tokens = max_batch_tokens
-        self._draw = random.Random(repr(seed))
-        self._had: set[Request] = set()  # something to guess, in their latest step
+        self._seed = seed
+        self._lucks: dict[Request, _Luck] = {}
         kv_cache.max_draft_tokens = len(model.acceptance)
         self.num_drafted = 0
         self.num_accepted = 0
 
-    def extend(self, plan: StepPlan, seconds_with: Callable[[int], float]) -> float:
-        """Drafts for requests that decode, in free blocks only; seconds of guessing."""
+    def quiet_steps(self, running: Sequence[Request]) -> int:
+        """In how many decode steps none of them has anything to guess."""
+        return min(self._luck(request).quiet for request in running)
+
+    def skip(self, running: Sequence[Request], steps: int) -> None:
+        """So many steps are over, all of them quiet."""
+        for request in running:
+            self._lucks[request].quiet -= steps
+
+    def extend(
+        self, plan: StepPlan, seconds_with: Callable[[StepPlan], Callable[[int], float]]
+    ) -> float:
+        """Drafts for requests that decode, in free blocks only; seconds of guessing.
+        `seconds_with`: of a plan, as `SpeculationModel.length` asks for it."""
         budget = self._max_batch_tokens - plan.num_rows
         chunks = [chunk for chunk in plan.chunks if self._has_draft(chunk)]
         if budget < 1 or not chunks:
             return 0.0
         num_tokens = sum(chunk.emits for chunk in plan.chunks)
-        length = self.model.length(num_tokens, len(chunks), seconds_with)
+        length = self.model.length(num_tokens, len(chunks), seconds_with(plan))
         count = 0
         for chunk in chunks:
-            most = min(length, budget, self._draw_length())
+            most = min(length, budget, self._draw_length(chunk.request))
             room = self._room(chunk.request, most, len(plan.chunks))
             if room:
                 chunk.draft = _draft(chunk.request, room)
@@ -132,36 +156,57 @@ class SimulatedSpeculator:
 
     def num_right(self, draft: Draft) -> int:
         """How many tokens of a draft are what the model chooses."""
+        draw = self._lucks[draft.request].draw
         count = 0
-        while count < len(draft) and self._draw.random() < self.model.acceptance[count]:
+        while count < len(draft) and draw.random() < self.model.acceptance[count]:
             count += 1
         return count
 
     def forget(self, request: Request) -> None:
         """It is complete."""
-        self._had.discard(request)
+        self._lucks.pop(request, None)
+
+    def _luck(self, request: Request) -> _Luck:
+        luck = self._lucks.get(request)
+        if luck is None:
+            draw = random.Random(repr((*self._seed, request.request_id)))
+            luck = self._lucks[request] = _Luck(draw, _num_failures(draw, self.model.share))
+        return luck
 
     def _has_draft(self, chunk: Chunk) -> bool:
         if not chunk.emits or chunk.count > MAX_KNOWN_ROWS:
             return False
-        chance, stay = self.model.share, self.model.stay
-        if stay is not None and chunk.request in self._had:
-            chance = stay
-        has = self._draw.random() < chance
-        (self._had.add if has else self._had.discard)(chunk.request)
-        return has
+        luck = self._luck(chunk.request)
+        if luck.quiet:
+            luck.quiet -= 1
+            return False
+        model = self.model
+        if model.stay is None:
+            luck.quiet = _num_failures(luck.draw, model.share)
+        elif luck.draw.random() >= model.stay:
+            luck.quiet = 1 + _num_failures(luck.draw, model.share)
+        return True
 
-    def _draw_length(self) -> int:
+    def _draw_length(self, request: Request) -> int:
         """What a proposer has to say. Drawn only where drafts differ."""
         lengths = self.model.lengths
         if lengths[-1] == 1:
             return len(lengths)
-        chance = self._draw.random()
+        chance = self._lucks[request].draw.random()
         return sum(have > chance for have in lengths)
 
     def _room(self, request: Request, limit: int, spare: int) -> int:
         limit = min(limit, request.max_total_tokens - request.num_tokens - 1)
         return self._kv_cache.grow_for_draft(request, limit, spare) if limit > 0 else 0
+
+
+def _num_failures(draw: random.Random, chance: float) -> int:
+    """Before the first success."""
+    if chance >= 1:
+        return 0
+    if chance <= 0:
+        return NEVER
+    return min(NEVER, int(math.log(1 - draw.random()) / math.log1p(-chance)))
 
 
 def _draft(request: Request, length: int) -> Draft:
