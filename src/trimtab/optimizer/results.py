@@ -280,7 +280,7 @@ def roofline_json(found: Found) -> dict[str, Any] | None:
     if chosen is None or chosen.measured is None or not chosen.measured.usage:
         return None
     usage = chosen.measured.usage
-    size = footprint(found.spec, chosen.candidate.executor(found.trials.base))
+    size = found.footprint(chosen.candidate)
     macs = found.machine.linear_macs_per_s(size.layer_weights)
     points = []
     calibration = found.predictor.calibration(chosen.candidate)

@@ -19,7 +19,6 @@ from trimtab.bench.footprint import footprint
 from trimtab.checkpoints import open_checkpoint, resolve_model
 from trimtab.config import Device, ExecutorConfig
 from trimtab.errors import UserError
-from trimtab.executors.formats import formats_of_config
 from trimtab.executors.placement import placement_of
 from trimtab.executors.resources import available_cpus
 from trimtab.optimizer.bounds import bounds_of
@@ -110,7 +109,7 @@ class Optimization:
             budget=self.budget,
             machine=self.machine,
             noise=(high - low) / high / 2,
-            spec=spec,
+            checkpoint=self.checkpoint,
             predictor=Predictor(
                 order.need.slo,
                 trials.workload,
@@ -165,7 +164,7 @@ class Optimization:
                 entry = found.entries.of(Candidate.plain(variant, self.defaults))
                 stage.tried += 1
                 config = entry.candidate.executor(found.trials.base)
-                formats = formats_of_config(found.spec, config)
+                formats = found.formats(entry.candidate)
                 size = footprint(found.spec, config, formats)
                 blocks = -(-found.max_context // 16)
                 entry.memory = predict_memory(
@@ -299,15 +298,14 @@ class Optimization:
 
     def _largest_step(self, entry: Entry, seconds: float) -> int:
         """Tokens of the largest step that is measured: what is larger is predicted from it."""
-        size = footprint(self.found.spec, entry.candidate.executor(self.found.trials.base))
+        size = self.found.footprint(entry.candidate)
         rate = self.machine.linear_macs_per_s(size.layer_weights) / size.layer_macs_per_token
         counts = STEP_TOKENS[self.order.device]
         fitting = [count for count in counts if count / rate < seconds / STEPS]
         return max(fitting, default=counts[0])
 
     def _bytes_per_step(self, entry: Entry) -> int:
-        config = entry.candidate.executor(self.found.trials.base)
-        return footprint(self.found.spec, config).read_bytes_per_step
+        return self.found.footprint(entry.candidate).read_bytes_per_step
 
 
 def _why_not(quality: Any) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from trimtab.bench.load import run_load
 from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
+from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.base import Checkpoint
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.errors import UserError
 from trimtab.executors.devices import THE_CPU, DeviceFacts
@@ -102,6 +104,11 @@ class Trials:
                 self._not_built[variant.stored] = str(error)
                 raise
         return self._artifacts[variant]
+
+    def built(self, variant: Variant) -> Checkpoint | None:
+        """What was made of the model for it, in this run."""
+        artifact = self._artifacts.get(variant)
+        return open_checkpoint(artifact.path) if artifact and artifact.is_built else None
 
     def quality(
         self, variant: Variant, texts: QualityTexts, seconds: float, ceiling: int

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trimtab.bench.footprint import footprint
 from trimtab.optimizer.cost import TokenSeconds
 from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.points import LoadPoint
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 def use_of(found: Found, entry: Entry, usage: Usage, points: Sequence[LoadPoint]) -> dict[str, Any]:
     """Over the repeats; between them the server idles, which counts as idle. What decodes read of
     the KV cache is estimated from the mean context of the requests."""
-    size = footprint(found.spec, entry.candidate.executor(found.trials.base))
+    size = found.footprint(entry.candidate)
     machine = found.machine
     seconds = max(usage.seconds, 1e-9)
     contexts = [
