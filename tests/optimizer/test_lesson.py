@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 
 import pytest
-from step_models import SLOW, guesses, known, predictor_of
+from step_models import FAST, SLOW, guesses, known, predictor_of
 
-from trimtab.optimizer.lesson import METRICS, Lesson, learn
+from trimtab.optimizer.lesson import METRICS, Lesson, Lessons, Load, learn
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import Predictor
 
@@ -25,6 +26,11 @@ def replay(predictor: Predictor, point: LoadPoint, lesson: Lesson) -> LoadPoint:
     return found
 
 
+def learned(predictor: Predictor, points: list[LoadPoint]) -> Lesson:
+    """What is general."""
+    return learn([Load("slow", one, partial(replay, predictor)) for one in points], never).general
+
+
 @pytest.mark.parametrize(
     "truth",
     [Lesson(1.4, 1.4), Lesson(request=0.05), Lesson(0.9, 1.1, around=3.0, request=0.05)],
@@ -39,7 +45,7 @@ def test_a_server_that_differs_is_predicted_after_a_few_loads(
     points = [load for load in loads if load is not None]
     if not is_counted:
         points = [replace(point, work=None) for point in points]
-    found = learn([(point, partial(replay, predictor)) for point in points], never)
+    found = learned(predictor, points)
     fresh = predictor.play(SLOW, 0.4, 99, 60.0, truth)
     assert fresh is not None
     predicted = replay(predictor, fresh, found)
@@ -58,7 +64,7 @@ def test_guesses_that_are_worse_under_load_are_seen_to_be() -> None:
     truth = Lesson(guessing=0.25)
     loads = [predictor.play(SLOW, rate, 5, 60.0, truth) for rate in RATES]
     points = [load for load in loads if load is not None]
-    found = learn([(point, partial(replay, predictor)) for point in points], never)
+    found = learned(predictor, points)
     assert found.guessing < 0.8
     fresh = predictor.play(SLOW, 0.4, 99, 60.0, truth)
     assert fresh is not None
@@ -80,7 +86,7 @@ def test_guesses_of_all_loads_count_together_also_where_none_was_right() -> None
         assert point.work is not None
         assert (point.work.num_accepted > 0) == (guessing > 0)
         points.append(point)
-    found = learn([(point, partial(replay, predictor)) for point in points], never)
+    found = learned(predictor, points)
     assert 0.3 < found.guessing < 0.75
 
 
@@ -92,11 +98,11 @@ def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
         point = predictor.play(SLOW, 0.1, 5 + number, 60.0, Lesson(pace, pace, request=0.05))
         assert point is not None
         points.append(point)
-    found = learn([(point, partial(replay, predictor)) for point in points], never)
+    found = learned(predictor, points)
     assert 1.25 < found.small < 1.75
     assert 1.25 < found.large < 1.75
     assert found.request == pytest.approx(0.05, rel=0.3)
-    predictor.teach(found)
+    predictor.teach(Lessons(found))
     for number, pace in enumerate((1.0, 2.0)):
         fresh = predictor.play(SLOW, 0.1, 99 + number, 60.0, Lesson(pace, pace, request=0.05))
         assert fresh is not None
@@ -105,6 +111,48 @@ def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
         for metric, key in METRICS:
             real, guess = fresh.latencies[metric][key], informed.latencies[metric][key]
             assert guess == pytest.approx(real, rel=0.1), metric
+
+
+def test_who_had_loads_of_its_own_is_known_by_them() -> None:
+    """Steps of one were measured while the machine was slow, and its answers repeat themselves."""
+    candidates = {SLOW: Lesson(0.8, 0.8, guessing=3.0), FAST: Lesson(1.3, 1.3, guessing=0.5)}
+    predictor = predictor_of({one: known(1.0, guesses((0.9, 0.95), 0.1)) for one in candidates})
+    loads = []
+    for candidate, truth in candidates.items():
+        for seed in range(4):
+            point = predictor.play(candidate, 0.3, seed, 60.0, truth)
+            assert point is not None
+            again = predictor.replayer(candidate)
+            loads.append(Load(predictor.key_of(candidate), point, again))
+    lessons = learn(loads, never)
+    assert lessons.of("somebody else") == lessons.general
+    assert lessons.general.small == pytest.approx((0.8 * 1.3) ** 0.5, rel=0.1)
+    predictor.teach(lessons)
+    for candidate, truth in candidates.items():
+        own = lessons.of(predictor.key_of(candidate))
+        assert abs(math.log(own.large / truth.large)) < 0.4 * abs(math.log(truth.large))
+        assert abs(math.log(own.guessing / truth.guessing)) < 0.5 * abs(math.log(truth.guessing))
+        fresh = predictor.play(candidate, 0.3, 99, 120.0, truth)
+        assert fresh is not None
+        expected = predictor.replay(candidate, fresh)
+        untaught = predictor.replay(candidate, fresh, Lesson())
+        assert expected is not None
+        assert untaught is not None
+        errors = [
+            abs(math.log(one.latencies["e2e"]["mean"] / fresh.latencies["e2e"]["mean"]))  # type: ignore[operator]
+            for one in (expected, untaught)
+        ]
+        assert errors[0] < 0.5 * errors[1]
+
+
+def test_short_loads_and_loads_that_nobody_counted_are_nobodys_own() -> None:
+    predictor = predictor_of({SLOW: known(1.0)})
+    again = partial(replay, predictor)
+    points = [predictor.play(SLOW, 0.3, 1, seconds, Lesson(1.2, 1.2)) for seconds in (60.0, 20.0)]
+    long, short = (point for point in points if point is not None)
+    bare = Load("bare", replace(long, work=None), again)
+    lessons = learn([Load("long", long, again), Load("short", short, again), bare], never)
+    assert list(lessons.own) == ["long"]
 
 
 def test_what_was_counted_is_done_again() -> None:
@@ -127,12 +175,13 @@ def test_nothing_is_learned_from_what_a_client_spoiled_or_a_queue_drowned() -> N
     point = predictor.play(SLOW, 0.3, 5, 60.0, Lesson(2.0, 2.0))
     assert point is not None
     spoiled = [replace(point, valid=False), replace(point, margin=-2.0)]
-    assert learn([(one, partial(replay, predictor)) for one in spoiled], never) == Lesson()
-    assert learn([(point, partial(replay, predictor))], lambda: True) == Lesson()
+    loads = [Load("slow", one, partial(replay, predictor)) for one in (*spoiled, point)]
+    assert learn(loads[:2], never) == Lessons()
+    assert learn(loads, lambda: True) == Lessons()
 
 
 def test_what_was_taught_holds_for_later_predictions() -> None:
     predictor = predictor_of({SLOW: known(1.0)})
     before = predictor.score(SLOW, 0.0)
-    predictor.teach(Lesson(1.5, 1.5))
+    predictor.teach(Lessons(Lesson(1.5, 1.5)))
     assert predictor.score(SLOW, 0.0) < 0.85 * before

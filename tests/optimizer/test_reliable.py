@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from load_points import point
 
-from trimtab.optimizer.reliable import reliable_rate
+from trimtab.optimizer.reliable import SPREAD, gaps_of, reliable_rate, spread_of
 
 CAPACITY = 8.0
 
@@ -30,7 +30,9 @@ def test_nearly_all_loads_hold_it_and_hardly_more(wrong_by: float) -> None:
         (point(rate, margin(rate, n)), point(rate, margin(rate, n) + wrong_by))
         for n, rate in enumerate((6.0, 7.0, 8.0, 9.0), 1000)
     ]
-    found = reliable_rate(CAPACITY, pairs, lambda r, n: margin(r, n) + wrong_by, never)
+    gaps = gaps_of(pairs)
+    assert gaps == pytest.approx([-wrong_by] * len(pairs))
+    found = reliable_rate(CAPACITY, gaps, 0.05, lambda r, n: margin(r, n) + wrong_by, never)
     assert found is not None
     fresh = range(5000, 7000)
     share = sum(margin(found, n) > 0 for n in fresh) / len(fresh)
@@ -40,8 +42,29 @@ def test_nearly_all_loads_hold_it_and_hardly_more(wrong_by: float) -> None:
 
 def test_without_a_load_near_the_limit_nothing_is_said() -> None:
     far = point(1.0, 3.0)
-    assert reliable_rate(CAPACITY, [(far, far)], margin, never) is None
+    assert gaps_of([(far, far)]) == []
     spoiled = replace(point(8.0, 0.1), valid=False)
-    assert reliable_rate(CAPACITY, [(spoiled, spoiled)], margin, never) is None
+    assert gaps_of([(spoiled, spoiled)]) == []
+    assert reliable_rate(CAPACITY, [], 0.1, margin, never) is None
     near = point(8.0, 0.1)
-    assert reliable_rate(CAPACITY, [(near, near)], margin, lambda: True) is None
+    assert reliable_rate(CAPACITY, gaps_of([(near, near)]), 0.1, margin, lambda: True) is None
+
+
+def test_a_machine_that_is_sometimes_slower_leaves_more_room() -> None:
+    """Gaps of three candidates, each off by something else on the whole."""
+    draw = random.Random(7)
+    groups = [[mean + draw.gauss(0, 0.4) for _ in range(5)] for mean in (-1.0, 0.0, 0.5)]
+    spread = spread_of(groups)
+    assert 0.25 < spread < 0.5
+    assert spread_of([]) == spread_of([[3.0]]) == SPREAD
+    steady = reliable_rate(CAPACITY, [0.0], 0.05, margin, never)
+    shaky = reliable_rate(CAPACITY, [0.0] * 5, spread, margin, never)
+    shakier = reliable_rate(CAPACITY, [0.0], spread, margin, never)
+    assert steady is not None
+    assert shaky is not None
+    assert shakier is not None
+    assert steady > shaky > shakier
+    fresh = range(5000, 7000)
+    slow = random.Random(9)
+    share = sum(margin(shaky, n) + slow.gauss(0, 0.36) > 0 for n in fresh) / len(fresh)
+    assert 0.88 <= share <= 0.99

@@ -20,10 +20,10 @@ from trimtab.bench.energy import EnergyMeter
 from trimtab.errors import UserError
 from trimtab.optimizer.decide import Standing, choose, frontier
 from trimtab.optimizer.entries import Entry
-from trimtab.optimizer.lesson import Replay, learn
+from trimtab.optimizer.lesson import Load, learn
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.rate_search import RateSearch
-from trimtab.optimizer.reliable import reliable_rate
+from trimtab.optimizer.reliable import gaps_of, reliable_rate, spread_of
 from trimtab.optimizer.repeats import Repeats
 from trimtab.optimizer.trials import simulated_seeds
 
@@ -90,9 +90,12 @@ class Finals:
         looked_at = [e for e in alone if e is default or e in alone[:MOST_RELIABLE]]
         shares: dict[str, float] = {}
         ends = time.monotonic() + max(LEAST_LUCK_SECONDS, LUCK_SHARE * self.order.budget_seconds)
+        gaps = [gaps_of(self._pairs(entry)) for entry in looked_at]
+        spread = spread_of(gaps)
         for place, entry in enumerate(looked_at):
             now = time.monotonic()
-            rate = self._reliable(entry, now + (ends - now) / (len(looked_at) - place))
+            share = (ends - now) / (len(looked_at) - place)
+            rate = self._reliable(entry, gaps[place], spread, now + share)
             if rate is None:
                 shares.clear()
                 break
@@ -102,15 +105,18 @@ class Finals:
             assert entry.measured is not None
             entry.measured.rate *= shares.get(compared.get(entry.id, entry.id), rest)
 
-    def _reliable(self, entry: Entry, ends: float) -> float | None:
-        predictor, candidate = self.found.predictor, entry.candidate
+    def _pairs(self, entry: Entry) -> list[tuple[LoadPoint, LoadPoint]]:
+        """Loads, measured and simulated."""
         assert entry.measured is not None
+        replay = self.found.predictor.replay
+        pairs = [(point, replay(entry.candidate, point)) for point in entry.measured.points]
+        return [(real, simulated) for real, simulated in pairs if simulated is not None]
+
+    def _reliable(
+        self, entry: Entry, gaps: list[float], spread: float, ends: float
+    ) -> float | None:
+        predictor, candidate = self.found.predictor, entry.candidate
         self.run.progress(f"how much loads of {candidate.label} scatter")
-        pairs = []
-        for point in entry.measured.points:
-            simulated = predictor.replay(candidate, point)
-            assert simulated is not None
-            pairs.append((point, simulated))
         seeds = simulated_seeds(self.order.seed)
 
         def margin(rate: float, number: int) -> float:
@@ -118,23 +124,23 @@ class Finals:
             assert played is not None
             return played.margin
 
-        return reliable_rate(entry.rate, pairs, margin, lambda: time.monotonic() > ends)
+        return reliable_rate(entry.rate, gaps, spread, margin, lambda: time.monotonic() > ends)
 
     # ---- what the loads teach
 
     def _learn(self) -> None:
-        """The same for all candidates: it is of the machine and of what stands before an engine."""
-        points: list[tuple[LoadPoint, Replay]] = []
+        predictor = self.found.predictor
+        loads: list[Load] = []
         for entry in self.found.entries.all:
-            if entry.measured is None or self.found.predictor.calibration(entry.candidate) is None:
+            candidate = entry.candidate
+            if entry.measured is None or predictor.calibration(candidate) is None:
                 continue
-            replay = self.found.predictor.replayer(entry.candidate)
-            points += [(point, replay) for point in entry.measured.points if point.met]
+            key, replay = predictor.key_of(candidate), predictor.replayer(candidate)
+            loads += [Load(key, point, replay) for point in entry.measured.points]
             self.found.taught |= {(entry.id, p.rate, p.seed) for p in entry.measured.points}
         ends = time.monotonic() + max(3.0, 0.05 * self.order.budget_seconds)
         self.run.progress("fitting predictions to the loads")
-        lesson = learn(points, lambda: time.monotonic() > ends)
-        self.found.predictor.teach(lesson)
+        predictor.teach(learn(loads, lambda: time.monotonic() > ends))
 
     # ---- latencies at one rate
 

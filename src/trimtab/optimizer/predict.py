@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.optimizer.cost import TokenSeconds
 from trimtab.optimizer.guesses import Guesses, count_guesses, together
-from trimtab.optimizer.lesson import Lesson, Replay
+from trimtab.optimizer.lesson import Lesson, Lessons, Replay
 from trimtab.optimizer.points import LoadPoint, Work, load_point
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
@@ -117,7 +117,7 @@ class Predictor:
         self._points: dict[tuple[Candidate, float], LoadPoint] = {}
         self._limits: dict[Variant, float] = {}
         self._speculation: SpeculationModel | None = None
-        self._lesson = Lesson()
+        self._lessons = Lessons()
 
     def under(self, make: MakeWorkload) -> Predictor:
         """The same steps under another load."""
@@ -125,19 +125,24 @@ class Predictor:
         other._known = self._known
         other._speculation = self._speculation
         other._limits = self._limits
-        other._lesson = self._lesson
+        other._lessons = self._lessons
         return other
 
-    def teach(self, lesson: Lesson) -> None:
-        """What loads have taught; predictions from now on heed it."""
-        self._lesson = lesson
+    def teach(self, lessons: Lessons) -> None:
+        """What loads have taught; predictions from now on heed it. Keys are `key_of` candidates."""
+        self._lessons = lessons
         self._points.clear()
+
+    @staticmethod
+    def key_of(candidate: Candidate) -> tuple[Variant, int]:
+        """Of whose steps a candidate's are."""
+        return candidate.variant, candidate.threads
 
     def learn(self, candidate: Candidate, known: Known) -> None:
         """Of all candidates with this variant and number of threads; what is known of guesses, of
         all that are known."""
         known = replace(known, memory_share=candidate.memory_share)
-        self._known[candidate.variant, candidate.threads] = known
+        self._known[self.key_of(candidate)] = known
         guesses = [one.guesses for one in self._known.values() if one.guesses is not None]
         self._speculation = together(guesses).model()
         self._points.clear()
@@ -151,11 +156,11 @@ class Predictor:
         return max(LOWEST_RATE, min(HIGHEST_RATE, self._limits.get(variant, HIGHEST_RATE)))
 
     def calibration(self, candidate: Candidate) -> Calibration | None:
-        known = self._known.get((candidate.variant, candidate.threads))
+        known = self._known.get(self.key_of(candidate))
         return None if known is None else known.calibration
 
     def _server(self, candidate: Candidate, lesson: Lesson) -> SimulatedServer | None:
-        known = self._known.get((candidate.variant, candidate.threads))
+        known = self._known.get(self.key_of(candidate))
         if known is None:
             return None
         server = known.server(candidate.scheduler, candidate.memory_share)
@@ -186,7 +191,7 @@ class Predictor:
         """One simulated load. `lesson` instead of what was taught; None where the steps of such a
         candidate were not measured. `draw`: of the guesses that are right. `window`: see
         `load_point`."""
-        server = self._server(candidate, lesson or self._lesson)
+        server = self._server(candidate, lesson or self._lessons.of(self.key_of(candidate)))
         if server is None:
             return None
         done = simulate(server, self._make(rate, seed, seconds), draw=draw)
@@ -205,7 +210,8 @@ class Predictor:
 
     def lesson_at_pace(self, candidate: Candidate, point: LoadPoint) -> Lesson:
         """For a machine as fast as it was during that load."""
-        return self._lesson.at_pace_of(point, self.replayer(candidate))
+        known = self._lessons.of(self.key_of(candidate))
+        return known.at_pace_of(point, self.replayer(candidate))
 
     def replayer(self, candidate: Candidate) -> Replay:
         """Of a candidate whose steps were measured."""

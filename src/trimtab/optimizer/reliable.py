@@ -4,7 +4,9 @@ The search finds the highest rate that held for the requests that it drew. Other
 other lengths and other bursts, hold more or less, and in loads of a minute that is a factor, not
 a few percent. How much it scatters is known without loading anything: the simulator plays the load
 with many seeds. Where it is wrong on the whole, the measured loads tell: each is replayed, and what
-its margin was beyond the simulated one is added to all.
+its margin was beyond the simulated one is added to all. How much those gaps spread is what the
+machine and the model of it do from load to load: of all candidates together, since each has but
+a few.
 
     margin(rate, seed) = simulated(rate, seed) + mean(measured - simulated)  +- their spread
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from trimtab.optimizer.points import LoadPoint
 
@@ -22,28 +24,45 @@ SEEDS = 20
 ROUNDS = 6
 LOWEST, HIGHEST = 0.25, 0.8  # times the rate that was found: its requests were kind, others are not
 NEAR = 1.0  # |margin| of a load that says something about the limit
-LEAST_SPREAD = 0.05
+SPREAD, SPREAD_LOADS = 0.2, 4  # of gaps, until loads say otherwise; that counts as so many
 
 Margin = Callable[[float, int], float]  # rate, number of a seed -> simulated margin
 
 
-def reliable_rate(
-    found: float,
-    pairs: Sequence[tuple[LoadPoint, LoadPoint]],
-    margin: Margin,
-    stop: Callable[[], bool],
-) -> float | None:
-    """The highest rate around `found` that CONFIDENCE of loads hold. `pairs`: measured loads and
-    the same simulated. None if nothing can be said: no load near the limit, or no time."""
-    gaps = [
+def gaps_of(pairs: Sequence[tuple[LoadPoint, LoadPoint]]) -> list[float]:
+    """Of margins; `pairs`: measured loads and the same simulated. Those far from the limit say
+    nothing."""
+    return [
         real.margin - simulated.margin
         for real, simulated in pairs
         if real.valid and abs(real.margin) < NEAR and abs(simulated.margin) < 2 * NEAR
     ]
+
+
+def spread_of(groups: Iterable[Sequence[float]]) -> float:
+    """Standard deviation of gaps within the groups, one a candidate."""
+    squares, count = SPREAD_LOADS * SPREAD**2, float(SPREAD_LOADS)
+    for gaps in groups:
+        if gaps:
+            mean = statistics.fmean(gaps)
+            squares += math.fsum((gap - mean) ** 2 for gap in gaps)
+            count += len(gaps) - 1
+    return math.sqrt(squares / count)
+
+
+def reliable_rate(
+    found: float,
+    gaps: Sequence[float],
+    spread: float,
+    margin: Margin,
+    stop: Callable[[], bool],
+) -> float | None:
+    """The highest rate around `found` that CONFIDENCE of loads hold. None if nothing can be said:
+    no gaps, or no time."""
     if not gaps:
         return None
     offset = statistics.fmean(gaps)
-    spread = max(LEAST_SPREAD, statistics.stdev(gaps) if len(gaps) > 2 else 2 * LEAST_SPREAD)
+    spread *= math.sqrt(1 + 1 / len(gaps))  # the mean of a few is not certain, either
 
     def holds(rate: float) -> bool:
         misses = 0.0

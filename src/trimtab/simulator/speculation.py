@@ -22,7 +22,6 @@ from trimtab.engine.speculation.draft import Draft
 from trimtab.engine.speculation.speculator import MAX_KNOWN_ROWS
 from trimtab.errors import ConfigError
 
-
 NEVER = 1 << 40  # steps
 
 
