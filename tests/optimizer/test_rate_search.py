@@ -19,6 +19,7 @@ from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.need import make_need
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.rate_search import RateSearch
+from trimtab.optimizer.repeats import LEAST_REPEATS
 from trimtab.optimizer.served import TrialFailedError
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
@@ -61,6 +62,7 @@ def played(
     predicted: dict[Candidate, float],
     budget: float = 300.0,
     kindness: Callable[[int], float] = lambda seed: 0.0,
+    answer: LoadPoint | None = None,
     **need: Any,
 ) -> tuple[RateSearch, Trials]:
     entries = Entries(DEFAULT.variant)
@@ -70,7 +72,7 @@ def played(
         entry.quality = SimpleNamespace(meets=True)  # type: ignore[assignment]
     trials = Trials(limits, kindness)
     order = SimpleNamespace(need=make_need(**need), budget_seconds=budget, seed=0)
-    predictor = SimpleNamespace(highest=lambda variant: 1e5)
+    predictor = SimpleNamespace(highest=lambda variant: 1e5, point=lambda one, rate: answer)
     found = SimpleNamespace(entries=entries, trials=trials, predictor=predictor, default=None)
     run: Any = SimpleNamespace(
         found=found,
@@ -120,6 +122,26 @@ def test_no_load_is_over_before_a_queue_could_form() -> None:
     search, trials = played(fast, {one: 10 * rate for one, rate in predicted.items()})
     assert search.compared
     assert trials.shortest >= search.least_seconds == 3.0
+
+
+def test_what_a_load_takes_besides_its_arrivals_is_counted() -> None:
+    """A warm-up and a last answer of 4 s each, around every load."""
+    limits, predicted = field(3)
+    slow = replace(point(10.0, 1.0), latencies={"e2e": {"mean": 4.0}})
+    quick, _ = played(limits, predicted, 60.0)
+    search, _ = played(limits, predicted, 60.0, answer=slow)
+    assert search.around == quick.around + 8.0
+    assert search.load_seconds < quick.load_seconds
+    search, _ = played(limits, predicted, 300.0, answer=slow)
+    before = search.searched_seconds_of(1.0)
+    search.lengthen(0, 2)
+    loads = 2 * LEAST_REPEATS * (search.load_seconds + search.around)
+    assert loads + 2 * (search.searched_seconds + search.around) == pytest.approx(300.0, rel=0.01)
+    assert search.seconds_of(1.0) > before == search.searched_seconds_of(1.0)
+    longest = search.load_seconds
+    search.load_seconds = search.searched_seconds
+    search.lengthen(2, 0)
+    assert search.load_seconds < longest
 
 
 def test_a_server_that_fails_is_a_result() -> None:

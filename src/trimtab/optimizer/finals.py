@@ -56,7 +56,8 @@ class Finals:
             self.search = RateSearch(self.run, Path(directory))
             self.search.play()
             self._learn()
-            self.search.lengthen()
+            count = len(self._to_compare())
+            self.search.lengthen(*((count, 0) if self._is_fine else (0, count)))
             self._trim_luck()
             self._compare()
             self._decide()
@@ -144,6 +145,18 @@ class Finals:
 
     # ---- latencies at one rate
 
+    @property
+    def _is_fine(self) -> bool:
+        """Latencies decide."""
+        return self.order.need.objective == "latency"
+
+    def _to_compare(self) -> list[Entry]:
+        return [
+            entry
+            for entry in self.found.entries.all
+            if entry.rate > 0 and entry.id not in self.search.compared
+        ]
+
     def _compare(self) -> None:
         default = self.found.default
         rate = self.order.need.rate
@@ -151,20 +164,16 @@ class Finals:
             slowest = min((e.rate for e in self.found.entries.all if e.rate > 0), default=0.0)
             rate = COMMON_SHARE * slowest
         self.common_rate = rate
-        is_late = self.search.is_late() and self.order.need.objective != "latency"
+        is_late = self.search.is_late() and not self._is_fine
         if not rate or default is None or is_late:
             return
-        for entry in self.found.entries.all:
-            if entry.rate <= 0 or entry.measured is None:
-                continue
+        length = self.search.seconds_of if self._is_fine else self.search.searched_seconds_of
+        for entry in self._to_compare():
+            assert entry.measured is not None
             known = [p for p in entry.measured.points if p.rate == rate]
-            if (
-                entry.id in self.search.compared
-                or known
-                or (self.search.is_late() and entry is not self.search.best())
-            ):
+            if known or (self.search.is_late() and entry is not self.search.best()):
                 continue
-            load = self.trials.loader(entry.candidate, self.search.seconds_of)
+            load = self.trials.loader(entry.candidate, length)
             with self.trials.server(entry.candidate, self.search.directory) as server:
                 entry.measured.points.append(load(server, rate, self.order.seed + 1))
 

@@ -63,12 +63,12 @@ class RateSearch:
         # Those that are predicted to be far behind the first are hardly asked anything.
         near = sum(self._expected(e) >= NEAR_BEST * self._expected(finalists[0]) for e in finalists)
         loads = PROBES * (near + 1) + 2 * LEAST_REPEATS
-        if finalists and finalists[0].predicted is not None:
-            answer = finalists[0].predicted.latencies["e2e"]["mean"] or 0.0
-            self.around += 2 * answer  # in the warm-up, and until the last one has come
+        if finalists:
+            self.around += 2 * self._answer_seconds(finalists[0])
         self.load_seconds = min(
             MOST_SECONDS, max(self.least_seconds, self.budget / loads - self.around)
         )
+        self.searched_seconds = self.load_seconds
         affordable = self.budget * (1 - RESERVE) / (near + 1) / (self.load_seconds + self.around)
         self.max_probes = int(min(MAX_PROBES, max(LEAST_PROBES, affordable)))
         if count:
@@ -91,6 +91,13 @@ class RateSearch:
             self._measure(default, floor=0.0)
         self._turn_measured_knobs()
         self._measure_rung()
+
+    def _answer_seconds(self, entry: Entry) -> float:
+        """Without much of a queue: as in a warm-up, and as long as the last answer of a load."""
+        if not entry.predicted_rate:
+            return 0.0
+        easy = self.found.predictor.point(entry.candidate, entry.predicted_rate / 2)
+        return 0.0 if easy is None else easy.latencies["e2e"]["mean"] or 0.0
 
     def _finalists(self, count: int) -> list[Entry]:
         """By predicted rate, each variant once before any comes twice; without the default."""
@@ -228,8 +235,15 @@ class RateSearch:
 
     def seconds_of(self, rate: float) -> float:
         """Of a load: long enough for REQUESTS of them, within what the budget allows."""
-        most = max(self.least_seconds, min(MOST_SECONDS, LONGER * self.load_seconds))
-        return round(min(max(self.load_seconds, REQUESTS / rate), most), 3)
+        return self._seconds(rate, self.load_seconds)
+
+    def searched_seconds_of(self, rate: float) -> float:
+        """The same before `lengthen`."""
+        return self._seconds(rate, self.searched_seconds)
+
+    def _seconds(self, rate: float, usual: float) -> float:
+        most = max(self.least_seconds, min(MOST_SECONDS, LONGER * usual))
+        return round(min(max(usual, REQUESTS / rate), most), 3)
 
     def _expected(self, entry: Entry) -> float:
         return (entry.predicted_rate or 0.0) * self.correction
@@ -247,9 +261,10 @@ class RateSearch:
     def is_late(self) -> bool:
         return time.monotonic() - self.started > self.budget * (1 - RESERVE)
 
-    def lengthen(self) -> None:
-        """What time is left makes the loads that verify longer."""
+    def lengthen(self, num_alike: int, num_shorter: int) -> None:
+        """What time is left makes the loads that verify longer; besides, so many of their length
+        are to come, and so many of the one before."""
         left = self.budget - (time.monotonic() - self.started)
-        self.load_seconds = max(
-            self.load_seconds, min(MOST_SECONDS, left / (2 * LEAST_REPEATS) - self.around)
-        )
+        left -= num_shorter * (self.searched_seconds + self.around)
+        each = left / (2 * LEAST_REPEATS + num_alike) - self.around
+        self.load_seconds = max(self.load_seconds, min(MOST_SECONDS, each))
