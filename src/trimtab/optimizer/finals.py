@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trimtab.optimizer.run import Optimization
 
 MOST_RELIABLE = 3  # candidates whose scatter is simulated, the default besides
-LEAST_LUCK_SECONDS, LUCK_SHARE = 4.0, 0.15  # of the budget, that all of those simulations take
+LEAST_LUCK_SECONDS, LUCK_SHARE = 4.0, 0.1  # of the budget, that all of those simulations take
 GUESSED = 0.75  # of a rate that was found, where no simulation says how loads scatter
 OVERRUN = 0.1  # of the budget, that repeats may take beyond it before they are as few as can be
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared

@@ -45,7 +45,8 @@ def use_of(found: Found, entry: Entry, usage: Usage, points: Sequence[LoadPoint]
 
 
 def token_seconds(found: Found, entry: Entry) -> TokenSeconds | None:
-    """What a token of each kind keeps the machine busy for, out of the measured steps."""
+    """What a token of each kind keeps the machine busy for, out of the measured steps, in batches
+    as large as they were under load; the choice's where nobody counted this one's."""
     calibration = found.predictor.calibration(entry.candidate)
     if calibration is None:
         calibration = found.predictor.calibration(entry.candidate.unturned)
@@ -55,6 +56,7 @@ def token_seconds(found: Found, entry: Entry) -> TokenSeconds | None:
         points = [*measured.repeats, *measured.points]
     if calibration is None or not points:
         return None
-    usage = (measured.usage if measured else None) or {}
+    chosen = found.chosen.measured if found.chosen else None
+    usage = (measured and measured.usage) or (chosen and chosen.usage) or {}
     context = points[0].traffic.computed_input + points[0].traffic.cached_input
     return seconds_of_tokens(calibration, usage.get("rows_per_step", 1.0), context)
