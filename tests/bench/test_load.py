@@ -68,16 +68,17 @@ def test_waiting_times_are_those_of_m_d_1() -> None:
 
 def test_a_stall_of_two_seconds_shows_from_the_schedule_though_few_requests_meet_it() -> None:
     """Coordinated omission: two at once are in the stall, the others wait inside the client."""
-    config = MockConfig(step_ms=5, stall_at=0.5, stall_seconds=2.0)
+    # The mock's clock may start well before the load's on a machine that is busy.
+    config = MockConfig(step_ms=5, stall_at=1.5, stall_seconds=2.0)
     with running_mock(config) as url:
-        run = load(url, open_loop([0.02 * n for n in range(150)]), max_concurrency=2)
-    assert errors_of(run) == [None] * 150
+        run = load(url, open_loop([0.02 * n for n in range(250)]), max_concurrency=2)
+    assert errors_of(run) == [None] * 250
     assert run.max_concurrency == 2
     assert any("no more than 2" in note for note in run.notes)
     ttft = sorted(record.ttft for record in run.records)
     service = sorted(record.ttft_service for record in run.records)
-    assert ttft[148] > 1.8  # p99
-    assert service[140] < ttft[140] / 2  # the figure that hides it
+    assert ttft[247] > 1.8  # p99
+    assert service[235] < ttft[235] / 2  # the figure that hides it
     waited = [record for record in run.records if record.client_queue > 0.5]
     assert len(waited) > 40
     # A cap is the user's: waiting for it is latency and not lateness of the client.
