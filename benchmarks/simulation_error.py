@@ -93,7 +93,8 @@ class Watched:
 
 
 class RealLoad:
-    """Open or closed loop on one AsyncEngine; latencies from the schedule."""
+    """Open or closed loop on one AsyncEngine. Its timers are a millisecond late, which is the
+    client's and not the engine's: latencies count from when a request is sent."""
 
     def __init__(self, client: AsyncEngine, workload: Workload, vocab_size: int) -> None:
         self.client = client
@@ -237,13 +238,13 @@ class Outcome:
     def of(cls, records: list[RequestRecord]) -> Outcome:
         done = [record for record in records if record.is_complete]
         gaps = sorted(gap for record in done for gap in record.itls())
-        ttfts = sorted(record.ttft for record in done)
+        ttfts = sorted(record.ttft_service for record in done)
         begin = min(record.scheduled for record in done)
         end = max(record.ended for record in done)
         return cls(
             statistics.fmean(gaps),
             sum(record.num_output_tokens for record in done) / (end - begin),
-            statistics.fmean(record.e2e for record in done),
+            statistics.fmean(record.e2e_service for record in done),
             statistics.median(ttfts),
             ttfts[math.ceil(0.95 * len(ttfts)) - 1],
             gaps[math.ceil(0.95 * len(gaps)) - 1],
@@ -327,7 +328,7 @@ class Case:
         levels = [level_of(steps, times) for steps in self.steps]
         at_level = []  # each repeat beside a prediction at its own level
         for level, outcome in zip(levels, self.outcomes, strict=True):
-            levelled = replace(server, step_times=times.scaled(level))
+            levelled = replace(server, small_pace=level, large_pace=level)
             again = Outcome.of(simulate(levelled, self.workload).records)
             at_level.append(errors_of(again, outcome))
         return {

@@ -14,7 +14,7 @@ import copy
 import itertools
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from time import perf_counter
 from typing import Any, cast
 
@@ -37,6 +37,8 @@ _PREFILL = 256  # tokens of a prompt
 _PREFILLS = 5
 _ROUNDS = 3
 _SECONDS = 3.0  # behind which no further one is begun
+_WAKES = 7
+_IDLE = 0.03  # seconds before a request, in which threads go to sleep
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,14 @@ def _borrow(executor: Executor, clock: Callable[[], float]) -> _Borrowed:
 def measure_overheads(executor: Executor) -> Overheads:
     """Of an engine on a thread of this process, streaming to an event loop: wall time of decode
     steps that is not the executor's, at 1, 4 and 16 sequences. Overwrites the executor's blocks.
-    UserError if the KV cache has no room for it."""
-    return _fitted(
+    What a request takes until an idle engine has it and back is in `request`. UserError if the KV
+    cache has no room for it."""
+    found = _fitted(
         executor, lambda batch: asyncio.run(_outside_client(executor, batch)), perf_counter
     )
+    first_token = asyncio.run(_until_first_token(executor))
+    known = found.step + found.sequence + found.row * _PROMPT
+    return replace(found, request=max(0.0, first_token - known))
 
 
 def measure_engine_overheads(executor: Executor, clock: Callable[[], float]) -> Overheads:
@@ -192,6 +198,22 @@ def _outside_prefill(executor: Executor, prompt: int, clock: Callable[[], float]
         engine.step()
         outside.append(clock() - start - (lent.seconds - before))
     engine.close()
+    return _typical(outside, lent.own_seconds())
+
+
+async def _until_first_token(executor: Executor) -> float:
+    """Seconds, the executor's not counted, from when a request is sent to an idle engine."""
+    lent = _borrow(executor, perf_counter)
+    engine, (request,) = _engine(lent, 1)
+    client = AsyncEngine(engine)
+    params = replace(request.params, max_tokens=1)
+    outside = []
+    for number in range(_WAKES):
+        await asyncio.sleep(_IDLE)
+        before, start = lent.seconds, perf_counter()
+        async for _ in client.generate(EngineRequest(str(number), request.prompt_ids, params)):
+            outside.append(perf_counter() - start - (lent.seconds - before))
+    await client.close()
     return _typical(outside, lent.own_seconds())
 
 
