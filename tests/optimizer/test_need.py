@@ -42,6 +42,24 @@ def test_no_rates(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "share"), [("20%", 0.2), ("0.15", 0.15), ("0", 0), (" 90 % ", 0.9)]
+)
+def test_headrooms(text: str, share: float) -> None:
+    assert make_need(headroom=text).headroom == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["much", "-1", "91%", "20", "1", "1.2.3%", "%", "nan"])
+def test_no_headrooms(text: str) -> None:
+    with pytest.raises(UserError, match="--headroom"):
+        make_need(headroom=text)
+
+
+def test_a_rate_that_is_asked_for_has_no_headroom() -> None:
+    with pytest.raises(UserError, match="one of them"):
+        make_need(rate="4rps", headroom="10%")
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("2min", 120)]
 )
 def test_durations(text: str, seconds: float) -> None:
@@ -74,6 +92,8 @@ def test_a_file_has_the_options_names(tmp_path: Path) -> None:
     assert need.slo == parse_slo("itl:p99<50ms")
     assert (need.rate, need.price, need.objective) == (4.0, 0.4, "goodput")
     assert need.price_source == "given"
+    path.write_text("headroom: 10%")
+    assert make_need(**read_need(path)).headroom == pytest.approx(0.1)
     path.write_text("")
     assert read_need(path) == {}
 

@@ -203,6 +203,8 @@ def test_a_dry_run_tells_and_writes_nothing(run: Run, tmp_path: Path) -> None:
         (["--workload", "nothing"], "workload"),
         (["--rate", "fast"], "--rate"),
         (["--rate", "-1"], "--rate"),
+        (["--headroom", "100%"], "--headroom"),
+        (["--rate", "4rps", "--headroom", "10%"], "one of them"),
         (["--memory", "lots"], "--memory"),
         (["--budget", "0"], "--budget"),
         (["--minimize", "joy"], "--minimize"),

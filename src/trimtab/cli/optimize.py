@@ -40,12 +40,15 @@ def command(
         "", help="chat (default), agent, rag, summarize, batch, code, or a FILE of requests"
     ),
     rate: str = typer.Option("", help="what it must hold: 4rps; without it, the highest"),
+    headroom: str = typer.Option(
+        "", help="share of the highest rate that is kept free (default 20%); not with --rate"
+    ),
     memory: str = typer.Option("", help="the most that it may take: 6GiB; default: the machine's"),
     price_per_hour: float | None = typer.Option(None, help="of this machine, in your currency"),
     minimize: str = typer.Option("", help="cost (default), latency or energy"),
     maximize: str = typer.Option("", help="goodput"),
     need: Path | None = typer.Option(
-        None, help="a YAML file with any of: slo, quality, workload, rate, memory, price_per_hour"
+        None, help="a YAML file with any of: slo, quality, workload, rate, headroom ..."
     ),
     device: Device = typer.Option("cpu", help="cpu, cuda, or torch-cpu (slow: for tests)"),
     text: list[Path] = typer.Option([], help="text to judge quality by; may be repeated"),
@@ -81,6 +84,7 @@ def command(
         "quality": quality,
         "workload": workload,
         "rate": rate,
+        "headroom": headroom,
         "memory": memory,
         "price_per_hour": price_per_hour,
         "minimize": minimize,

@@ -2,7 +2,7 @@
 
 search           the highest rate of each (rate_search.py)
 lesson           how loads differ from steps at rest, for the predictions that follow
-luck             rates are lowered to what nearly every load holds
+luck             rates are lowered to what nearly every load holds, and by the headroom
 at one rate      all of them, for latencies that can be compared
 repeats          choice and default, fresh seeds (repeats.py)
 """
@@ -80,7 +80,7 @@ class Finals:
         """Rates become those that nearly every load holds (reliable.py). What a search finds is as
         high as its own requests were kind: the luckiest would be chosen. Those that are not looked
         at, far behind or never simulated, are lowered as much as the most lowered of the others;
-        all by GUESSED where there is no time for it."""
+        all by GUESSED where there is no time for it. Of that the headroom is kept free."""
         if self.order.need.rate is not None:
             return
         able = sorted((e for e in self.found.entries.all if e.rate > 0), key=lambda e: -e.rate)
@@ -104,7 +104,8 @@ class Finals:
         rest = min(shares.values(), default=GUESSED)
         for entry in able:
             assert entry.measured is not None
-            entry.measured.rate *= shares.get(compared.get(entry.id, entry.id), rest)
+            share = shares.get(compared.get(entry.id, entry.id), rest)
+            entry.measured.rate *= share * (1 - self.order.need.headroom)
 
     def _pairs(self, entry: Entry) -> list[tuple[LoadPoint, LoadPoint]]:
         """Loads, measured and simulated."""

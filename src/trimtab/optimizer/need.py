@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,8 @@ MAXIMIZE: tuple[Objective, ...] = ("goodput",)
 DEFAULT_SLO = "ttft:p95<500ms+1ms*in; itl:p95<100ms"  # faster than people read
 DEFAULT_QUALITY = "kl:mean<0.02; top1>=0.97"
 DEFAULT_WORKLOAD = "chat"
+DEFAULT_HEADROOM = 0.2
+MOST_HEADROOM = 0.9
 ASSUMED_PRICE = 1.0
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -29,6 +32,9 @@ class Need:
     quality: QualityNeed
     workload: str  # a name of workloads.make, or a file
     rate: float | None = None  # requests a second that it must hold; None: the highest
+    headroom: float = DEFAULT_HEADROOM
+    """Share of the highest rate that is kept free, for clients and others on the same machine, and
+    for minutes in which it is slower. Of a rate that was asked for nothing is."""
     memory_bytes: int | None = None  # of everything; None: what the machine has
     price_per_hour: float | None = None
     objective: Objective = "cost"
@@ -53,6 +59,7 @@ def make_need(
     quality: str = "",
     workload: str = "",
     rate: str = "",
+    headroom: str = "",
     memory: str = "",
     price_per_hour: float | None = None,
     minimize: str = "",
@@ -60,6 +67,8 @@ def make_need(
 ) -> Need:
     """From the texts of the command line; empty ones are the defaults. UserError for what is not
     understood."""
+    if rate and headroom:
+        raise UserError("--rate and --headroom: use one of them; a rate is held as it is asked for")
     if price_per_hour is not None and not 0 < price_per_hour < 1e9:
         raise UserError(f"--price-per-hour {price_per_hour:g}: must be above 0")
     return Need(
@@ -67,6 +76,7 @@ def make_need(
         quality=parse_quality(quality or DEFAULT_QUALITY),
         workload=workload or DEFAULT_WORKLOAD,
         rate=parse_rate(rate) if rate else None,
+        headroom=parse_headroom(headroom) if headroom else DEFAULT_HEADROOM,
         memory_bytes=parse_memory(memory) if memory else None,
         price_per_hour=price_per_hour,
         objective=_objective(minimize, maximize),
@@ -80,6 +90,16 @@ def parse_rate(text: str) -> float:
     if found is None or not 0 < value < 1e9:
         raise UserError(f"--rate {text!r}: use requests a second, as in 4rps, or 240/min")
     return value / {"/min": 60.0, "/h": 3600.0}.get(found[2], 1.0)
+
+
+def parse_headroom(text: str) -> float:
+    """`20%`, `0.2`, `0`: a share."""
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(%|)\s*", text)
+    value = _number(found[1]) / (100 if found[2] else 1) if found else math.nan
+    if not 0 <= value <= MOST_HEADROOM:
+        most = f"{100 * MOST_HEADROOM:g}%"
+        raise UserError(f"--headroom {text!r}: use a share from 0 to {most}, as in 20%")
+    return value
 
 
 def parse_duration(option: str, text: str) -> float:
@@ -104,7 +124,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        return 0.0
+        return math.nan
 
 
 def _objective(minimize: str, maximize: str) -> Objective:

@@ -8,7 +8,17 @@ from typing import Any
 from trimtab.errors import UserError
 from trimtab.optimizer.safe_yaml import load_yaml
 
-NAMES = ("slo", "quality", "workload", "rate", "memory", "price_per_hour", "minimize", "maximize")
+NAMES = (
+    "slo",
+    "quality",
+    "workload",
+    "rate",
+    "headroom",
+    "memory",
+    "price_per_hour",
+    "minimize",
+    "maximize",
+)
 MAX_BYTES = 1 << 20
 
 

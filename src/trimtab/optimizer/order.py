@@ -50,6 +50,8 @@ def need_texts(need: Need) -> dict[str, str]:
     }
     if need.rate is not None:
         texts["rate"] = f"{need.rate:g}rps"
+    else:
+        texts["headroom"] = f"{100 * need.headroom:g}%"
     if need.price_per_hour is not None:
         texts["price_per_hour"] = f"{need.price_per_hour:g}"
     if need.memory_bytes is not None:

@@ -35,6 +35,7 @@ NEEDS = (
     "quality",
     "workload",
     "rate",
+    "headroom",
     "concurrency",
     "price_per_hour",
     "memory",

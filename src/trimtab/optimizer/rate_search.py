@@ -29,7 +29,7 @@ LEAST_PROBES = 3
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
 NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measurement
-HEADROOM = 3.0  # times the rate that was asked for: what is beyond it is of no interest
+BEYOND = 3.0  # times the rate that was asked for: what is beyond it is of no interest
 START_SECONDS = 1.0  # of a server, a load's share of it; before the warm-up and the last answers
 LONGER = 1.25  # times its share of the time, that a load may take for the sake of REQUESTS
 SERVER_SECONDS = 2.0  # of one that is started for two short loads
@@ -214,7 +214,7 @@ class RateSearch:
         start = entry.predicted_rate * self.correction if entry.predicted_rate else known
         most, asked = self.found.predictor.highest(entry.candidate.variant), self.order.need.rate
         if asked is not None:
-            start, most = asked, min(most, HEADROOM * asked)
+            start, most = asked, min(most, BEYOND * asked)
         load = self.trials.loader(entry.candidate, self.seconds_of)
         with self.trials.server(entry.candidate, self.directory) as server:
             seeds = search_seeds(self.order.seed)

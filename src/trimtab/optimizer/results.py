@@ -98,6 +98,7 @@ def need_json(found: Found) -> dict[str, Any]:
         "workload": need.workload,
         "workload_description": sample.description,
         "rate": need.rate,
+        "headroom": need.headroom if need.rate is None else None,
         "memory_bytes": need.memory_bytes,
         "price_per_hour": need.price_per_hour,
         "price_source": need.price_source,

@@ -107,6 +107,8 @@ def _serves(results: Results, plan: Candidate, default: Candidate | None) -> Fig
     notes = []
     if results.need.rate is not None:
         notes.append(f"asked: {given(results.need.rate)} requests a second")
+    elif results.need.headroom:
+        notes.append(f"{percent(results.need.headroom)} of what it holds is kept free")
     gain = ratio(rate, default.rate if default else None)
     if default is not None and default is not plan and gain is not None:
         theirs = interval(default.rate, predicted=not default.is_measured)

@@ -41,6 +41,7 @@ class Need:
     workload: str = ""
     workload_description: dict[str, Any] = field(default_factory=dict)
     rate: float | None = None
+    headroom: float | None = None
     memory_bytes: float | None = None
     price_per_hour: float | None = None
     currency: str = ""
