@@ -1,5 +1,5 @@
-# make serve    build everything, find how the built-in model runs best on this machine (a minute and
-#               a half, the first time), and serve it so on http://127.0.0.1:8000
+# make serve    build everything, find how the built-in model runs best on this machine (a minute,
+#               the first time), and serve it so on http://127.0.0.1:8000
 # make test     set up and run the tests
 # make check    lint, types, formatting, import rule
 # make sanitize      the tests of the native core under address, undefined-behaviour and thread sanitizers
@@ -13,7 +13,7 @@
 PYTHON ?= python3
 MODEL ?= builtin
 ARGS ?=
-OPTIMIZE ?= --budget 60s
+OPTIMIZE ?= --budget 45s
 # Where the plan and its report are kept.
 PLANS ?= build/plans
 SANITIZERS ?= address thread

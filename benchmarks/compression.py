@@ -87,7 +87,8 @@ def _in_child(subject: Subject, args: argparse.Namespace) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return entry | {"error": f"not done in {ENTRY_SECONDS} s"}
     if done.returncode == 0 and out.exists():
-        return entry | json.loads(out.read_text())
+        measured: dict[str, Any] = json.loads(out.read_text())
+        return entry | measured
     lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
     say(f"    {lines[-1]}")
     return entry | {"error": lines[-1]}

@@ -115,6 +115,7 @@ def convert(contender: Convertible, python: Path, checkpoint: Path, out_root: Pa
         return out
     out = out_root / f"{contender.environment}-{name}"
     partial = out.with_name(out.name + ".partial")
+    command: list[str | Path]
     if contender.converter == "optimum":
         command = [python.with_name("optimum-cli"), "export", "openvino", "-m", checkpoint]
         command += ["--task", "text-generation-with-past", "--weight-format", name]

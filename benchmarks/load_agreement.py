@@ -32,7 +32,8 @@ from typing import Any
 from load_peers import run_guidellm, run_peer
 from measuring import slug
 from serving import serving
-from trimtab.bench.load import LoadOptions, LoadRun, run_load
+from trimtab.bench.load import LoadRun, run_load
+from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
 from trimtab.bench.mock_schedule import MockConfig
 from trimtab.bench.mock_server import running_mock

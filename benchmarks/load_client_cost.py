@@ -13,6 +13,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 
 import httpx
 import uvloop
@@ -51,7 +52,7 @@ async def with_httpx(url: str, endpoint: Endpoint) -> int:
         return sum(await asyncio.gather(*(one(n) for n in range(STREAMS))))
 
 
-def microseconds(work) -> float:
+def microseconds(work: Callable[[], Awaitable[int]]) -> float:
     async def measured() -> float:
         started = time.process_time()
         num_events = await work()

@@ -114,7 +114,7 @@ class Process:
     def decode_rate(self, prompt: list[int]) -> float:
         """Tokens a second of one stream, from its first token on. Raises PeerError."""
         reply = self.ask({"prompts": [prompt], "tokens": OUTPUT_TOKENS})
-        return (OUTPUT_TOKENS - 1) / max(reply["seconds"] - reply["first_seconds"], 1e-9)
+        return (OUTPUT_TOKENS - 1) / max(float(reply["seconds"] - reply["first_seconds"]), 1e-9)
 
     def close(self) -> None:
         self._process.kill()

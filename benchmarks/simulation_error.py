@@ -8,9 +8,10 @@ HTTP) and through the simulator, and compares. Nothing of these loads is known t
 Repeats are interleaved: rounds of the calibration, every load once, and again; medians count.
 
 On a machine that others use, its speed changes from load to load: so each load is also predicted
-`at its level`, with all step times multiplied by one number, the executor's own seconds in that
-load over those predicted for the very same steps. The first figure says how good the prediction was
-for this machine in those minutes; the second, how good it is but for the machine's changes.
+`at its level`, with step times multiplied by the executor's own seconds in that load over those
+predicted for the very same steps, one number for small steps and one for larger ones. The first
+figure says how good the prediction was for this machine in those minutes; the second, how good it
+is but for the machine's changes.
 Where others never leave the machine alone, `--clock processor` measures steps, overheads and loads
 in the processor time of one thread, which is what wall time is on an idle machine.
 """
@@ -42,7 +43,7 @@ from trimtab.executors.base import Executor, StepBatch, StepResult
 from trimtab.executors.cpu import CpuExecutor
 from trimtab.simulator.calibrate import CalibrationPlan, StepMeasurement
 from trimtab.simulator.overheads import Overheads, measure_engine_overheads, measure_overheads
-from trimtab.simulator.simulate import SimulatedServer, simulate
+from trimtab.simulator.simulate import SMALL_ROWS, SimulatedServer, simulate
 from trimtab.simulator.step_shape import Reach, StepShape
 from trimtab.simulator.step_times import StepTimes
 from trimtab.simulator.timetable import Timetable
@@ -289,9 +290,17 @@ def processor_load(
     return records, watched.steps, outside / stats.num_steps
 
 
-def level_of(steps: list[tuple[StepShape, float]], times: StepTimes) -> float:
-    """The executor's seconds over those predicted for the same steps."""
-    return sum(s for _, s in steps) / sum(times.seconds(shape) for shape, _ in steps)
+def level_of(steps: list[tuple[StepShape, float]], times: StepTimes) -> tuple[float, float]:
+    """The executor's seconds over those predicted for the same steps, of small ones (memory is what
+    they wait for) and of larger ones (arithmetic); 1 if there are none."""
+    sizes = [shape.rows <= SMALL_ROWS for shape, _ in steps]
+
+    def ratio(small: bool) -> float:
+        some = [step for step, is_small in zip(steps, sizes, strict=True) if is_small == small]
+        taken = sum(seconds for _, seconds in some)
+        return taken / sum(times.seconds(shape) for shape, _ in some) if some else 1.0
+
+    return ratio(True), ratio(False)
 
 
 @dataclass
@@ -327,8 +336,8 @@ class Case:
         predicted = Outcome.of(raw.records)
         levels = [level_of(steps, times) for steps in self.steps]
         at_level = []  # each repeat beside a prediction at its own level
-        for level, outcome in zip(levels, self.outcomes, strict=True):
-            levelled = replace(server, small_pace=level, large_pace=level)
+        for (small, large), outcome in zip(levels, self.outcomes, strict=True):
+            levelled = replace(server, small_pace=small, large_pace=large)
             again = Outcome.of(simulate(levelled, self.workload).records)
             at_level.append(errors_of(again, outcome))
         return {
@@ -369,7 +378,7 @@ def line(one: dict[str, Any]) -> str:
             f"{name} {one['measured'][name] * unit:.4g}/{one['predicted'][name] * unit:.4g}"
             f" ({one['errors'][name]:+.0%}, {one['errors_at_level'][name]:+.0%})"
         )
-    levels = ", ".join(f"{level:.2f}" for level in one["levels"])
+    levels = ", ".join(f"{small:.2f}/{large:.2f}" for small, large in one["levels"])
     cells.append(f"levels {levels}")
     return "  ".join(cells)
 

@@ -237,8 +237,13 @@ async def time_out(client: httpx.AsyncClient, draw: random.Random) -> str:
 def schema(draw: random.Random, depth: int = 2) -> dict[str, Any]:
     """A small JSON schema that nobody has asked for before, probably."""
     if depth == 0 or draw.random() < 0.3:
-        ends = [{"type": "boolean"}, {"type": "integer"}, {"type": "string", "maxLength": 9}]
-        return draw.choice([*ends, {"enum": [words(draw, 4) for _ in range(3)]}])
+        ends: list[dict[str, Any]] = [
+            {"type": "boolean"},
+            {"type": "integer"},
+            {"type": "string", "maxLength": 9},
+        ]
+        ends.append({"enum": [words(draw, 4) for _ in range(3)]})
+        return draw.choice(ends)
     if draw.random() < 0.3:
         return {"type": "array", "items": schema(draw, depth - 1), "maxItems": draw.randrange(4)}
     names = [f"{draw.choice(WORDS)}{i}" for i in range(draw.randrange(1, 4))]

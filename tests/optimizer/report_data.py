@@ -294,6 +294,7 @@ def _load(
     share = {"value": attainment, "low": attainment * 0.994, "high": min(1, attainment * 1.004)}
     return {
         "rate": rate,
+        "seconds": 20.0,
         "achieved": min(rate, capacity * 1.25),
         "goodput": min(rate, capacity * 1.25) * attainment,
         "attainment": share,

@@ -148,7 +148,7 @@ def test_the_first_screen_says_what_the_data_says(pages: dict[str, str]) -> None
     shares = {part: f"{100 * top1[part]:.1f}" for part in top1}
     given_up = f"{shares['value']} % ({shares['low']}–{shares['high']}) same most likely token"
     assert f"What was given up {given_up}" in text
-    assert "3 measured repeats" in text
+    assert "3 measured repeats of this plan, of 20.0 s each" in text
     rate = measured["rate"]["value"]
     loads = sorted(one["itl"]["p95"] * 1000 for one in measured["points"] if one["rate"] == rate)
     assert len(loads) == 3

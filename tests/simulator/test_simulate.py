@@ -45,7 +45,7 @@ def test_a_slower_machine_is_a_factor_on_its_steps(step_times: StepTimes, in_bul
 
 
 def test_zero_load_latency_is_the_sum_of_its_steps(step_times: StepTimes) -> None:
-    overheads = Overheads(step=0.001, sequence=0.0005, request=0.003, delivery=0.002, row=1e-5)
+    overheads = Overheads(0.001, 0.0005, 0.003, 0.002, row=1e-5, behind_prompt=0.004)
     alone = Workload("one", (one(100, 5),), 1.0, None, 0)
     (record,) = simulate(server(step_times, overheads=overheads), alone).records
     first, around = 0.0, 0.0015
@@ -54,6 +54,7 @@ def test_zero_load_latency_is_the_sum_of_its_steps(step_times: StepTimes) -> Non
         first += step_times.seconds(StepShape(count, 1, attended, start + count, logits))
         first += around + 1e-5 * count
     later = [step_times.seconds(StepShape(1, 1, n, n, 1)) + around + 1e-5 for n in range(101, 105)]
+    later[0] += 0.004
     assert record.ttft == pytest.approx(first + 0.003 + 0.002)
     assert record.itls() == pytest.approx(later)
     assert record.e2e == pytest.approx(first + sum(later) + 0.005)
@@ -113,6 +114,7 @@ def test_a_server_without_queue_gives_everybody_the_same(step_times: StepTimes) 
     budget=st.sampled_from([3, 8, 64]),
     prefix_cache=st.booleans(),
     speculation=st.sampled_from(GUESSES),
+    overheads=st.sampled_from([Overheads(), Overheads(1e-3, 5e-4, 3e-3, 2e-3, 1e-5, 4e-3)]),
     seed=st.integers(0, 99),
 )
 def test_in_bulk_is_step_by_step(
@@ -123,6 +125,7 @@ def test_in_bulk_is_step_by_step(
     budget: int,
     prefix_cache: bool,
     speculation: SpeculationModel | None,
+    overheads: Overheads,
     seed: int,
 ) -> None:
     workload = open_loop(rate, 30, seed, turns)
@@ -134,7 +137,7 @@ def test_in_bulk_is_step_by_step(
         prefix_cache=prefix_cache,
         max_queued_requests=20,
     )
-    subject = dataclasses.replace(plain, speculation=speculation)
+    subject = dataclasses.replace(plain, speculation=speculation, overheads=overheads)
     slow = simulate(subject, workload, in_bulk=False, check=True)
     fast = simulate(subject, workload)
     assert fast.records == slow.records

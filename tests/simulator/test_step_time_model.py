@@ -197,6 +197,7 @@ def test_windows_bound_what_a_row_reads() -> None:
 def test_overheads_of_a_real_engine() -> None:
     overheads = measure_overheads(ToyExecutor(num_blocks=256))
     assert overheads.step + overheads.sequence > 0
+    assert 0 < overheads.request < 1  # a thread is woken
     alone = measure_engine_overheads(ToyExecutor(num_blocks=256), time.thread_time)
     assert alone.step + alone.sequence > 0
     assert Overheads.from_json(overheads.as_json()) == overheads

@@ -73,6 +73,7 @@ class Lesson:
             step=known.step * self.around,
             sequence=known.sequence * self.around,
             row=known.row * self.around,
+            behind_prompt=known.behind_prompt * self.around,
             request=known.request + self.request,
         )
         speculation = server.speculation

@@ -80,6 +80,7 @@ class LoadPoint:
         return {
             "rate": self.rate,
             "seed": self.seed,
+            "seconds": self.seconds,
             "is_repeat": is_repeat,
             "achieved": self.achieved,
             "goodput": self.goodput,

@@ -34,9 +34,7 @@ def sensitivity(found: Found, stop: Callable[[], bool]) -> list[dict[str, Any]]:
         ("steady arrivals (CV 0)", {"burstiness": 0.0}),
     ]
     for what, changes in conditions:
-        if stop():
-            break
-        row = _under(found, chosen, candidates, what, changes)
+        row = _under(found, chosen, candidates, what, changes, stop)
         if row is not None:
             rows.append(row)
     rows.append(
@@ -85,10 +83,15 @@ def _under(
     candidates: list[Entry],
     what: str,
     changes: dict[str, Any],
+    stop: Callable[[], bool],
 ) -> dict[str, Any] | None:
     make: Callable[..., Workload] = partial(found.trials.workload, **changes)
     predictor = found.predictor.under(make)
-    scores = {entry.id: predictor.score(entry.candidate, 0.0) for entry in candidates}
+    scores: dict[str, float] = {}
+    for entry in candidates:
+        if stop():
+            return None
+        scores[entry.id] = predictor.score(entry.candidate, 0.0)
     best = max(candidates, key=lambda entry: scores[entry.id])
     holds = scores[best.id] <= scores[chosen.id] * WORTH
     winner = chosen if holds else best

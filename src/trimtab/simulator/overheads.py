@@ -2,6 +2,7 @@
 
     sent --request--> inbox ... [schedule, build | EXECUTE | commit] --delivery--> client
                                  `- step + sequences * sequence + rows * row -'
+                                   (behind a step with prompts + behind_prompt)
 
 `measure_overheads` takes them from a real engine in this process. A front process of its own adds
 to `request` and `delivery`.
@@ -39,6 +40,7 @@ _ROUNDS = 3
 _SECONDS = 3.0  # behind which no further one is begun
 _WAKES = 7
 _IDLE = 0.03  # seconds before a request, in which threads go to sleep
+_COLD_STEPS = 8  # decode steps behind a prompt, of which some take longer than those that follow
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Overheads:
     request: float = 0.0  # from when a request is sent until the engine has it
     delivery: float = 0.0  # from the end of a step until the client has its tokens
     row: float = 0.0  # of each token row: hashes and blocks of prompts, above all
+    behind_prompt: float = (
+        0.0  # that decode steps take longer behind one with prompts, all together
+    )
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)
@@ -114,14 +119,17 @@ def _borrow(executor: Executor, clock: Callable[[], float]) -> _Borrowed:
 def measure_overheads(executor: Executor) -> Overheads:
     """Of an engine on a thread of this process, streaming to an event loop: wall time of decode
     steps that is not the executor's, at 1, 4 and 16 sequences. Overwrites the executor's blocks.
-    What a request takes until an idle engine has it and back is in `request`. UserError if the KV
-    cache has no room for it."""
+    What a request takes until an idle engine has it and back is in `request`, with what its step
+    then takes longer. UserError if the KV cache has no room for it."""
     found = _fitted(
         executor, lambda batch: asyncio.run(_outside_client(executor, batch)), perf_counter
     )
     first_token = asyncio.run(_until_first_token(executor))
     known = found.step + found.sequence + found.row * _PROMPT
-    return replace(found, request=max(0.0, first_token - known))
+    behind_prompt = asyncio.run(_behind_prompt(executor))
+    return replace(
+        found, request=max(0.0, first_token - known), behind_prompt=max(0.0, behind_prompt)
+    )
 
 
 def measure_engine_overheads(executor: Executor, clock: Callable[[], float]) -> Overheads:
@@ -202,19 +210,52 @@ def _outside_prefill(executor: Executor, prompt: int, clock: Callable[[], float]
 
 
 async def _until_first_token(executor: Executor) -> float:
-    """Seconds, the executor's not counted, from when a request is sent to an idle engine."""
+    """Seconds from when a request is sent to an idle engine, less the executor's where one request
+    follows the other at once."""
     lent = _borrow(executor, perf_counter)
     engine, (request,) = _engine(lent, 1)
     client = AsyncEngine(engine)
     params = replace(request.params, max_tokens=1)
-    outside = []
-    for number in range(_WAKES):
-        await asyncio.sleep(_IDLE)
+    until, own = [], []
+    for number in range(2 * _WAKES):
+        is_idle = number < _WAKES
+        if is_idle:
+            await asyncio.sleep(_IDLE)
         before, start = lent.seconds, perf_counter()
         async for _ in client.generate(EngineRequest(str(number), request.prompt_ids, params)):
-            outside.append(perf_counter() - start - (lent.seconds - before))
+            if is_idle:
+                until.append(perf_counter() - start)
+            else:
+                own.append(lent.seconds - before)
     await client.close()
-    return _typical(outside, lent.own_seconds())
+    return _typical(until, statistics.median(own) + lent.own_seconds())
+
+
+async def _behind_prompt(executor: Executor) -> float:
+    """Seconds that the first _COLD_STEPS behind a prompt take longer than as many that follow."""
+    capacity, longest = executor.capacity, executor.spec.max_context
+    count = 2 * _COLD_STEPS + 1
+    prompt = min(_PREFILL, longest - count, capacity.num_tokens // 2 - count)
+    if prompt < _PROMPT:
+        return 0.0
+    config = SchedulerConfig(prefix_cache=False, speculative="off", max_batch_tokens=prompt)
+    client = AsyncEngine(Engine(_borrow(executor, perf_counter), config))
+    params = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
+    draw = np.random.default_rng(0)
+    longer = []
+    started = perf_counter()
+    for number in range(_WAKES):
+        if number and perf_counter() - started > _SECONDS:
+            break
+        ids = draw.integers(0, executor.spec.vocab_size, prompt).tolist()
+        times: list[float] = []  # of each token; several that come at once share the time
+        async for output in client.generate(EngineRequest(str(number), ids, params)):
+            now, last = perf_counter(), times[-1] if times else 0.0
+            new = len(output.token_ids)
+            times += np.linspace(last, now, new + 1)[1:].tolist() if last else [now] * new
+        longer.append(2 * times[_COLD_STEPS] - times[0] - times[-1])
+    await client.close()
+    return statistics.median(longer)
 
 
 async def _outside_client(executor: Executor, batch: int) -> float:

@@ -133,6 +133,7 @@ class _Run:
         self.followed = {one.follows for one in workload.requests if one.follows is not None}
         self.turns = _turns(workload)
         self.arrivals = 0
+        self.is_behind_prompt = False  # the next step
 
     def to_the_end(self, until: float) -> None:
         while True:
@@ -224,6 +225,10 @@ class _Run:
             guessing = self.speculator.extend(plan, self._seconds_with)
         shape = self.reach.of_step(plan.chunks)
         execute, around = self._execute(shape), self._around(shape)
+        has_prompt = any(chunk.count > 1 for chunk in plan.chunks)
+        if not has_prompt:
+            around += self._behind_prompt
+        self.is_behind_prompt = has_prompt
         seconds = execute + around + guessing
         self._add(shape.rows, execute, around)
         if self.on_step is not None:
@@ -283,10 +288,11 @@ class _Run:
         count = len(running)
         times, overheads = self.server.step_times, self.server.overheads
         base = StepShape(count, count, 0.0, 0.0, count)
-        around = self._around(base)
+        around, cold = self._around(base), self._behind_prompt
         execute = times.seconds(base) + times.attended_seconds * attended
         execute = (execute + times.context_seconds * context) * self.server.pace(count)
         seconds = execute + around
+        seconds[0] = execute[0] + (around + cold)
         ends = np.cumsum(np.concatenate([[self.now], seconds]))
         # Only steps that begin before somebody arrives are certain.
         steps = min(steps, int(np.searchsorted(ends[:-1], self._next_arrival, side="left")))
@@ -306,7 +312,8 @@ class _Run:
         waiting = self.scheduler.num_waiting
         occupancy = self.occupancy
         occupancy.add_steps(starts, seconds[:steps], count, waiting, used)
-        self._add(count, float(execute[:steps].sum()), steps * around)
+        self._add(count, float(execute[:steps].sum()), steps * around + cold)
+        self.is_behind_prompt = False
         occupancy.num_steps += steps
         occupancy.num_bulk_steps += steps
         occupancy.num_step_tokens += steps * count
@@ -322,6 +329,10 @@ class _Run:
         seconds = base + times.attended_seconds * shape.attended
         seconds = seconds + times.context_seconds * shape.context
         return seconds * self.server.pace(shape.rows)
+
+    @property
+    def _behind_prompt(self) -> float:
+        return self.server.overheads.behind_prompt if self.is_behind_prompt else 0.0
 
     def _around(self, shape: StepShape) -> float:
         overheads = self.server.overheads

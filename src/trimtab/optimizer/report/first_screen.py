@@ -14,6 +14,7 @@ from trimtab.optimizer.report.choice import (
 )
 from trimtab.optimizer.report.formatting import (
     bounds,
+    duration,
     given,
     interval,
     optional,
@@ -227,10 +228,12 @@ def _sure(results: Results, plan: Candidate) -> Figure:
         rows.insert(0, ("requests behind the latencies", f"{sum(asked):,}"))
     if plan.is_measured and measured is not None:
         repeats = measured.repeats
+        length = max((one.seconds or 0.0 for one in points), default=0.0)
+        each = f", of {duration(length)} each" if length else ""
         return Figure(
             "How sure",
             "measured" if repeats is None else f"{repeats}",
-            "" if repeats is None else f"measured repeat{'s' * (repeats != 1)} of this plan",
+            "" if repeats is None else f"measured repeat{'s' * (repeats != 1)} of this plan{each}",
             "",
             notes,
             rows,

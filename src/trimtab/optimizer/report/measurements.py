@@ -70,6 +70,7 @@ class Term:
 @dataclass(frozen=True, slots=True)
 class LoadPoint:
     rate: float
+    seconds: float | None = None  # in which requests arrived
     achieved: Number = None
     goodput: Number = None
     attainment: Number = None
