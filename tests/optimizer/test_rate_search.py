@@ -144,6 +144,17 @@ def test_what_a_load_takes_besides_its_arrivals_is_counted() -> None:
     assert search.load_seconds < longest
 
 
+@pytest.mark.parametrize(("rate", "count"), [(1000.0, 6), (2.0, 3), (0.1, 1)])
+def test_fewer_candidates_are_searched_where_requests_are_few(rate: float, count: int) -> None:
+    """195 s for searches of 4 loads, the default's among them, each of 24 requests and a start."""
+    limits = {DEFAULT: rate / 2} | {candidate(i): rate * 0.9 for i in range(8)}
+    predicted = {DEFAULT: rate / 2} | {candidate(i): rate * 0.99**i for i in range(8)}
+    _, trials = played(limits, predicted, 300.0, minimize="latency")
+    loaded = {one for one, *_ in trials.loads} & {candidate(i) for i in range(8)}
+    assert len(loaded) == count
+    assert candidate(0) in loaded
+
+
 def test_a_server_that_fails_is_a_result() -> None:
     limits, predicted = field(6)
     limits[candidate(0)] = 0.0

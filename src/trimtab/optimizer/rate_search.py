@@ -32,7 +32,7 @@ NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measur
 BEYOND = 3.0  # times the rate that was asked for: what is beyond it is of no interest
 START_SECONDS = 1.0  # of a server, a load's share of it; before the warm-up and the last answers
 LONGER = 1.25  # times its share of the time, that a load may take for the sake of REQUESTS
-SERVER_SECONDS = 2.0  # of one that is started for two short loads
+SERVER_SECONDS = 2.0  # of one that is started
 HEATS_SHARE = 0.65  # of the time for the search
 ROUNDS_SHARE = 1.5  # all rounds of heats, over the first
 LEAST_RUNNERS, MOST_RUNNERS = 4, 24
@@ -58,13 +58,13 @@ class RateSearch:
     def play(self) -> None:
         found = self.found
         found.default = default = found.entries.of(self.run.default)
+        if (first := self._promising()) is not None:
+            self.around += 2 * self._answer_seconds(found.entries.of(first.candidate))
         count = self._num_runners()
         finalists = self._finalists(count or self._num_affordable())
         # Those that are predicted to be far behind the first are hardly asked anything.
         near = sum(self._expected(e) >= NEAR_BEST * self._expected(finalists[0]) for e in finalists)
         loads = PROBES * (near + 1) + 2 * LEAST_REPEATS
-        if finalists:
-            self.around += 2 * self._answer_seconds(finalists[0])
         self.load_seconds = min(
             MOST_SECONDS, max(self.least_seconds, self.budget / loads - self.around)
         )
@@ -115,9 +115,18 @@ class RateSearch:
             if one.predicted_rate and not one.dropped
         ]
 
+    def _promising(self) -> Ranked | None:
+        able = [one for one in self._ranked() if not one.censored]
+        return max(able, key=lambda one: one.score, default=None)
+
     def _num_affordable(self) -> int:
-        """Candidates that a search each is made for."""
-        affordable = int(self.budget * (1 - RESERVE) / (PROBES * (self.least_seconds + 2)))
+        """Candidates that a search each is made for, the default besides. Loads of fewer requests
+        than those of heats say little: rather fewer candidates, if there is no time for both."""
+        first = self._promising()
+        rate = self.order.need.rate or (first.score if first else math.inf)
+        load = self._heat_seconds(rate)
+        each = SERVER_SECONDS + PROBES * (min(MOST_SECONDS, load) + self.around)
+        affordable = round(self.budget * (1 - RESERVE) / each)
         return max(1, min(MOST_FINALISTS, affordable - 1))
 
     # ---- heats
@@ -126,10 +135,10 @@ class RateSearch:
         """Candidates that take part in heats; 0: a search for each tells more. Heats say who holds
         most, and nothing about latency at a rate that somebody asked for."""
         need = self.order.need
-        best = max((one.score for one in self._ranked() if not one.censored), default=0.0)
-        if need.rate is not None or need.objective == "latency" or not best:
+        first = self._promising()
+        if need.rate is not None or need.objective == "latency" or first is None:
             return 0
-        each = SERVER_SECONDS + 2 * (self._heat_seconds(best) + START_SECONDS)
+        each = SERVER_SECONDS + 2 * (self._heat_seconds(first.score) + START_SECONDS)
         count = int(self.budget * (1 - RESERVE) * HEATS_SHARE / (ROUNDS_SHARE * each))
         return 0 if count < LEAST_RUNNERS else min(count, MOST_RUNNERS)
 
