@@ -29,7 +29,14 @@ def test_latencies(value: float, shown: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0, "0 %"), (1, "100 %"), (0.994, "99.4 %"), (0.9996, "99.96 %"), (0.004, "0.40 %")],
+    [
+        (0, "0 %"),
+        (1, "100 %"),
+        (0.994, "99.4 %"),
+        (0.9996, "99.96 %"),
+        (0.004, "0.40 %"),
+        (7e-17, "0 %"),
+    ],
 )
 def test_shares(value: float, shown: str) -> None:
     assert formatting.percent(value) == shown

@@ -41,6 +41,7 @@ _SECONDS = 3.0  # behind which no further one is begun
 _WAKES = 7
 _IDLE = 0.03  # seconds before a request, in which threads go to sleep
 _COLD_STEPS = 8  # decode steps behind a prompt, of which some take longer than those that follow
+_SLOW = 0.01  # seconds of a step, beside which that is nothing
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,10 @@ def measure_overheads(executor: Executor) -> Overheads:
     found = _fitted(
         executor, lambda batch: asyncio.run(_outside_client(executor, batch)), perf_counter
     )
-    first_token = asyncio.run(_until_first_token(executor))
-    known = found.step + found.sequence + found.row * _PROMPT
-    behind_prompt = asyncio.run(_behind_prompt(executor))
-    return replace(
-        found, request=max(0.0, first_token - known), behind_prompt=max(0.0, behind_prompt)
-    )
+    first_token, own = asyncio.run(_until_first_token(executor))
+    request = first_token - own - found.step - found.sequence - found.row * _PROMPT
+    behind_prompt = asyncio.run(_behind_prompt(executor)) if own < _SLOW else 0.0
+    return replace(found, request=max(0.0, request), behind_prompt=max(0.0, behind_prompt))
 
 
 def measure_engine_overheads(executor: Executor, clock: Callable[[], float]) -> Overheads:
@@ -209,16 +208,20 @@ def _outside_prefill(executor: Executor, prompt: int, clock: Callable[[], float]
     return _typical(outside, lent.own_seconds())
 
 
-async def _until_first_token(executor: Executor) -> float:
-    """Seconds from when a request is sent to an idle engine, less the executor's where one request
-    follows the other at once."""
+async def _until_first_token(executor: Executor) -> tuple[float, float]:
+    """Seconds from when a request is sent to an idle engine; the executor's of them, where a
+    request follows another at once."""
     lent = _borrow(executor, perf_counter)
     engine, (request,) = _engine(lent, 1)
     client = AsyncEngine(engine)
     params = replace(request.params, max_tokens=1)
-    until, own = [], []
+    until: list[float] = []
+    own: list[float] = []
+    started = perf_counter()
     for number in range(2 * _WAKES):
-        is_idle = number < _WAKES
+        is_idle = number % 2 == 0
+        if own and is_idle and perf_counter() - started > _SECONDS:
+            break
         if is_idle:
             await asyncio.sleep(_IDLE)
         before, start = lent.seconds, perf_counter()
@@ -228,7 +231,7 @@ async def _until_first_token(executor: Executor) -> float:
             else:
                 own.append(lent.seconds - before)
     await client.close()
-    return _typical(until, statistics.median(own) + lent.own_seconds())
+    return statistics.median(until), statistics.median(own) + lent.own_seconds()
 
 
 async def _behind_prompt(executor: Executor) -> float:

@@ -52,9 +52,12 @@ def duration(value: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+LEAST_SHARE = 1e-7  # what is less comes of rounding
+
+
 def percent(value: float) -> str:
     """A share; more digits near one, where they matter."""
-    if value in (0, 1):
+    if value == 1 or 0 <= value < LEAST_SHARE:
         return f"{value * 100:.0f} %"
     if value < 0.1:
         return f"{plain(value * 100, 2)} %"
