@@ -53,9 +53,7 @@ class Overheads:
     request: float = 0.0  # from when a request is sent until the engine has it
     delivery: float = 0.0  # from the end of a step until the client has its tokens
     row: float = 0.0  # of each token row: hashes and blocks of prompts, above all
-    behind_prompt: float = (
-        0.0  # that decode steps take longer behind one with prompts, all together
-    )
+    behind_prompt: float = 0.0  # that decodes take longer behind a step with prompts, together
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)
