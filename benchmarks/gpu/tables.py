@@ -194,24 +194,29 @@ def _compiled(document: dict[str, Any]) -> str:
 
 def _law_cost(document: dict[str, Any]) -> str:
     results = _of(document, "law cost")
-    rows = [["the law's cost", "vendor, us", "ours, us", "ours / vendor", "vendor keeps the law"]]
+    names = ["vendor", "ours"]
+    heads = ["the law's cost", "vendor, us", "ours, us", "ours / vendor", "vendor keeps the law"]
+    if any("flashinfer_s" in one for one in results.values()):
+        names.append("flashinfer")
+        heads += ["FlashInfer, us", "it keeps the law"]
+    rows = [heads]
     for name, one in results.items():
         if "ours_of_vendor" not in one:
             continue
-        keeps = {True: "yes", False: "no", None: DASH}[one.get("vendor_rows_invariant")]
-        rows.append(
-            [
-                name,
-                *(f"{1e6 * one[key]:.1f}" for key in ("vendor_s", "ours_s")),
-                f"{one['ours_of_vendor']:.2f}",
-                keeps,
-            ]
-        )
+        times = [f"{1e6 * one[f'{who}_s']:.1f}" if f"{who}_s" in one else DASH for who in names]
+        keeps = [
+            {True: "yes", False: "no", None: DASH}[one.get(f"{who}_rows_invariant")]
+            for who in ("vendor", "flashinfer")
+        ]
+        row = [name, *times[:2], f"{one['ours_of_vendor']:.2f}", keeps[0]]
+        rows.append([*row, *times[2:], *keeps[1 : len(names) - 1]])
     if len(rows) == 1:
         return ""
-    return (
-        _grid(rows) + "\n\nProducts: the four of a layer, bf16. Attention: one prompt, one layer."
+    note = (
+        "Products: the four of a layer, bf16. Attention: one prompt, one layer; decode: one row "
+        "each of so many sequences, of such a context."
     )
+    return f"{_grid(rows)}\n\n{note}"
 
 
 def _left_out(document: dict[str, Any]) -> str:
