@@ -45,7 +45,6 @@ from trimtab.simulator.calibrate import CalibrationPlan, StepMeasurement
 from trimtab.simulator.overheads import Overheads, measure_engine_overheads, measure_overheads
 from trimtab.simulator.simulate import SMALL_ROWS, SimulatedServer, simulate
 from trimtab.simulator.step_shape import Reach, StepShape
-from trimtab.simulator.step_times import StepTimes
 from trimtab.simulator.timetable import Timetable
 from trimtab.simulator.tokens import prompt_ids
 from trimtab.workloads.make import make_workload
@@ -290,17 +289,21 @@ def processor_load(
     return records, watched.steps, outside / stats.num_steps
 
 
-def level_of(steps: list[tuple[StepShape, float]], times: StepTimes) -> tuple[float, float]:
+def level_of(steps: list[tuple[StepShape, float]], server: SimulatedServer) -> tuple[float, float]:
     """The executor's seconds over those predicted for the same steps, of small ones (memory is what
     they wait for) and of larger ones (arithmetic); 1 if there are none."""
-    sizes = [shape.rows <= SMALL_ROWS for shape, _ in steps]
-
-    def ratio(small: bool) -> float:
-        some = [step for step, is_small in zip(steps, sizes, strict=True) if is_small == small]
-        taken = sum(seconds for _, seconds in some)
-        return taken / sum(times.seconds(shape) for shape, _ in some) if some else 1.0
-
-    return ratio(True), ratio(False)
+    taken, predicted = [0.0, 0.0], [0.0, 0.0]
+    was_prompt = False
+    for shape, seconds in steps:
+        is_prompt = shape.rows > shape.sequences
+        size = int(shape.rows > SMALL_ROWS)
+        taken[size] += seconds
+        predicted[size] += server.step_times.seconds(shape)
+        if was_prompt and not is_prompt:
+            predicted[size] += server.overheads.cold_executor
+        was_prompt = is_prompt
+    small, large = (t / p if p else 1.0 for t, p in zip(taken, predicted, strict=True))
+    return small, large
 
 
 @dataclass
@@ -331,10 +334,9 @@ class Case:
         return Outcome(*(statistics.median(one[name] for one in each) for name in each[0]))
 
     def compared(self, server: SimulatedServer) -> dict[str, Any]:
-        times = server.step_times
         raw = simulate(server, self.workload)
         predicted = Outcome.of(raw.records)
-        levels = [level_of(steps, times) for steps in self.steps]
+        levels = [level_of(steps, server) for steps in self.steps]
         at_level = []  # each repeat beside a prediction at its own level
         for (small, large), outcome in zip(levels, self.outcomes, strict=True):
             levelled = replace(server, small_pace=small, large_pace=large)

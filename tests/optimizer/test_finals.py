@@ -21,7 +21,7 @@ def trimmed(**need: str) -> list[float]:
     """Of rates of 4 and 8 that no simulation says anything about."""
     entries = Entries(DEFAULT.variant)
     for one, rate in ((DEFAULT, 4.0), (INT8, 8.0)):
-        entries.of(one).measured = Measured(rate, searched=rate)
+        entries.of(one).measured = Measured(rate, expected=rate)
     predictor = SimpleNamespace(calibration=lambda candidate: None)
     found = SimpleNamespace(
         entries=entries, trials=None, predictor=predictor, default=entries.of(DEFAULT)

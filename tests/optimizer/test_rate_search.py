@@ -80,6 +80,7 @@ def played(
         default=DEFAULT,
         knobs=[],
         budget=SimpleNamespace(left=budget),
+        is_brief=budget < 180,
         progress=lambda text: None,
     )
     search = RateSearch(run, Path())
@@ -195,3 +196,13 @@ def test_those_that_no_time_was_left_for_say_so(monkeypatch: pytest.MonkeyPatch)
     reasons = {one.dropped["reason"] for one in search.found.entries.all if one.dropped is not None}
     assert "not measured: the time for it was spent" in reasons
     assert search.best() is not None
+
+
+def test_in_a_run_of_a_minute_two_loads_that_enclose_the_limit_are_enough() -> None:
+    limits, predicted = {DEFAULT: 4.0, candidate(0): 6.0}, {DEFAULT: 4.0, candidate(0): 5.0}
+    counts = {}
+    for budget in (60.0, 300.0):
+        _, trials = played(limits, predicted, budget)
+        counts[budget] = sum(load[0] == candidate(0) for load in trials.loads)
+    assert counts[60.0] == 2
+    assert counts[300.0] > 2

@@ -45,7 +45,9 @@ def test_a_slower_machine_is_a_factor_on_its_steps(step_times: StepTimes, in_bul
 
 
 def test_zero_load_latency_is_the_sum_of_its_steps(step_times: StepTimes) -> None:
-    overheads = Overheads(0.001, 0.0005, 0.003, 0.002, row=1e-5, behind_prompt=0.004)
+    overheads = Overheads(
+        0.001, 0.0005, 0.003, 0.002, row=1e-5, behind_prompt=0.004, cold_executor=0.002
+    )
     alone = Workload("one", (one(100, 5),), 1.0, None, 0)
     (record,) = simulate(server(step_times, overheads=overheads), alone).records
     first, around = 0.0, 0.0015
@@ -54,7 +56,7 @@ def test_zero_load_latency_is_the_sum_of_its_steps(step_times: StepTimes) -> Non
         first += step_times.seconds(StepShape(count, 1, attended, start + count, logits))
         first += around + 1e-5 * count
     later = [step_times.seconds(StepShape(1, 1, n, n, 1)) + around + 1e-5 for n in range(101, 105)]
-    later[0] += 0.004
+    later[0] += 0.004 + 0.002
     assert record.ttft == pytest.approx(first + 0.003 + 0.002)
     assert record.itls() == pytest.approx(later)
     assert record.e2e == pytest.approx(first + sum(later) + 0.005)

@@ -13,6 +13,7 @@ import math
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from trimtab.optimizer.entries import Entry
 from trimtab.optimizer.lesson import Load, learn
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.rate_search import RateSearch
-from trimtab.optimizer.reliable import gaps_of, reliable_rate, spread_of
+from trimtab.optimizer.reliable import Gap, Loads, gaps_of, reliable_rate, spread_of
 from trimtab.optimizer.repeats import Repeats
 from trimtab.optimizer.trials import simulated_seeds
 
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
     from trimtab.optimizer.run import Optimization
 
 MOST_RELIABLE = 3  # candidates whose scatter is simulated, the default besides
-LEAST_LUCK_SECONDS, LUCK_SHARE = 4.0, 0.1  # of the budget, that all of those simulations take
+LEAST_LUCK_SECONDS, LUCK_SHARE = 6.0, 0.1  # of the budget, that all of those simulations take
 GUESSED = 0.75  # of a rate that was found, where no simulation says how loads scatter
 OVERRUN = 0.1  # of the budget, that repeats may take beyond it before they are as few as can be
+LASTING_REQUESTS = 200  # of a load that lasts
+LASTING = 6, 0.95  # simulated ones, and how many of them shall hold
+AS_MEASURED = 20, 0.9  # likewise; in short ones a few requests decide
 COMMON_SHARE = 0.5  # of the default's rate: where latencies are compared
 
 
@@ -78,9 +82,9 @@ class Finals:
 
     def _trim_luck(self) -> None:
         """Rates become those that nearly every load holds (reliable.py). What a search finds is as
-        high as its own requests were kind: the luckiest would be chosen. Those that are not looked
-        at, far behind or never simulated, are lowered as much as the most lowered of the others;
-        all by GUESSED where there is no time for it. Of that the headroom is kept free."""
+        high as its own requests were kind: the luckiest would be chosen. Those of which nothing is
+        known, far behind, never simulated or out of time, are lowered as much as the most lowered
+        of the others; all by GUESSED if they are all. Of that the headroom is kept free."""
         if self.order.need.rate is not None:
             return
         able = sorted((e for e in self.found.entries.all if e.rate > 0), key=lambda e: -e.rate)
@@ -97,15 +101,14 @@ class Finals:
             now = time.monotonic()
             share = (ends - now) / (len(looked_at) - place)
             rate = self._reliable(entry, gaps[place], spread, now + share)
-            if rate is None:
-                shares.clear()
-                break
-            shares[entry.id] = rate / entry.rate
+            if rate is not None:
+                shares[entry.id] = rate / entry.rate
         rest = min(shares.values(), default=GUESSED)
         for entry in able:
             assert entry.measured is not None
             share = shares.get(compared.get(entry.id, entry.id), rest)
             entry.measured.rate *= share * (1 - self.order.need.headroom)
+            entry.measured.expected = entry.measured.rate
 
     def _pairs(self, entry: Entry) -> list[tuple[LoadPoint, LoadPoint]]:
         """Loads, measured and simulated."""
@@ -114,19 +117,20 @@ class Finals:
         pairs = [(point, replay(entry.candidate, point)) for point in entry.measured.points]
         return [(real, simulated) for real, simulated in pairs if simulated is not None]
 
-    def _reliable(
-        self, entry: Entry, gaps: list[float], spread: float, ends: float
-    ) -> float | None:
+    def _reliable(self, entry: Entry, gaps: list[Gap], spread: float, ends: float) -> float | None:
         predictor, candidate = self.found.predictor, entry.candidate
         self.run.progress(f"how much loads of {candidate.label} scatter")
         seeds = simulated_seeds(self.order.seed)
 
-        def margin(rate: float, number: int) -> float:
-            played = predictor.play(candidate, rate, seeds[number], self.search.seconds_of(rate))
+        def margin(rate: float, number: int, requests: int = 0) -> float:
+            seconds = max(self.search.seconds_of(rate), requests / rate)
+            played = predictor.play(candidate, rate, seeds[number], seconds)
             assert played is not None
             return played.margin
 
-        return reliable_rate(entry.rate, gaps, spread, margin, lambda: time.monotonic() > ends)
+        lasting = Loads(partial(margin, requests=LASTING_REQUESTS), *LASTING)
+        lengths = (lasting, Loads(margin, *AS_MEASURED))
+        return reliable_rate(entry.rate, gaps, spread, lengths, lambda: time.monotonic() > ends)
 
     # ---- what the loads teach
 

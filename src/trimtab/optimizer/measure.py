@@ -25,7 +25,7 @@ class Measured:
     """Of one candidate. Rates in requests a second."""
 
     rate: float  # that meets the SLO, as far as it was verified; 0: none does
-    searched: float = 0.0  # the highest that the search found
+    expected: float = 0.0  # that nearly every load should hold: before repeats
     points: list[LoadPoint] = field(default_factory=list)
     repeats: list[LoadPoint] = field(default_factory=list)  # at the chosen rate, fresh seeds
     usage: dict[str, Any] | None = None
@@ -84,10 +84,11 @@ def measure_rate(
     floor: float,
     limit: float = math.inf,
     max_probes: int = MAX_PROBES,
+    width: float = RESOLUTION,
 ) -> Measured:
     """The highest rate around `start` that the server holds. One that does not hold `floor` (what
     the best one so far holds) is asked no further: its rate is censored there. `limit`: what no run
-    of it can exceed."""
+    of it can exceed; `width`: relative, of the rate's bracket."""
     points: list[LoadPoint] = []
 
     def probe(rate: float) -> LoadPoint:
@@ -105,7 +106,7 @@ def measure_rate(
             low=start / REACH,
             high=max(start, min(start * REACH, limit)),
             start=start,
-            width=RESOLUTION,
+            width=width,
             max_probes=max_probes,
             step=STEP,
         )

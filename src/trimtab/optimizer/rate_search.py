@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from trimtab.optimizer import heats
 from trimtab.optimizer.entries import Entry
-from trimtab.optimizer.measure import MAX_PROBES, Measured, measure_rate
+from trimtab.optimizer.measure import MAX_PROBES, RESOLUTION, STEP, Measured, measure_rate
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.repeats import LEAST_REPEATS
 from trimtab.optimizer.search import Ranked
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 MOST_SECONDS = 60.0  # of a load
 REQUESTS = 60  # that a load should have, if time allows
 PROBES = 4  # that a finalist takes, about
-LEAST_PROBES = 3
+LEAST_PROBES = 3  # in a run of a minute two are enough that enclose the limit
 MOST_FINALISTS = 6
 RESERVE = 0.35  # of the time, for what comes behind the search
 NEAR_BEST = 0.8  # of the best rate: below it a prediction is not worth a measurement
 BEYOND = 3.0  # times the rate that was asked for: what is beyond it is of no interest
 START_SECONDS = 1.0  # of a server, a load's share of it; before the warm-up and the last answers
 LONGER = 1.25  # times its share of the time, that a load may take for the sake of REQUESTS
+SHORT_REPEAT = 5.0  # seconds of a load that verifies, which it may always have for as many
 SERVER_SECONDS = 2.0  # of one that is started
 HEATS_SHARE = 0.65  # of the time for the search
 ROUNDS_SHARE = 1.5  # all rounds of heats, over the first
@@ -54,6 +55,7 @@ class RateSearch:
         self.compared: dict[str, str] = {}  # ids of those who only ran heats -> whose search counts
         self.correction = 1.0  # measured over predicted, of what was measured so far
         self.around = START_SECONDS  # a load's arrivals
+        self.least_repeat = 0.0  # of a load, if that many requests want it
 
     def play(self) -> None:
         found = self.found
@@ -71,6 +73,7 @@ class RateSearch:
         self.searched_seconds = self.load_seconds
         affordable = self.budget * (1 - RESERVE) / (near + 1) / (self.load_seconds + self.around)
         self.max_probes = int(min(MAX_PROBES, max(LEAST_PROBES, affordable)))
+        self.width = 1.01 * (STEP - 1) if self.run.is_brief else RESOLUTION
         if count:
             self._play_heats(finalists)
             waiting = []
@@ -227,7 +230,9 @@ class RateSearch:
         load = self.trials.loader(entry.candidate, self.seconds_of)
         with self.trials.server(entry.candidate, self.directory) as server:
             seeds = search_seeds(self.order.seed)
-            measured = measure_rate(server, load, seeds, start, floor, most, self.max_probes)
+            measured = measure_rate(
+                server, load, seeds, start, floor, most, self.max_probes, self.width
+            )
             if server.is_started:
                 measured.peak_memory_bytes = server.get().peak_memory_bytes()
         entry.measured, entry.stage, entry.dropped = measured, "measured", None
@@ -244,14 +249,14 @@ class RateSearch:
 
     def seconds_of(self, rate: float) -> float:
         """Of a load: long enough for REQUESTS of them, within what the budget allows."""
-        return self._seconds(rate, self.load_seconds)
+        return self._seconds(rate, self.load_seconds, self.least_repeat)
 
     def searched_seconds_of(self, rate: float) -> float:
         """The same before `lengthen`."""
         return self._seconds(rate, self.searched_seconds)
 
-    def _seconds(self, rate: float, usual: float) -> float:
-        most = max(self.least_seconds, min(MOST_SECONDS, LONGER * usual))
+    def _seconds(self, rate: float, usual: float, least: float = 0.0) -> float:
+        most = max(self.least_seconds, least, min(MOST_SECONDS, LONGER * usual))
         return round(min(max(usual, REQUESTS / rate), most), 3)
 
     def _expected(self, entry: Entry) -> float:
@@ -277,3 +282,4 @@ class RateSearch:
         left -= num_shorter * (self.searched_seconds + self.around)
         each = left / (2 * LEAST_REPEATS + num_alike) - self.around
         self.load_seconds = max(self.load_seconds, min(MOST_SECONDS, each))
+        self.least_repeat = SHORT_REPEAT

@@ -155,20 +155,20 @@ def headline(found: Found) -> str:
 
 def ladder_json(found: Found) -> list[dict[str, Any]]:
     """From the default to the choice, the variant first and then the ways to run it: the rates that
-    the search found, of those that it looked at. What repeats lowered would compare with nothing.
-    """
+    nearly every load should hold, of those that were measured. What repeats lowered would compare
+    with nothing."""
     chosen, default = found.chosen, found.default
-    if chosen is None or default is None or not _searched(default):
+    if chosen is None or default is None or not _expected(default):
         return []
     steps = [("default", default)]
     between = found.entries.find(chosen.candidate.unturned)
-    if between is not None and between not in (default, chosen) and _searched(between):
+    if between is not None and between not in (default, chosen) and _expected(between):
         steps.append((f"+ {between.candidate.variant.label}", between))
     if chosen is not default:
         steps.append((f"+ {_last_label(steps[-1][1], chosen)}", chosen))
-    rungs, before = [], _searched(default)
+    rungs, before = [], _expected(default)
     for label, entry in steps:
-        rate = _searched(entry)
+        rate = _expected(entry)
         rungs.append(
             {
                 "label": label,
@@ -188,8 +188,8 @@ def _last_label(before: Entry, chosen: Entry) -> str:
     return chosen.candidate.label.partition("; ")[2] or chosen.candidate.label
 
 
-def _searched(entry: Entry | None) -> float:
-    return 0.0 if entry is None or entry.measured is None else entry.measured.searched
+def _expected(entry: Entry | None) -> float:
+    return 0.0 if entry is None or entry.measured is None else entry.measured.expected
 
 
 def accuracy_json(found: Found) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
     sent --request--> inbox ... [schedule, build | EXECUTE | commit] --delivery--> client
                                  `- step + sequences * sequence + rows * row -'
-                                   (behind a step with prompts + behind_prompt)
+                                   (behind a step with prompts + behind_prompt, and the
+                                    executor + cold_executor)
 
 `measure_overheads` takes them from a real engine in this process. A front process of its own adds
 to `request` and `delivery`.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -39,6 +41,7 @@ _PREFILLS = 5
 _ROUNDS = 3
 _SECONDS = 3.0  # behind which no further one is begun
 _WAKES = 7
+_PROMPTS = 15
 _IDLE = 0.03  # seconds before a request, in which threads go to sleep
 _COLD_STEPS = 8  # decode steps behind a prompt, of which some take longer than those that follow
 _SLOW = 0.01  # seconds of a step, beside which that is nothing
@@ -53,7 +56,8 @@ class Overheads:
     request: float = 0.0  # from when a request is sent until the engine has it
     delivery: float = 0.0  # from the end of a step until the client has its tokens
     row: float = 0.0  # of each token row: hashes and blocks of prompts, above all
-    behind_prompt: float = 0.0  # that decodes take longer behind a step with prompts, together
+    behind_prompt: float = 0.0  # more, of the decodes behind a step with prompts, together
+    cold_executor: float = 0.0  # that the executor takes longer for them
 
     def as_json(self) -> dict[str, float]:
         return asdict(self)
@@ -73,6 +77,7 @@ class _Borrowed:
         self._executor = executor
         self._clock = clock
         self.seconds = 0.0
+        self.each: list[float] = []  # step by step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
@@ -80,7 +85,8 @@ class _Borrowed:
     def execute(self, batch: Any) -> Any:
         start = self._clock()
         result = self._executor.execute(batch)
-        self.seconds += self._clock() - start
+        self.each.append(self._clock() - start)
+        self.seconds += self.each[-1]
         return result
 
     def own_seconds(self) -> float:
@@ -125,8 +131,10 @@ def measure_overheads(executor: Executor) -> Overheads:
     )
     first_token, own = asyncio.run(_until_first_token(executor))
     request = first_token - own - found.step - found.sequence - found.row * _PROMPT
-    behind_prompt = asyncio.run(_behind_prompt(executor)) if own < _SLOW else 0.0
-    return replace(found, request=max(0.0, request), behind_prompt=max(0.0, behind_prompt))
+    cold, behind_prompt = asyncio.run(_behind_prompt(executor)) if own < _SLOW else (0.0, 0.0)
+    return replace(
+        found, request=max(0.0, request), behind_prompt=behind_prompt, cold_executor=cold
+    )
 
 
 def measure_engine_overheads(executor: Executor, clock: Callable[[], float]) -> Overheads:
@@ -232,31 +240,37 @@ async def _until_first_token(executor: Executor) -> tuple[float, float]:
     return statistics.median(until), statistics.median(own) + lent.own_seconds()
 
 
-async def _behind_prompt(executor: Executor) -> float:
-    """Seconds that the first _COLD_STEPS behind a prompt take longer than as many that follow."""
+async def _behind_prompt(executor: Executor) -> tuple[float, float]:
+    """Seconds that the first _COLD_STEPS behind a prompt take longer than as many that follow: in
+    the executor, and around it (where the engine queues steps on it, all of them)."""
     capacity, longest = executor.capacity, executor.spec.max_context
     count = 2 * _COLD_STEPS + 1
     prompt = min(_PREFILL, longest - count, capacity.num_tokens // 2 - count)
     if prompt < _PROMPT:
-        return 0.0
+        return 0.0, 0.0
     config = SchedulerConfig(prefix_cache=False, speculative="off", max_batch_tokens=prompt)
-    client = AsyncEngine(Engine(_borrow(executor, perf_counter), config))
+    lent = _borrow(executor, perf_counter)
+    client = AsyncEngine(Engine(lent, config))
     params = SamplingParams(max_tokens=count, temperature=0, ignore_eos=True)
     draw = np.random.default_rng(0)
-    longer = []
+    longer, own = [], []
     started = perf_counter()
-    for number in range(_WAKES):
+    for number in range(_PROMPTS):
         if number and perf_counter() - started > _SECONDS:
             break
         ids = draw.integers(0, executor.spec.vocab_size, prompt).tolist()
         times: list[float] = []  # of each token; several that come at once share the time
+        lent.each.clear()
         async for output in client.generate(EngineRequest(str(number), ids, params)):
             now, last = perf_counter(), times[-1] if times else 0.0
             new = len(output.token_ids)
             times += np.linspace(last, now, new + 1)[1:].tolist() if last else [now] * new
+        first, then = lent.each[1 : 1 + _COLD_STEPS], lent.each[1 + _COLD_STEPS : count]
         longer.append(2 * times[_COLD_STEPS] - times[0] - times[-1])
+        own.append(math.fsum(first) - math.fsum(then))
     await client.close()
-    return statistics.median(longer)
+    cold = max(0.0, statistics.median(own))
+    return cold, max(0.0, statistics.median(longer) - cold)
 
 
 async def _outside_client(executor: Executor, batch: int) -> float:

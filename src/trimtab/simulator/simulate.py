@@ -227,7 +227,8 @@ class _Run:
         execute, around = self._execute(shape), self._around(shape)
         has_prompt = any(chunk.count > 1 for chunk in plan.chunks)
         if not has_prompt:
-            around += self._behind_prompt
+            cold, cold_around = self._behind_prompt
+            execute, around = execute + cold, around + cold_around
         self.is_behind_prompt = has_prompt
         seconds = execute + around + guessing
         self._add(shape.rows, execute, around)
@@ -288,11 +289,12 @@ class _Run:
         count = len(running)
         times, overheads = self.server.step_times, self.server.overheads
         base = StepShape(count, count, 0.0, 0.0, count)
-        around, cold = self._around(base), self._behind_prompt
+        around, (cold, cold_around) = self._around(base), self._behind_prompt
         execute = times.seconds(base) + times.attended_seconds * attended
         execute = (execute + times.context_seconds * context) * self.server.pace(count)
+        execute[0] += cold
         seconds = execute + around
-        seconds[0] = execute[0] + (around + cold)
+        seconds[0] = execute[0] + (around + cold_around)
         ends = np.cumsum(np.concatenate([[self.now], seconds]))
         # Only steps that begin before somebody arrives are certain.
         steps = min(steps, int(np.searchsorted(ends[:-1], self._next_arrival, side="left")))
@@ -312,7 +314,7 @@ class _Run:
         waiting = self.scheduler.num_waiting
         occupancy = self.occupancy
         occupancy.add_steps(starts, seconds[:steps], count, waiting, used)
-        self._add(count, float(execute[:steps].sum()), steps * around + cold)
+        self._add(count, float(execute[:steps].sum()), steps * around + cold_around)
         self.is_behind_prompt = False
         occupancy.num_steps += steps
         occupancy.num_bulk_steps += steps
@@ -331,8 +333,12 @@ class _Run:
         return seconds * self.server.pace(shape.rows)
 
     @property
-    def _behind_prompt(self) -> float:
-        return self.server.overheads.behind_prompt if self.is_behind_prompt else 0.0
+    def _behind_prompt(self) -> tuple[float, float]:
+        """What a step of decodes takes longer now: in the executor, and around it."""
+        if not self.is_behind_prompt:
+            return 0.0, 0.0
+        overheads = self.server.overheads
+        return overheads.cold_executor * self.server.small_pace, overheads.behind_prompt
 
     def _around(self, shape: StepShape) -> float:
         overheads = self.server.overheads

@@ -14,6 +14,7 @@ import statistics
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -75,10 +76,18 @@ class StepTimes:
 
     def row_part(self, rows: int, logit_rows: int) -> float:
         """Of those seconds, what follows from the numbers of rows."""
-        seconds = _interpolate(rows, self.row_knots, self.row_seconds)
-        if logit_rows:
-            seconds += _interpolate(logit_rows, self.head_knots, self.head_seconds)
+        seconds = self._row_parts.get((rows, logit_rows))
+        if seconds is None:
+            seconds = _interpolate(rows, self.row_knots, self.row_seconds)
+            if logit_rows:
+                seconds += _interpolate(logit_rows, self.head_knots, self.head_seconds)
+            self._row_parts[rows, logit_rows] = seconds
         return seconds
+
+    @cached_property
+    def _row_parts(self) -> dict[tuple[int, int], float]:
+        """Known ones: a simulation asks for the same few, several times a step."""
+        return {}
 
     def bounds(self, shape: StepShape) -> tuple[float, float]:
         """Between which the seconds of such a step lie nine times out of ten; twice as wide, each
