@@ -208,3 +208,10 @@ def test_overheads_of_a_real_engine() -> None:
     with pytest.raises(UserError, match="too small"):
         measure_overheads(ToyExecutor(num_blocks=2))
     assert dataclasses.replace(overheads, row=1.0).row == 1.0
+
+
+def test_overheads_where_all_tokens_came_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a busy machine, whose event loop had no turn: there is no second step to time."""
+    monkeypatch.setattr("trimtab.simulator.overheads._STEPS", 1)
+    overheads = measure_overheads(ToyExecutor(num_blocks=256))
+    assert overheads.step + overheads.sequence > 0
