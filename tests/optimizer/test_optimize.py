@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from load_points import point
 
 from trimtab.errors import UserError
 from trimtab.optimizer import trials as trials_module
@@ -25,7 +26,7 @@ from trimtab.optimizer.need import make_need
 from trimtab.optimizer.order import Order
 from trimtab.optimizer.plan import read_plan
 from trimtab.optimizer.report import check_results
-from trimtab.optimizer.results import ladder_json
+from trimtab.optimizer.results import headline, ladder_json
 from trimtab.optimizer.run import Optimization
 from trimtab.optimizer.space import Candidate
 from trimtab.optimizer.variants import Variant
@@ -275,4 +276,7 @@ def test_each_rung_of_the_ladder_says_what_is_new(
     rungs = ladder_json(found)
     assert [rung["label"] for rung in rungs] == labels
     assert [rung["rate"]["value"] for rung in rungs] == [2.0, *searched.values(), 4.0]
+    assert ", about 2 times the defaults" in headline(found)
+    found.default.measured.repeats.append(point(2.0, 0.1))
+    assert ", 2 times the defaults" in headline(found)
     run.journal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import re
@@ -156,6 +157,14 @@ def test_the_first_screen_says_what_the_data_says(pages: dict[str, str]) -> None
     accuracy = document["accuracy"]
     assert f"prediction error, throughput {100 * accuracy['throughput']:.1f} %" in text
     assert "~" not in text.replace("with a ~ is predicted", "")
+
+
+def test_a_default_that_was_not_verified_is_marked() -> None:
+    document = copy.deepcopy(DOCUMENTS["met"])
+    assert ", not verified" not in Parsed(render(document)).text()
+    default = next(one for one in document["candidates"] if one["id"] == document["default"])
+    default["measured"]["repeats"] = 0
+    assert ", not verified" in Parsed(render(document)).text()
 
 
 def test_errors_are_said_at_the_pace_of_the_machine_too(pages: dict[str, str]) -> None:

@@ -26,6 +26,7 @@ class Measured:
 
     rate: float  # that meets the SLO, as far as it was verified; 0: none does
     expected: float = 0.0  # that nearly every load should hold: before repeats
+    missed: float | None = None  # the next one above `rate` that was measured; it did not hold
     points: list[LoadPoint] = field(default_factory=list)
     repeats: list[LoadPoint] = field(default_factory=list)  # at the chosen rate, fresh seeds
     usage: dict[str, Any] | None = None
@@ -112,7 +113,7 @@ def measure_rate(
         )
     except TrialFailedError as error:
         return Measured(0.0, points=points, failed=str(error))
-    return Measured(found.rate or 0.0, found.rate or 0.0, points)
+    return Measured(found.rate or 0.0, found.rate or 0.0, found.missed, points)
 
 
 def lowered(margin: float) -> float:

@@ -192,7 +192,7 @@ class RateSearch:
             entry.drop("measured", f"not measured: {why}")
         elif best is not None:
             rate = best.rate * held[runner.name] / held[best.id]
-            entry.measured, entry.stage = Measured(rate, rate, points), "measured"
+            entry.measured, entry.stage = Measured(rate, rate, points=points), "measured"
             self.compared[entry.id] = best.id
 
     # ---- searches

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from trimtab.optimizer.points import LoadPoint
 
 ROUNDS = 6
-LOWEST, HIGHEST = 0.25, 1.0  # times the rate that was found to hold
+LOWEST = 0.25  # times the highest rate that is looked at
 FAR = 1.0  # |margin| of a load that says nothing about the limit
 NEAR = 0.3  # and of one that says half as much as one at the limit
 SPREAD, SPREAD_LOADS = 0.12, 4  # of gaps, until loads say otherwise; that counts as so many
@@ -71,13 +71,13 @@ def spread_of(groups: Iterable[Sequence[Gap]]) -> float:
 
 
 def reliable_rate(
-    found: float,
+    highest: float,
     gaps: Sequence[Gap],
     spread: float,
     lengths: Sequence[Loads],
     stop: Callable[[], bool],
 ) -> float | None:
-    """The highest rate up to `found` that loads of each length hold as surely as they ask, the
+    """The highest rate up to `highest` that loads of each length hold as surely as they ask, the
     first of them first; when time is up, the highest that is known to be held. None if nothing can
     be said: no gaps, or no time."""
     if not gaps:
@@ -98,7 +98,7 @@ def reliable_rate(
     for loads in lengths:
         if rate is not None and (stop() or holds(loads, rate)):
             continue
-        low, high = LOWEST * found, rate or HIGHEST * found
+        low, high = LOWEST * highest, rate or highest
         for _ in range(ROUNDS):
             if stop():
                 rate = rate and min(rate, high)

@@ -144,7 +144,9 @@ def headline(found: Found) -> str:
     )
     if default is not None and default is not chosen:
         if default.rate > 0:
-            text += f", {chosen.rate / default.rate:.2g} times the defaults"
+            is_verified = default.measured is not None and default.measured.repeats
+            about = "" if is_verified else "about "
+            text += f", {about}{chosen.rate / default.rate:.2g} times the defaults"
         else:
             text += ", and the defaults hold no rate"
     cost: Cost | None = chosen.cost

@@ -113,7 +113,9 @@ def _serves(results: Results, plan: Candidate, default: Candidate | None) -> Fig
     gain = ratio(rate, default.rate if default else None)
     if default is not None and default is not plan and gain is not None:
         theirs = interval(default.rate, predicted=not default.is_measured)
-        notes.append(f"{times(gain)} the default, which serves {theirs}")
+        is_verified = default.measured is not None and default.measured.repeats != 0
+        how = "" if is_verified else ", not verified"
+        notes.append(f"{times(gain)} the default, which serves {theirs}{how}")
     return Figure(
         "It serves",
         _large(rate),
