@@ -1,11 +1,12 @@
 """Triton's interpreter, made to round as a card does.
 
 Triton 3.6 and 3.7 cut bf16 and e4m3 off where a card rounds to nearest even, carry nothing into
-the exponent, and multiply the bit patterns of bf16 in `tl.dot`. Kernels are written for the card,
-so the interpreter is what has to change. Overflow in e4m3 saturates, as cvt.rn.satfinite does. A
-scalar that was loaded or summed is an array of one element, which numpy 2.4 takes for no index.
-And it replaces the whole language again at every call of one kernel function by another, which
-takes a third of the time of the tests.
+the exponent, and multiply the bit patterns of bf16 in `tl.dot`, whose sums are numpy's: their order
+depends on the shape and on the processor, and so would bits, where a card has one order. Kernels
+are written for the card, so the interpreter is what has to change. Overflow in e4m3 saturates, as
+cvt.rn.satfinite does. A scalar that was loaded or summed is an array of one element, which numpy
+2.4 takes for no index. And it replaces the whole language again at every call of one kernel
+function by another, which takes a third of the time of the tests.
 """
 
 from __future__ import annotations
@@ -76,7 +77,10 @@ def _cast(builder: Any, source: Any, target: tl.dtype, rounding_mode: Any = None
 def _dot(
     builder: Any, a: Any, b: Any, sum_: Any, input_precision: Any, max_num_imprecise_acc: Any
 ) -> Any:
-    """Products and sums in the accumulator's type: float32; int32 of int8 operands."""
-    kind = sum_.data.dtype
-    product = np.matmul(_widened(a).astype(kind), _widened(b).astype(kind))
-    return interpreter.TensorHandle(product + sum_.data, sum_.dtype.scalar)
+    """Products and sums, in the order of the columns, in the accumulator's type: float32; int32 of
+    int8 operands."""
+    total = np.array(sum_.data)
+    left, right = _widened(a).astype(total.dtype), _widened(b).astype(total.dtype)
+    for k in range(left.shape[1]):
+        total += left[:, k, None] * right[None, k, :]
+    return interpreter.TensorHandle(total, sum_.dtype.scalar)

@@ -12,11 +12,9 @@ import torch
 pytest.importorskip("triton")
 
 from attention_cases import Case, Sequence, make_case
-from kernel_switch import ordered_dots  # noqa: F401
 
 from trimtab.executors.gpu.cache import KVCacheFormat
 
-pytestmark = pytest.mark.usefixtures("ordered_dots")
 FORMATS: list[tuple[KVCacheFormat, torch.dtype]] = [
     ("f32", torch.float32),
     ("bf16", torch.bfloat16),

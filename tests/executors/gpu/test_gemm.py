@@ -5,15 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kernel_switch import DEVICE, ordered_dots  # noqa: F401
+from kernel_switch import DEVICE
 from stored_cases import floats, fp8, grouped
 
 from trimtab.executors.gpu import gemm, gemm_plan, matrix_reference
 from trimtab.executors.gpu.matrices import Matrix
 from trimtab.executors.gpu.matrix_loading import load_matrix
 from trimtab.executors.gpu.quantize import quantize_rows
-
-pytestmark = pytest.mark.usefixtures("ordered_dots")
 
 CASES = {
     "dense": lambda rng, n, k: [floats(rng, n, k)],
