@@ -276,6 +276,8 @@ def test_each_rung_of_the_ladder_says_what_is_new(
     rungs = ladder_json(found)
     assert [rung["label"] for rung in rungs] == labels
     assert [rung["rate"]["value"] for rung in rungs] == [2.0, *searched.values(), 4.0]
+    assert ", up to 2 times the defaults" in headline(found)
+    found.default.measured.missed = 3.0
     assert ", about 2 times the defaults" in headline(found)
     found.default.measured.repeats.append(point(2.0, 0.1))
     assert ", 2 times the defaults" in headline(found)

@@ -172,9 +172,11 @@ fuzz = settings(
 )
 
 
-@pytest.mark.parametrize("text", ["a\x85b", "\x85", "a\u2028b", "\u2029", "a\r\nb", "\ufeffé"])
-def test_line_ends_of_any_kind_in_a_text_are_kept(plan: Plan, text: str) -> None:
-    odd = replace(plan, created=text)
+@pytest.mark.parametrize(
+    "text", ["a\x85b", "\x85", "a\u2028b", "\u2029", "a\r\nb", "\ufeffé", "\x1b"]
+)
+def test_odd_characters_in_a_text_are_kept(plan: Plan, text: str) -> None:
+    odd = replace(plan, created=text, headline=text)
     assert plan_from_yaml(odd.to_yaml(), "p.yaml") == odd
 
 

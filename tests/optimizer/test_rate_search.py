@@ -63,6 +63,7 @@ def played(
     budget: float = 300.0,
     kindness: Callable[[int], float] = lambda seed: 0.0,
     answer: LoadPoint | None = None,
+    dropped: str | None = None,
     **need: Any,
 ) -> tuple[RateSearch, Trials]:
     entries = Entries(DEFAULT.variant)
@@ -70,6 +71,8 @@ def played(
         entry = entries.of(one)
         entry.predicted_rate, entry.stage = rate, "simulated"
         entry.quality = SimpleNamespace(meets=True)  # type: ignore[assignment]
+    if dropped is not None:
+        entries.of(DEFAULT).drop(dropped, "")
     trials = Trials(limits, kindness)
     order = SimpleNamespace(need=make_need(**need), budget_seconds=budget, seed=0)
     predictor = SimpleNamespace(highest=lambda variant: 1e5, point=lambda one, rate: answer)
@@ -206,3 +209,11 @@ def test_in_a_run_of_a_minute_two_loads_that_enclose_the_limit_are_enough() -> N
         counts[budget] = sum(load[0] == candidate(0) for load in trials.loads)
     assert counts[60.0] == 2
     assert counts[300.0] > 2
+
+
+@pytest.mark.parametrize(("stage", "is_loaded"), [("calibrate", True), ("bound", False)])
+def test_a_default_whose_steps_could_not_be_measured_is_loaded(stage: str, is_loaded: bool) -> None:
+    search, trials = played({DEFAULT: 4.0}, {}, dropped=stage)
+    assert bool(trials.loads) == is_loaded
+    rate = search.found.entries.of(DEFAULT).rate
+    assert rate == pytest.approx(4.0 if is_loaded else 0.0, rel=0.2)

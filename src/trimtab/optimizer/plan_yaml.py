@@ -37,7 +37,8 @@ def dump_plan(plan: Plan) -> str:
     changed = plan.changed()
     lines = [_HEAD]
     if plan.headline:
-        lines.append(f"# {' '.join(plan.headline.split())}\n")
+        shown = "".join(one if one.isprintable() else " " for one in plan.headline)
+        lines.append(f"# {' '.join(shown.split())}\n")
     for key, value in plan.as_json().items():
         if key in _COMMENTS:
             lines.append(f"\n# {_COMMENTS[key]}\n")

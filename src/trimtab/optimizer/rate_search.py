@@ -90,7 +90,7 @@ class RateSearch:
             self._measure(entry, floor)
         for entry in waiting:
             entry.drop("measured", "not measured: the time for it was spent")
-        if default.measured is None and (default.dropped is None or default.predicted_rate):
+        if default.measured is None and _may_hold_a_rate(default):
             self._measure(default, floor=0.0)
         self._turn_measured_knobs()
         self._measure_rung()
@@ -283,3 +283,9 @@ class RateSearch:
         each = left / (2 * LEAST_REPEATS + num_alike) - self.around
         self.load_seconds = max(self.load_seconds, min(MOST_SECONDS, each))
         self.least_repeat = SHORT_REPEAT
+
+
+def _may_hold_a_rate(default: Entry) -> bool:
+    """One whose steps could not be measured may: nothing is known against it."""
+    dropped = default.dropped
+    return dropped is None or bool(default.predicted_rate) or dropped["stage"] == "calibrate"

@@ -11,6 +11,7 @@ from trimtab.bench.footprint import footprint
 from trimtab.optimizer.cost import Cost, Traffic, cost_of
 from trimtab.optimizer.entries import Entry, entry_json
 from trimtab.optimizer.fingerprint import total_memory, versions
+from trimtab.optimizer.measure import Measured
 from trimtab.optimizer.plan import now
 from trimtab.optimizer.points import LoadPoint
 from trimtab.optimizer.predict import token_seconds as seconds_of_tokens
@@ -143,16 +144,22 @@ def headline(found: Found) -> str:
         "requests/s here"
     )
     if default is not None and default is not chosen:
-        if default.rate > 0:
-            is_verified = default.measured is not None and default.measured.repeats
-            about = "" if is_verified else "about "
-            text += f", {about}{chosen.rate / default.rate:.2g} times the defaults"
+        if default.measured is not None and default.rate > 0:
+            how = _certainty(default.measured)
+            text += f", {how}{chosen.rate / default.rate:.2g} times the defaults"
         else:
             text += ", and the defaults hold no rate"
     cost: Cost | None = chosen.cost
     if cost is not None:
         text += f", at {cost.per_million_output:.3g} per million output tokens"
     return text + "."
+
+
+def _certainty(default: Measured) -> str:
+    """Of a gain over the default: its rate may be higher than it was verified to be."""
+    if default.repeats:
+        return ""
+    return "about " if default.missed else "up to "
 
 
 def ladder_json(found: Found) -> list[dict[str, Any]]:
