@@ -37,6 +37,7 @@ from trimtab.bench.load_state import LoadOptions
 from trimtab.bench.load_target import Target
 from trimtab.bench.machine import cpu_name
 from trimtab.checkpoints import resolve_model
+from trimtab.config import SchedulerConfig
 from trimtab.optimizer.found import Found
 from trimtab.optimizer.heats import FAR, Probe, rates_held
 from trimtab.optimizer.measure import LazyServer
@@ -46,7 +47,7 @@ from trimtab.optimizer.points import LoadPoint, load_point
 from trimtab.optimizer.run import Optimization
 from trimtab.optimizer.served import TrialFailedError
 from trimtab.optimizer.space import Candidate, Knob, all_runs
-from trimtab.optimizer.variants import variants_for
+from trimtab.optimizer.variants import Variant, variants_for
 from trimtab.tokenization import load_tokenizer
 from trimtab.workloads.requests import Piece
 from trimtab.workloads.texts import PieceTexts
@@ -208,6 +209,8 @@ def choose(args: argparse.Namespace) -> None:
     chosen = found.chosen
     result = {
         "label": None if chosen is None else chosen.candidate.label,
+        "variant": None if chosen is None else asdict(chosen.candidate.variant),
+        "scheduler": None if chosen is None else asdict(chosen.candidate.scheduler),
         "rate": found.rate,
         "num_measured": measured,
         "num_loads": loads,
@@ -235,7 +238,9 @@ def compare(args: argparse.Namespace) -> None:
     lines = [one | {"rate": rates[one["label"]]} for one in lines]
     ranked = sorted(rates, key=lambda label: -rates[label])
     run = optimization(args, "compare")
-    by_label = {one.label: one for one in space(run)}
+    # The optimizer turns knobs one at a time: what it leaves at a default need not be in the sweep.
+    chosen = Candidate(Variant(**choice["variant"]), SchedulerConfig(**choice["scheduler"]))
+    by_label = {one.label: one for one in (*space(run), chosen)}
     contestants = list(dict.fromkeys([choice["label"], *ranked[:BEST]]))
     again: dict[str, list[float]] = {label: [] for label in contestants}
     for number in range(ROUNDS):
@@ -258,7 +263,9 @@ def compare(args: argparse.Namespace) -> None:
         "sweep": [[one, round(rates[one], 2)] for one in ranked],
         "probes": {one["label"]: one["probes"] for one in lines},
         "choice": choice,
-        "choice_in_sweep": rates.get(choice["label"], 0.0) / rates[ranked[0]],
+        "choice_in_sweep": rates[choice["label"]] / rates[ranked[0]]
+        if choice["label"] in rates
+        else None,
         "measured_again": again,
         "choice_of_best": medians[choice["label"]] / best,
         "share_measured": choice["num_measured"] / len(rates),
