@@ -60,10 +60,10 @@ KNOBS = [
     Knob("max_num_requests", (4, 16, 64)),
 ]
 RATES = (6.0, 11.0)  # requests a second
-AGAIN_RATES = (11.0, 17.0, 26.0)
+AGAIN = (1.5, 2.3, 3.6)  # times what the plan says that nearly every load holds
 SWEEP_SEED, AGAIN_SEEDS = 3_000_000, 4_000_000
 VOID_TRIES = 3  # of a load whose client was the limit
-NUM_REQUESTS, MANY_REQUESTS = 24, 72  # of a load
+NUM_REQUESTS, MANY_REQUESTS = 24, 144  # of a load
 BEST = 3  # of the sweep, measured again
 ROUNDS = 3
 DRAWS = 2000  # of random search
@@ -242,11 +242,12 @@ def compare(args: argparse.Namespace) -> None:
     chosen = Candidate(Variant(**choice["variant"]), SchedulerConfig(**choice["scheduler"]))
     by_label = {one.label: one for one in (*space(run), chosen)}
     contestants = list(dict.fromkeys([choice["label"], *ranked[:BEST]]))
+    again_rates = [factor * choice["rate"] for factor in AGAIN]
     again: dict[str, list[float]] = {label: [] for label in contestants}
     for number in range(ROUNDS):
         for label in contestants[:: 1 if number % 2 == 0 else -1]:
             seed = AGAIN_SEEDS + number
-            found = crossing(loads(run, by_label[label], AGAIN_RATES, MANY_REQUESTS, seed))
+            found = crossing(loads(run, by_label[label], again_rates, MANY_REQUESTS, seed))
             again[label].append(found)
             progress(f"round {number + 1}, {label}: {found:.4g}")
     medians = {label: statistics.median(values) for label, values in again.items()}
@@ -258,7 +259,7 @@ def compare(args: argparse.Namespace) -> None:
         "slo": SLO,
         "workload": "chat",
         "configurations": len(rates),
-        "rates": {"sweep": RATES, "again": AGAIN_RATES},
+        "rates": {"sweep": RATES, "again": again_rates},
         "requests": {"sweep": NUM_REQUESTS, "again": MANY_REQUESTS},
         "sweep": [[one, round(rates[one], 2)] for one in ranked],
         "probes": {one["label"]: one["probes"] for one in lines},
