@@ -65,7 +65,7 @@ SWEEP_SEED, AGAIN_SEEDS = 3_000_000, 4_000_000
 VOID_TRIES = 3  # of a load whose client was the limit
 NUM_REQUESTS, MANY_REQUESTS = 24, 144  # of a load
 BEST = 3  # of the sweep, measured again
-ROUNDS = 3
+ROUNDS = 7
 DRAWS = 2000  # of random search
 TPE_DRAWS = 100
 
