@@ -84,10 +84,7 @@ class Finals:
         """Rates become those that nearly every load holds (reliable.py). What a search finds is as
         high as its own requests were kind: the luckiest would be chosen. Those of which nothing is
         known, far behind, never simulated or out of time, are lowered as much as the most lowered
-        of the others; all by GUESSED if they are all. Of that the headroom is kept free.
-
-        The default may hold anything below the rate that it missed: what a coarse search of it
-        found is on the low side, which would flatter the choice."""
+        of the others; all by GUESSED if they are all. Of that the headroom is kept free."""
         if self.order.need.rate is not None:
             return
         able = sorted((e for e in self.found.entries.all if e.rate > 0), key=lambda e: -e.rate)
@@ -103,9 +100,7 @@ class Finals:
         for place, entry in enumerate(looked_at):
             now = time.monotonic()
             share = (ends - now) / (len(looked_at) - place)
-            assert entry.measured is not None
-            highest = (entry is default and entry.measured.missed) or entry.rate
-            rate = self._reliable(entry, highest, gaps[place], spread, now + share)
+            rate = self._reliable(entry, gaps[place], spread, now + share)
             if rate is not None:
                 shares[entry.id] = rate / entry.rate
         rest = min(shares.values(), default=GUESSED)
@@ -122,9 +117,7 @@ class Finals:
         pairs = [(point, replay(entry.candidate, point)) for point in entry.measured.points]
         return [(real, simulated) for real, simulated in pairs if simulated is not None]
 
-    def _reliable(
-        self, entry: Entry, highest: float, gaps: list[Gap], spread: float, ends: float
-    ) -> float | None:
+    def _reliable(self, entry: Entry, gaps: list[Gap], spread: float, ends: float) -> float | None:
         predictor, candidate = self.found.predictor, entry.candidate
         self.run.progress(f"how much loads of {candidate.label} scatter")
         seeds = simulated_seeds(self.order.seed)
@@ -137,7 +130,7 @@ class Finals:
 
         lasting = Loads(partial(margin, requests=LASTING_REQUESTS), *LASTING)
         lengths = (lasting, Loads(margin, *AS_MEASURED))
-        return reliable_rate(highest, gaps, spread, lengths, lambda: time.monotonic() > ends)
+        return reliable_rate(entry.rate, gaps, spread, lengths, lambda: time.monotonic() > ends)
 
     # ---- what the loads teach
 
