@@ -113,6 +113,26 @@ def test_each_load_is_seen_at_the_pace_that_it_had() -> None:
             assert guess == pytest.approx(real, rel=0.1), metric
 
 
+def test_long_queues_of_a_busy_engine_are_no_late_requests() -> None:
+    """It was slower in some seconds than in others, which a queue does not forget."""
+    predictor = predictor_of({SLOW: known(1.0)})
+
+    def points(rate: float, waited: float) -> list[LoadPoint]:
+        found = []
+        for seed in range(3):
+            point = predictor.play(SLOW, rate, seed, 60.0, Lesson(request=0.02))
+            assert point is not None
+            ttft = point.latencies["ttft"]
+            longer = ttft | {"p50": waited * (ttft["p50"] or 0.0)}
+            found.append(replace(point, latencies=point.latencies | {"ttft": longer}))
+        return found
+
+    busy, idle = points(6.0, waited=3.0), points(0.3, waited=1.0)
+    assert all(one.work and one.work.small_seconds + one.work.large_seconds > 57 for one in busy)
+    assert learned(predictor, busy).request < 0.01
+    assert learned(predictor, [*busy, *idle]).request == pytest.approx(0.02, rel=0.3)
+
+
 def test_who_had_loads_of_its_own_is_known_by_them() -> None:
     """Steps of one were measured while the machine was slow, and its answers repeat themselves."""
     candidates = {SLOW: Lesson(0.8, 0.8, guessing=3.0), FAST: Lesson(1.3, 1.3, guessing=0.5)}

@@ -12,7 +12,10 @@ itself is taken from there, load by load, and only the rest from latencies:
     guessing    tokens that were guessed right, likewise; on the average: of loads together, since
                 in most of them it is a few, and in some many
     request     seconds until the engine has a request: fitted to TTFT (median), ITL and E2E
-                (means); residuals are logs of predicted over measured, by Levenberg's method
+                (means); residuals are logs of predicted over measured, by Levenberg's method.
+                An engine that is busy all the time multiplies whatever a simulation is wrong about
+                by 1 / (share of the time that it is idle), so a load counts by that share: of long
+                queues a delay of many requests would be made, which others do not have
 
 Where nobody counted, one factor on all steps is fitted, too.
 
@@ -44,6 +47,7 @@ OWN_LOADS = 4  # and at most what is of one variant,
 OWN_SHARE = 0.5  # if they are as long as that share of the longest
 PACE_TRUST = 0.5  # log factor that is as unlikely as a residual of 1
 GUESSES_TRUST = 20.0
+LEAST_IDLE = 0.05  # share of a load's time, that counts
 REACHES = (0.5, 0.05)  # of finite differences
 MOST_FACTOR = 8.0  # of a pace and its like: beyond it something else is wrong
 MOST_GUESSING = 64.0
@@ -218,6 +222,7 @@ class _Fit:
         means = [one.point.latencies["itl"]["mean"] or 0.0 for one in loads]
         self._scale = math.fsum(means) / len(means)
         self._seen = [_Seen.of(one) for one in loads]
+        self._idle = [_idle(one.point) for one in loads]
         self.axes = 1 if all(one.seconds for one in self._seen) else 2  # anything to fit on
 
     def seen(self, load: Load) -> _Seen | None:
@@ -233,12 +238,12 @@ class _Fit:
 
     def residuals(self, place: Floats) -> Floats:
         found = [place[0] / 10.0, place[1] / PACE_TRUST]
-        for load, seen in zip(self._loads, self._seen, strict=True):
+        for load, seen, idle in zip(self._loads, self._seen, self._idle, strict=True):
             point = load.point
             predicted = load.replay(point, self._with(place, seen.pace, seen.seconds > 0))
             for metric, key in METRICS:
                 guess, real = predicted.latencies[metric][key], point.latencies[metric][key]
-                found.append(math.log(guess / real) if guess and real else 0.0)
+                found.append(idle * math.log(guess / real) if guess and real else 0.0)
         return np.array(found, float)
 
     def slope(self, place: Floats, here: Floats, axis: int) -> Floats:
@@ -254,6 +259,15 @@ class _Fit:
             return found
         pace = math.exp(min(3.0, max(-3.0, log_pace)))
         return found.with_factors({"small": pace, "large": pace})
+
+
+def _idle(point: LoadPoint) -> float:
+    """Share of a load's time in which the engine had nothing to do; 1 if nobody counted."""
+    if point.work is None:
+        return 1.0
+    work = point.work
+    busy = work.small_seconds + work.large_seconds + work.around_seconds
+    return max(LEAST_IDLE, 1 - busy / point.seconds)
 
 
 def _ratio(counted: Work, simulated: Work, name: str) -> float:
