@@ -233,6 +233,8 @@ def work_of(found: Found) -> tuple[int, int]:
 
 def compare(args: argparse.Namespace) -> None:
     lines = _lines(args.out / "sweep.jsonl")
+    if not lines or not (args.out / "choice.json").exists():
+        sys.exit(f"{args.out} has no sweep and choice: run `sweep` and `choose` into it first")
     choice = json.loads((args.out / "choice.json").read_text())
     rates = rates_of(lines)
     lines = [one | {"rate": rates[one["label"]]} for one in lines]
