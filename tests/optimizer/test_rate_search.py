@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from load_points import point
 
+from trimtab.optimizer.decide import Shortfall
 from trimtab.optimizer.entries import Entries
 from trimtab.optimizer.measure import LazyServer
 from trimtab.optimizer.need import make_need
@@ -73,6 +74,8 @@ def played(
         entry.quality = SimpleNamespace(meets=True)  # type: ignore[assignment]
     if dropped is not None:
         entries.of(DEFAULT).drop(dropped, "")
+        if dropped == "bound":
+            entries.of(DEFAULT).cannot(Shortfall("memory", 1.0, 2.0, "bytes"))
     trials = Trials(limits, kindness)
     order = SimpleNamespace(need=make_need(**need), budget_seconds=budget, seed=0)
     predictor = SimpleNamespace(highest=lambda variant: 1e5, point=lambda one, rate: answer)
@@ -211,9 +214,20 @@ def test_in_a_run_of_a_minute_two_loads_that_enclose_the_limit_are_enough() -> N
     assert counts[300.0] > 2
 
 
-@pytest.mark.parametrize(("stage", "is_loaded"), [("calibrate", True), ("bound", False)])
-def test_a_default_whose_steps_could_not_be_measured_is_loaded(stage: str, is_loaded: bool) -> None:
-    search, trials = played({DEFAULT: 4.0}, {}, dropped=stage)
-    assert bool(trials.loads) == is_loaded
+@pytest.mark.parametrize(
+    ("stage", "others", "is_loaded"),
+    [
+        ("calibrate", 1, True),  # its steps could not be measured: it may hold a rate
+        ("simulated", 1, False),
+        ("simulated", 0, True),  # somebody has to show by how much the need is missed
+        ("bound", 0, False),
+    ],
+)
+def test_a_default_that_was_dropped_is_loaded_if_that_says_something(
+    stage: str, others: int, is_loaded: bool
+) -> None:
+    predicted = {candidate(number): 5.0 for number in range(others)}
+    search, trials = played({DEFAULT: 4.0}, predicted, dropped=stage)
+    assert any(load[0] == DEFAULT for load in trials.loads) == is_loaded
     rate = search.found.entries.of(DEFAULT).rate
-    assert rate == pytest.approx(4.0 if is_loaded else 0.0, rel=0.2)
+    assert rate == pytest.approx(4.0 if is_loaded else 0.0, rel=0.3)

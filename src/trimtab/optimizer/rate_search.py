@@ -90,7 +90,7 @@ class RateSearch:
             self._measure(entry, floor)
         for entry in waiting:
             entry.drop("measured", "not measured: the time for it was spent")
-        if default.measured is None and _may_hold_a_rate(default):
+        if default.measured is None and self._is_worth_a_load(default):
             self._measure(default, floor=0.0)
         self._turn_measured_knobs()
         self._measure_rung()
@@ -247,6 +247,15 @@ class RateSearch:
             ratio = measured.rate / entry.predicted_rate
             self.correction = math.sqrt(self.correction * ratio)
 
+    def _is_worth_a_load(self, default: Entry) -> bool:
+        """It may hold a rate, as one may whose steps could not be measured; or nobody was loaded,
+        and by how much the need is missed is to be said."""
+        dropped = default.dropped
+        if dropped is None or default.predicted_rate or dropped["stage"] == "calibrate":
+            return True
+        nobody = all(entry.measured is None for entry in self.found.entries.all)
+        return nobody and not default.lacks
+
     def seconds_of(self, rate: float) -> float:
         """Of a load: long enough for REQUESTS of them, within what the budget allows."""
         return self._seconds(rate, self.load_seconds, self.least_repeat)
@@ -283,9 +292,3 @@ class RateSearch:
         each = left / (2 * LEAST_REPEATS + num_alike) - self.around
         self.load_seconds = max(self.load_seconds, min(MOST_SECONDS, each))
         self.least_repeat = SHORT_REPEAT
-
-
-def _may_hold_a_rate(default: Entry) -> bool:
-    """One whose steps could not be measured may: nothing is known against it."""
-    dropped = default.dropped
-    return dropped is None or bool(default.predicted_rate) or dropped["stage"] == "calibrate"
