@@ -13,6 +13,7 @@ from trimtab.config import ExecutorConfig, SchedulerConfig
 from trimtab.errors import UserError
 from trimtab.optimizer.fingerprint import Fingerprint, check_fingerprint
 from trimtab.optimizer.plan import FORMAT, FORMAT_KEY, NEEDS, Measurement, Plan
+from trimtab.optimizer.report.formatting import one_line
 from trimtab.optimizer.safe_yaml import load_yaml
 from trimtab.optimizer.variants import Variant
 
@@ -37,8 +38,7 @@ def dump_plan(plan: Plan) -> str:
     changed = plan.changed()
     lines = [_HEAD]
     if plan.headline:
-        shown = "".join(one if one.isprintable() else " " for one in plan.headline)
-        lines.append(f"# {' '.join(shown.split())}\n")
+        lines.append(f"# {one_line(plan.headline)}\n")
     for key, value in plan.as_json().items():
         if key in _COMMENTS:
             lines.append(f"\n# {_COMMENTS[key]}\n")

@@ -142,3 +142,8 @@ def setting(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(setting, value))
     return str(value)
+
+
+def one_line(text: str) -> str:
+    """Without what would break it, move the cursor or colour the terminal."""
+    return " ".join("".join(one if one.isprintable() else " " for one in text).split())

@@ -13,7 +13,7 @@ from trimtab.optimizer.report.first_screen import (
     headline,
     prediction_errors,
 )
-from trimtab.optimizer.report.formatting import interval, relaxed, times
+from trimtab.optimizer.report.formatting import interval, one_line, relaxed, times
 from trimtab.optimizer.report.page import serve_command
 from trimtab.optimizer.report.results import Results, Rung
 
@@ -26,7 +26,7 @@ def summary_lines(results: dict[str, Any], width: int = 80) -> list[str]:
     """Plain text, at most NUM_LINES lines of `width` columns (at least 40)."""
     found = check_results(results)
     width = max(width, 40)
-    lines = [*textwrap.wrap(_clean(headline(found)), width, max_lines=3), ""]
+    lines = [*textwrap.wrap(one_line(headline(found)), width, max_lines=3), ""]
     if not found.is_met:
         lines += _shortfall(found, width)
     for name, text in _facts(found):
@@ -89,7 +89,7 @@ def _term(row: TermRow, width: int) -> str:
     if row.met and row.proven is False:
         met = "not proven"  # it held, in too small a sample
     room = max(12, width - _INDENT - 40)
-    asked = textwrap.shorten(_clean(row.source), room, placeholder="...")
+    asked = textwrap.shorten(one_line(row.source), room, placeholder="...")
     return " " * _INDENT + f"{asked:<{room}} {row.found:>26}  {met}"
 
 
@@ -102,7 +102,7 @@ def _ladder(rungs: list[Rung], width: int) -> list[str]:
     shown = known if len(known) <= _MAX_RUNGS else [known[0], *known[1 - _MAX_RUNGS :]]
     lines = []
     for rung, rate in shown:
-        label = textwrap.shorten(_clean(rung.label), 26, placeholder="...")
+        label = textwrap.shorten(one_line(rung.label), 26, placeholder="...")
         bar = "█" * max(1, round((width - _INDENT - 50) * rate.value / most))
         gain = f" {times(rung.gain.value)}" if rung.gain and rung is not known[0][0] else ""
         lines.append(" " * _INDENT + f"{label:<27}{bar} {interval(rate)}{gain}")
@@ -112,15 +112,10 @@ def _ladder(rungs: list[Rung], width: int) -> list[str]:
 
 def _fact(name: str, text: str, width: int, max_lines: int = 2) -> list[str]:
     return textwrap.wrap(
-        _clean(text),
+        one_line(text),
         width,
         initial_indent=f"{name:<{_INDENT}}",
         subsequent_indent=" " * _INDENT,
         max_lines=max_lines,
         placeholder=" ...",
     )
-
-
-def _clean(text: str) -> str:
-    """Without what would move the cursor or colour the terminal."""
-    return " ".join("".join(one if one.isprintable() else " " for one in text).split())
